@@ -1,0 +1,28 @@
+// The shape of a batch, and where the states of its sequences are.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace palimpsest {
+
+// The rows of a batch. Rows [row_begin[s], row_begin[s+1]) belong to sequence s, in order of time; its state is in slot
+// slot[s]. Slots in a batch are distinct.
+struct RaggedRows {
+  int32_t num_sequences = 0;
+  const int32_t* row_begin = nullptr;  // [num_sequences + 1], row_begin[0] == 0
+  const int32_t* slot = nullptr;       // [num_sequences]
+
+  int32_t num_rows() const { return num_sequences == 0 ? 0 : row_begin[num_sequences]; }
+  int32_t length(int32_t s) const { return row_begin[s + 1] - row_begin[s]; }
+};
+
+// One piece of the state, for every slot: slot i's lies at base + i * slot_stride bytes, aligned to 64.
+struct StatePiece {
+  std::byte* base = nullptr;
+  int64_t slot_stride = 0;
+
+  float* At(int32_t slot) const { return reinterpret_cast<float*>(base + int64_t{slot} * slot_stride); }
+};
+
+}  // namespace palimpsest

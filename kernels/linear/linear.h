@@ -1,0 +1,73 @@
+// y = x W^T: the projections. W is [out, in] as in a checkpoint, packed once at load.
+//
+// Every output element is one chain of multiply-adds over `in` in ascending order, whatever the number of rows, their
+// grouping and the number of threads: the bits of a row of y depend on that row of x and on W alone.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/common/aligned_buffer.h"
+#include "kernels/common/dtype.h"
+#include "kernels/common/thread_pool.h"
+
+namespace palimpsest {
+
+// How products are formed.
+enum class LinearMath : uint8_t {
+  kF32,   // x and W in float32 (bf16 weights are widened, which is exact)
+  kBF16,  // x rounded to bf16; bf16 weights; products in pairs, sums in float32. Only for bf16 weights.
+};
+
+// True when this processor multiplies bf16 pairs natively (AVX512-BF16); elsewhere kBF16 is emulated with the same
+// rounding of x, correct but no faster than kF32.
+bool HasNativeBF16();
+
+// Name of the SIMD target that the ops run on here, for example "AVX3_ZEN4" or "AVX2".
+const char* SimdTargetName();
+
+// A weight matrix in the order in which the kernel reads it. Read-only after construction; threads may share it.
+class PackedLinear {
+ public:
+  PackedLinear() = default;
+  // Packs `out` rows of `in` values. `dtype` is that of `weights` and is kept for f32 and bf16; f16 is widened to f32.
+  static PackedLinear Pack(DType dtype, const void* weights, int64_t out, int64_t in);
+  // Packs several matrices with the same `in` and dtype one below the other: one call then computes them all, side by
+  // side in a row of y.
+  struct Source {
+    DType dtype;
+    const void* weights;
+    int64_t out;
+  };
+  static PackedLinear PackStacked(std::span<const Source> sources, int64_t in);
+
+  DType dtype() const { return dtype_; }
+  int64_t out() const { return out_; }
+  int64_t in() const { return in_; }
+  int64_t bytes() const { return data_.size(); }
+  const std::byte* data() const { return data_.data(); }
+
+ private:
+  DType dtype_ = DType::kF32;
+  int64_t out_ = 0;
+  int64_t in_ = 0;
+  AlignedBytes data_;
+};
+
+// y[r, o] = sum_i x[r, i] W[o, i]  (accumulate false), or y[r, o] += that sum (true).
+struct LinearParams {
+  const PackedLinear* weights = nullptr;
+  LinearMath math = LinearMath::kF32;
+  const float* x = nullptr;  // [rows, in], row stride ldx
+  int64_t ldx = 0;
+  float* y = nullptr;  // [rows, out], row stride ldy; does not overlap x
+  int64_t ldy = 0;
+  int32_t rows = 0;
+  bool accumulate = false;
+};
+void Linear(const ExecContext& ctx, const LinearParams& params);
+
+// The truth: double precision, from the unpacked matrix in float32 [out, in].
+void LinearReference(const float* weights, int64_t out, int64_t in, const float* x, int64_t ldx, int32_t rows, double* y);
+
+}  // namespace palimpsest

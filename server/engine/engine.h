@@ -1,0 +1,163 @@
+// Continuous batching: decides, runs, commits. One thread owns the model, the slots and the batch.
+//
+// A request's life: kQueued -> kPrefilling -> kDecoding -> kFinished; any of the first three may go to kFinished early
+// (cancelled, deadline, drained, non-finite). Only the engine's thread moves it. docs/life_of_a_request.md
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/sampling/sampling.h"
+#include "server/model/model.h"
+#include "server/session/session_store.h"
+#include "server/session/state.h"
+#include "server/tokenizer/tokenizer.h"
+
+namespace palimpsest {
+
+struct EngineOptions {
+  // Threads of the arithmetic, the engine's own included. 0: one per processor.
+  int32_t threads = 0;
+  // Sequences that run at once. Each costs StateLayout::bytes() from the start on. More raises throughput until the
+  // arithmetic is saturated, and with it every caller's time between tokens.
+  int32_t slots = 64;
+  // Requests that wait for a slot before new ones are refused.
+  int32_t max_queue = 256;
+  // Prompt tokens taken into one iteration beside the decoding sequences, in whole chunks. More shortens the time to
+  // the first token under load and lengthens the others' time between tokens. At least one chunk is always taken.
+  int32_t prefill_budget = 256;
+  // Generated tokens that may wait for a slow reader before its sequence is left out of batches.
+  int32_t max_undelivered_tokens = 256;
+};
+
+enum class EndReason : uint8_t { kLength, kStopToken, kStopString };
+
+struct GeneratedTokenValue {
+  int32_t id = 0;
+  float logprob = 0.0f;
+  std::vector<TokenLogprobValue> top;
+};
+
+// What the engine says of a request as it goes. The engine's thread calls these one at a time and must not be held up:
+// implementations queue and return. After OnFinish nothing more is called and the sink is let go.
+class RequestSink {
+ public:
+  struct Delta {
+    std::string text;                         // whole characters
+    std::vector<GeneratedTokenValue> tokens;  // for Score: the scored tokens
+    int64_t position = 0;
+  };
+  struct Finish {
+    absl::Status status;  // OK: ended for `reason`
+    EndReason reason = EndReason::kLength;
+    std::string stop_string;
+    uint64_t seed = 0;
+    int64_t position = 0;  // where the context stands now
+    int64_t prompt_tokens = 0;
+    int64_t generated_tokens = 0;
+    int64_t cached_tokens = 0;
+    absl::Duration queue_time;
+    absl::Duration time_to_first_token;
+    absl::Duration total_time;
+    StatePtr state;            // if asked for
+    std::string state_digest;  // if asked for
+  };
+
+  virtual ~RequestSink() = default;
+  virtual void OnDelta(Delta delta) = 0;
+  virtual void OnFinish(Finish finish) = 0;
+  // Tokens given to OnDelta that the reader has not taken yet. Read by the engine's thread.
+  virtual int64_t undelivered_tokens() const = 0;
+};
+
+struct EngineRequest {
+  enum class Kind : uint8_t { kGenerate, kScore };
+
+  std::string id;
+  Kind kind = Kind::kGenerate;
+  std::vector<int32_t> prompt;  // ids in range: the caller checked
+  // Where to go on from; null: an empty state (then the prompt must not be empty unless max_tokens is 0). Its format
+  // matches the model: the caller checked. With a lease it is the lease's state.
+  StatePtr initial;
+  SessionLease lease;  // may be empty. Committed, quarantined or abandoned by the engine before OnFinish.
+
+  SamplingSettings sampling;
+  int64_t max_tokens = 256;
+  std::vector<std::string> stop_strings;
+  std::vector<int32_t> stop_tokens;
+  bool ignore_end_of_text = false;
+  bool want_logprobs = false;
+  int32_t top_logprobs = 0;
+  bool want_state = false;
+  bool want_digest = false;
+  absl::Time arrival;
+  absl::Time deadline = absl::InfiniteFuture();
+  std::shared_ptr<RequestSink> sink;
+};
+
+// A reference to a request that was taken; the ways to it from other threads.
+using RequestId = uint64_t;
+
+// What has happened so far; read by metrics at any time, monotonic counters and present values.
+struct EngineStats {
+  int32_t slots = 0;
+  int32_t slots_used = 0;
+  int32_t running = 0;
+  int32_t waiting = 0;
+  int64_t prompt_tokens = 0;
+  int64_t generated_tokens = 0;
+  int64_t cached_tokens = 0;
+  int64_t quarantined = 0;
+  int64_t iterations = 0;
+};
+
+// Told of each iteration and each finished request; called on the engine's thread, must return quickly.
+struct EngineObserver {
+  std::function<void(int32_t rows, int32_t sequences, absl::Duration time)> on_iteration;
+  std::function<void(const RequestSink::Finish&)> on_finish;
+  std::function<void(absl::Duration)> on_token;  // time since the sequence's token before
+};
+
+class Engine {
+ public:
+  // Allocates the slots, runs one step and one chunk to warm up, and starts the thread. RESOURCE_EXHAUSTED: the slots
+  // do not fit the memory that is free (message: bytes of each, bytes free).
+  static absl::StatusOr<std::unique_ptr<Engine>> Start(std::shared_ptr<const Model> model,
+                                                       std::shared_ptr<const Tokenizer> tokenizer,
+                                                       const EngineOptions& options, EngineObserver observer = {});
+  // Drains with no grace.
+  ~Engine();
+
+  const Model& model() const;
+  const Tokenizer& tokenizer() const;
+  const EngineOptions& options() const;
+  StateFormat state_format() const;
+
+  // Thread-safe. On OK the engine owns the request, `request` is empty and the sink's OnFinish will be called exactly
+  // once. On error the request is untouched and still the caller's. RESOURCE_EXHAUSTED: the queue is full.
+  // UNAVAILABLE: draining.
+  absl::StatusOr<RequestId> Submit(EngineRequest& request);
+  // Thread-safe. The request ends with CANCELLED soon; unknown or finished ids are ignored.
+  void Cancel(RequestId id);
+  // Thread-safe. The sink has room again.
+  void Resume(RequestId id);
+
+  // Takes no more requests; those running may end until `deadline`, the rest end with UNAVAILABLE, their sessions at the
+  // last token sampled. Returns when nothing runs. Thread-safe, idempotent.
+  void Drain(absl::Time deadline);
+
+  EngineStats stats() const;
+
+ private:
+  struct Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace palimpsest

@@ -1,0 +1,78 @@
+// A checkpoint loaded and ready: slow weights and the one forward pass.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/common/ragged.h"
+#include "kernels/common/thread_pool.h"
+#include "kernels/linear/linear.h"
+#include "server/model/config.h"
+#include "server/model/state_layout.h"
+
+namespace palimpsest {
+
+struct ModelOptions {
+  // Arithmetic of the projections. kAuto: kBF16 for bf16 weights where the processor multiplies bf16 natively (rounds
+  // activations to bf16 before each projection, about 3 significant digits), else kF32.
+  enum class Math { kAuto, kF32, kBF16 };
+  Math math = Math::kAuto;
+};
+
+// A ragged batch. Prefill and decode are the same call: a sequence with one row is a step.
+struct ForwardBatch {
+  std::span<const int32_t> tokens;  // [rows], each in [0, vocabulary)
+  RaggedRows rows;                  // slots index `states`
+  // The states: slot i at base + i * stride bytes, laid out by layout(). Updated in place.
+  std::byte* states = nullptr;
+  int64_t state_stride = 0;
+  // Rows whose logits are wanted, ascending.
+  std::span<const int32_t> logit_rows;
+};
+
+// Buffers of a forward pass; grows to the largest batch seen and is reused. One per thread that calls Forward.
+class Workspace {
+ public:
+  Workspace();
+  ~Workspace();
+
+ private:
+  friend class Model;
+  struct Buffers;
+  std::unique_ptr<Buffers> buffers_;
+};
+
+// Read-only after Load; any number of threads may call Forward with workspaces, pools and states of their own.
+class Model {
+ public:
+  // Reads and checks config.json and the safetensors of the folder, and packs the weights.
+  // INVALID_ARGUMENT: configuration (see ModelConfig::FromJson), or a tensor that is missing, unknown, or of another
+  // shape than the configuration says.  NOT_FOUND: no such folder or file.  DATA_LOSS: a weight file is truncated or
+  // damaged.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(const std::string& folder, const ModelOptions& options = {});
+  ~Model();
+
+  const ModelConfig& config() const;
+  const StateLayout& layout() const;
+  int64_t parameter_count() const;
+  int64_t weight_bytes() const;   // packed, in memory
+  DType weight_dtype() const;
+  LinearMath math() const;
+  // SHA-256 of configuration and weights, in hexadecimal.
+  const std::string& fingerprint() const;
+
+  // Runs the batch: `logits` [logit_rows.size(), vocabulary] is filled in and the states move on. The bits of a
+  // sequence's logits and state depend on its own tokens, its state and the lengths of its chunks (64 tokens, counted
+  // from its first row) alone.
+  void Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const;
+
+ private:
+  struct Weights;
+  explicit Model(std::unique_ptr<Weights> weights);
+  std::unique_ptr<Weights> weights_;
+};
+
+}  // namespace palimpsest

@@ -1,0 +1,37 @@
+// Where the pieces of a state are. Computed from the config alone: the same config gives the same layout everywhere.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/common/dtype.h"
+#include "server/model/config.h"
+
+namespace palimpsest {
+
+struct StatePieceSpec {
+  std::string name;  // "layers.3.fast_weight", "layers.3.conv_tail"
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  int64_t offset = 0;  // bytes from the start of the state, a multiple of 64
+  int64_t bytes = 0;
+};
+
+class StateLayout {
+ public:
+  static StateLayout FromConfig(const ModelConfig& config);
+
+  const std::vector<StatePieceSpec>& pieces() const { return pieces_; }
+  // Bytes of one state, a multiple of 64.
+  int64_t bytes() const { return bytes_; }
+  // Changes whenever a piece's name, type, shape or offset does.
+  uint64_t hash() const { return hash_; }
+
+ private:
+  std::vector<StatePieceSpec> pieces_;
+  int64_t bytes_ = 0;
+  uint64_t hash_ = 0;
+};
+
+}  // namespace palimpsest

@@ -1,0 +1,66 @@
+// The state of a sequence as a value, and its serialised form, the snapshot.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/common/aligned_buffer.h"
+
+namespace palimpsest {
+
+// What a state must match: which weights made it and how it is laid out.
+struct StateFormat {
+  std::string model_fingerprint;  // SHA-256, 64 hexadecimal digits
+  uint64_t layout_hash = 0;
+  int64_t bytes = 0;
+
+  bool operator==(const StateFormat&) const = default;
+};
+
+// The part of a state that the engine keeps beside the model's arrays. All of bounded size.
+struct SequenceHead {
+  // Tokens that penalties look at.
+  static constexpr int32_t kPenaltyWindow = 256;
+
+  // Number of tokens of the context: those taken in by the model and the pending one.
+  int64_t position = 0;
+  // Last token of the context. It is part of the text but the model has not taken it in yet: the next call begins with
+  // it, because its logits are what the next token is drawn from. -1 when position is 0.
+  int32_t pending = -1;
+  // The last tokens of the context, in a ring: the token at position p is recent[p % kPenaltyWindow].
+  std::vector<int32_t> recent;
+  // Bytes of the text that are part of a character still; at most 3.
+  std::string undecoded;
+
+  // Appends to the context: position, pending and recent.
+  void Append(int32_t token);
+  bool operator==(const SequenceHead&) const = default;
+};
+
+// A state at rest. Never changed once shared: sessions, forks and snapshots hold the same one, and a sequence that goes
+// on from it works on a copy in a slot.
+struct State {
+  StateFormat format;
+  SequenceHead head;
+  AlignedBytes data;  // format.bytes
+};
+using StatePtr = std::shared_ptr<const State>;
+
+// SHA-256, in hexadecimal, of head and data. Equal digests mean equal states.
+std::string StateDigest(const State& state);
+
+// The snapshot's bytes: docs/state.md.
+std::string SerializeSnapshot(const State& state);
+
+// Bytes of a snapshot of such a state, at most: what an upload may be long.
+int64_t MaxSnapshotBytes(const StateFormat& format);
+
+// Any bytes in. INVALID_ARGUMENT: not a snapshot, or a version not known here.  DATA_LOSS: truncated, too long, or the
+// checksum does not match.  FAILED_PRECONDITION: of another model or layout than `expected`; the message says which.
+absl::StatusOr<StatePtr> ParseSnapshot(std::string_view bytes, const StateFormat& expected);
+
+}  // namespace palimpsest
