@@ -1,0 +1,79 @@
+// A whole server in one object: models, sessions, services, health, metrics. main.cc wires flags to it; tests start it
+// in their own process on port 0.
+//
+// Its life: starting (listens, health NOT_SERVING, calls get UNAVAILABLE) -> ready (SERVING) -> draining (NOT_SERVING,
+// new calls get UNAVAILABLE) -> stopped.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/engine/engine.h"
+#include "server/model/model.h"
+#include "server/rpc/limits.h"
+#include "server/session/session_store.h"
+
+namespace palimpsest {
+
+struct ServerOptions {
+  struct ModelSource {
+    std::string id;
+    std::string folder;
+  };
+  // Loaded at start, in this order.
+  std::vector<ModelSource> models;
+  // Folder under which LoadModel finds checkpoints. Empty: LoadModel is refused.
+  std::string model_root;
+
+  std::string host = "127.0.0.1";
+  int32_t port = 0;  // 0: any that is free
+
+  // Address of /metrics, "host:port"; port 0: any that is free. Empty: none.
+  std::string metrics_address;
+
+  // PEM files. Certificate and key: TLS. Client authority as well: clients must show a certificate that it signed.
+  std::string tls_certificate_file;
+  std::string tls_key_file;
+  std::string tls_client_ca_file;
+
+  EngineOptions engine;  // of every model
+  ModelOptions model;    // of every model
+  SessionStoreOptions sessions;
+  Limits limits;
+
+  // Called once the ports are bound, before the models are loaded.
+  std::function<void(int32_t port, int32_t metrics_port)> on_listening;
+};
+
+// Thread-safe.
+class Server {
+ public:
+  // Returns once all models are warm and the server is ready. INVALID_ARGUMENT: an option, with its name. UNAVAILABLE: a
+  // port cannot be bound. What Model::Load, Tokenizer::Load or Engine::Start said, with the model's name in front.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options);
+  // Drains with no grace.
+  ~Server();
+
+  int32_t port() const;
+  // 0 when there is none.
+  int32_t metrics_port() const;
+
+  // Takes no more calls, lets those that run end for `grace`, ends the rest with UNAVAILABLE, and stops. Idempotent; a
+  // second call waits for the first.
+  void Drain(absl::Duration grace);
+
+ private:
+  struct Impl;
+  explicit Server(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// The version and, where the build knew it, the commit: "0.1.0 (c74ac02)".
+std::string ServerVersion();
+
+}  // namespace palimpsest
