@@ -17,11 +17,11 @@ class AlignedBytes {
 
   std::byte* data() { return data_.get(); }
   const std::byte* data() const { return data_.get(); }
-  int64_t size() const { return size_; }
+  int64_t size() const { return data_ == nullptr ? 0 : size_; }
 
  private:
   struct Unmap {
-    int64_t size = 0;
+    int64_t size;
     void operator()(std::byte* data) const;
   };
   std::unique_ptr<std::byte, Unmap> data_;

@@ -1,7 +1,7 @@
 // The fast-weight memory: each row of a sequence decays its matrix, corrects or adds to it, and reads from it.
 //
-//   sum          S_t = S_{t-1} + v_t k_t^T                                      linear Transformers (2102.11174, eq. 17)
-//   delta        S_t = S_{t-1} + u_t k_t^T,   u_t = beta_t (v_t - S_{t-1} k_t)   (2102.11174, eq. 24; DeltaNet)
+//   sum          S_t = S_{t-1} + v_t k_t^T                                      linear Transformers (2102.11174, eq.
+//   17) delta        S_t = S_{t-1} + u_t k_t^T,   u_t = beta_t (v_t - S_{t-1} k_t)   (2102.11174, eq. 24; DeltaNet)
 //   gated delta  S_t = a_t S_{t-1} + u_t k_t^T, u_t = beta_t (v_t - a_t S_{t-1} k_t), a_t = exp(log_decay_t)
 //   output       o_t = S_t q_t                                                   (read after write)
 //

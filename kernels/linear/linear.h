@@ -9,6 +9,7 @@
 
 #include "kernels/common/aligned_buffer.h"
 #include "kernels/common/dtype.h"
+#include "kernels/common/simd.h"  // HasNativeBF16, SimdTargetName
 #include "kernels/common/thread_pool.h"
 
 namespace palimpsest {
@@ -19,16 +20,19 @@ enum class LinearMath : uint8_t {
   kBF16,  // x rounded to bf16; bf16 weights; products in pairs, sums in float32. Only for bf16 weights.
 };
 
-// True when this processor multiplies bf16 pairs natively (AVX512-BF16); elsewhere kBF16 is emulated with the same
-// rounding of x, correct but no faster than kF32.
-bool HasNativeBF16();
-
-// Name of the SIMD target that the ops run on here, for example "AVX3_ZEN4" or "AVX2".
-const char* SimdTargetName();
+// kBF16 is fast where HasNativeBF16() of kernels/common/simd.h is true; elsewhere it is emulated with the same rounding
+// of x, correct but no faster than kF32.
 
 // A weight matrix in the order in which the kernel reads it. Read-only after construction; threads may share it.
+//
+// Panels of kPanel outputs lie one after the other, the last one padded with zeros; inside a panel `in` is the outer
+// index. bf16 weights are stored in pairs along `in` (padded to even with zeros), so that a 32-bit lane holds what one
+// dot-product instruction takes and is split exactly into two float32 by a shift and a mask:
+//   f32   [out / kPanel][in][kPanel]        bf16  [out / kPanel][in / 2][kPanel][2]
 class PackedLinear {
  public:
+  static constexpr int64_t kPanel = 32;
+
   PackedLinear() = default;
   // Packs `out` rows of `in` values. `dtype` is that of `weights` and is kept for f32 and bf16; f16 is widened to f32.
   static PackedLinear Pack(DType dtype, const void* weights, int64_t out, int64_t in);
@@ -68,6 +72,7 @@ struct LinearParams {
 void Linear(const ExecContext& ctx, const LinearParams& params);
 
 // The truth: double precision, from the unpacked matrix in float32 [out, in].
-void LinearReference(const float* weights, int64_t out, int64_t in, const float* x, int64_t ldx, int32_t rows, double* y);
+void LinearReference(const float* weights, int64_t out, int64_t in, const float* x, int64_t ldx, int32_t rows,
+                     double* y);
 
 }  // namespace palimpsest

@@ -1,0 +1,49 @@
+#include "kernels/common/aligned_buffer.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+
+#include "kernels/common/check.h"
+
+namespace palimpsest {
+namespace {
+
+// Reading weights touches every page once per token: with 4 KiB pages the page walks cost a tenth of the bandwidth.
+constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kPage = 4096;
+
+int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+std::byte* MapOrDie(int64_t size) {
+  void* const memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  PALIMPSEST_CHECK(memory != MAP_FAILED);
+  return static_cast<std::byte*>(memory);
+}
+
+}  // namespace
+
+AlignedBytes::AlignedBytes(int64_t size) : size_(size) {
+  PALIMPSEST_CHECK(size >= 0);
+  if (size == 0) return;
+  int64_t mapped = RoundUp(size, kPage);
+  std::byte* data = nullptr;
+  if (mapped < kHugePage) {
+    data = MapOrDie(mapped);
+  } else {
+    // Map one huge page more than needed, then give back what lies before and after the aligned part.
+    mapped = RoundUp(size, kHugePage);
+    std::byte* const memory = MapOrDie(mapped + kHugePage);
+    const auto address = reinterpret_cast<uintptr_t>(memory);
+    const int64_t before = RoundUp(address, kHugePage) - address;
+    data = memory + before;
+    if (before > 0) munmap(memory, before);
+    if (before < kHugePage) munmap(data + mapped, kHugePage - before);
+    madvise(data, mapped, MADV_HUGEPAGE);  // advice: where it is refused, small pages do
+  }
+  data_ = std::unique_ptr<std::byte, Unmap>(data, Unmap{mapped});
+}
+
+void AlignedBytes::Unmap::operator()(std::byte* data) const { munmap(data, size); }
+
+}  // namespace palimpsest
