@@ -22,7 +22,7 @@ constexpr Choice kChoices[] = {
     {"AVX3", HWY_AVX3, false},
     {"AVX2", HWY_AVX2, false},
 #endif
-    {"EMU128", HWY_EMU128, false},
+    {"PORTABLE", HWY_STATIC_TARGET, false},
 };
 
 bool ProcessorHasBF16() {
@@ -35,7 +35,7 @@ bool ProcessorHasBF16() {
 
 bool Available(const Choice& choice) {
   if (choice.native_bf16 && !ProcessorHasBF16()) return false;
-  return choice.target == HWY_EMU128 || (hwy::SupportedTargets() & HWY_TARGETS & choice.target) != 0;
+  return choice.target == HWY_STATIC_TARGET || (hwy::SupportedTargets() & HWY_TARGETS & choice.target) != 0;
 }
 
 // The last choice is always available.

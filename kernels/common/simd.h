@@ -6,7 +6,7 @@
 //   AVX3_BF16  AVX-512 with bf16 dot products (Zen 4, Sapphire Rapids, and later)
 //   AVX3       AVX-512 without them
 //   AVX2       with FMA
-//   EMU128     portable code
+//   PORTABLE   one value at a time or what the compiler makes of it
 //
 // A target sums in an order of its own: the same calls give the same bytes on one target, not across them.
 #pragma once

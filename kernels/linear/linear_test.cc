@@ -1,0 +1,288 @@
+#include "kernels/linear/linear.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <ostream>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace palimpsest {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+std::vector<float> Normal(int64_t n, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(n);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+std::vector<BF16> ToBF16(const std::vector<float>& values) {
+  std::vector<BF16> bits;
+  for (const float value : values) bits.push_back(BF16FromFloat(value));
+  return bits;
+}
+
+std::vector<float> ToFloat(const std::vector<BF16>& bits) {
+  std::vector<float> values;
+  for (const BF16 b : bits) values.push_back(FloatFromBF16(b));
+  return values;
+}
+
+// Equality of bits: NaN equals itself, zero differs from minus zero.
+testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) return testing::AssertionFailure() << a.size() << " values against " << b.size();
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i])) {
+      return testing::AssertionFailure() << "value " << i << " is " << a[i] << " against " << b[i];
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+// y starts as NaN, so that a value left out shows.
+std::vector<float> RunLinear(const PackedLinear& weights, LinearMath math, const std::vector<float>& x, int32_t rows,
+                             int threads) {
+  ThreadPool pool(threads);
+  std::vector<float> y(int64_t{rows} * weights.out(), kNaN);
+  Linear({&pool}, {.weights = &weights,
+                   .math = math,
+                   .x = x.data(),
+                   .ldx = weights.in(),
+                   .y = y.data(),
+                   .ldy = weights.out(),
+                   .rows = rows});
+  return y;
+}
+
+// Runs a test once on each target that this machine has.
+std::vector<std::string> Targets() {
+  const std::string best = SimdTargetName();
+  std::vector<std::string> names;
+  for (const char* name : {"AVX3_BF16", "AVX3", "AVX2", "PORTABLE"}) {
+    if (UseSimdTarget(name)) names.push_back(name);
+  }
+  UseSimdTarget(best);
+  return names;
+}
+
+struct Case {
+  const char* name;
+  int64_t out;
+  int64_t in;
+  int32_t rows;
+  DType dtype;
+  LinearMath math;
+  friend void PrintTo(const Case& c, std::ostream* os) { *os << c.name; }
+};
+
+constexpr Case kCases[] = {
+    {"base", 96, 64, 4, DType::kF32, LinearMath::kF32},
+    {"one_row", 96, 64, 1, DType::kF32, LinearMath::kF32},
+    {"one_output", 1, 64, 3, DType::kF32, LinearMath::kF32},
+    {"one_input", 96, 1, 3, DType::kF32, LinearMath::kF32},
+    {"one_of_each", 1, 1, 1, DType::kF32, LinearMath::kF32},
+    {"odd_everything", 77, 53, 7, DType::kF32, LinearMath::kF32},
+    {"a_tile_and_a_bit", 130, 40, 13, DType::kF32, LinearMath::kF32},
+    {"several_blocks_of_rows", 33, 3000, 101, DType::kF32, LinearMath::kF32},
+    {"f16", 77, 53, 7, DType::kF16, LinearMath::kF32},
+    {"bf16_weights", 96, 64, 4, DType::kBF16, LinearMath::kF32},
+    {"bf16_weights_one_row", 321, 64, 1, DType::kBF16, LinearMath::kF32},
+    {"bf16_weights_odd", 77, 53, 7, DType::kBF16, LinearMath::kF32},
+    {"bf16_weights_one_input", 31, 1, 2, DType::kBF16, LinearMath::kF32},
+    {"bf16_weights_many_rows", 130, 40, 29, DType::kBF16, LinearMath::kF32},
+    {"bf16_math", 96, 64, 4, DType::kBF16, LinearMath::kBF16},
+    {"bf16_math_one_row", 321, 64, 1, DType::kBF16, LinearMath::kBF16},
+    {"bf16_math_odd", 77, 53, 7, DType::kBF16, LinearMath::kBF16},
+    {"bf16_math_one_input", 31, 1, 2, DType::kBF16, LinearMath::kBF16},
+    {"bf16_math_many_rows", 130, 40, 29, DType::kBF16, LinearMath::kBF16},
+    {"bf16_math_long", 40, 1031, 12, DType::kBF16, LinearMath::kBF16},
+};
+
+class LinearCase : public testing::TestWithParam<Case> {
+ protected:
+  LinearCase() : target_(SimdTargetName()) {
+    const Case& c = GetParam();
+    x_ = Normal(c.rows * c.in, 1);
+    weights_ = Normal(c.out * c.in, 2);
+    if (c.dtype == DType::kF32) {
+      packed_ = PackedLinear::Pack(c.dtype, weights_.data(), c.out, c.in);
+    } else if (c.dtype == DType::kBF16) {
+      const std::vector<BF16> bits = ToBF16(weights_);
+      weights_ = ToFloat(bits);
+      packed_ = PackedLinear::Pack(c.dtype, bits.data(), c.out, c.in);
+    } else {
+      std::vector<uint16_t> bits;  // halves between 1 and 2, and their negatives
+      for (size_t i = 0; i < weights_.size(); ++i) bits.push_back(0x3C00 | (i * 37 % 1024) | (i % 3 == 0 ? 0x8000 : 0));
+      for (size_t i = 0; i < weights_.size(); ++i) weights_[i] = FloatFromF16(bits[i]);
+      packed_ = PackedLinear::Pack(c.dtype, bits.data(), c.out, c.in);
+    }
+  }
+  ~LinearCase() override { UseSimdTarget(target_); }
+
+  std::string target_;
+  std::vector<float> x_;
+  std::vector<float> weights_;
+  PackedLinear packed_;
+};
+
+TEST_P(LinearCase, AgreesWithTheReferenceOnEveryTarget) {
+  const Case& c = GetParam();
+  std::vector<float> x = x_;
+  if (c.math == LinearMath::kBF16) x = ToFloat(ToBF16(x));  // the one rounding that kBF16 allows itself
+  std::vector<double> expected(c.rows * c.out);
+  LinearReference(weights_.data(), c.out, c.in, x.data(), c.in, c.rows, expected.data());
+  for (const std::string& target : Targets()) {
+    SCOPED_TRACE(target);
+    ASSERT_TRUE(UseSimdTarget(target));
+    const std::vector<float> y = RunLinear(packed_, c.math, x_, c.rows, 2);
+    for (int64_t r = 0; r < c.rows; ++r) {
+      for (int64_t o = 0; o < c.out; ++o) {
+        // A chain of n roundings to 24 bits: the error grows like sqrt(n) times the sum's size, at worst like n.
+        double size = 0.0;
+        for (int64_t i = 0; i < c.in; ++i) size += std::abs(double{x[r * c.in + i]} * double{weights_[o * c.in + i]});
+        ASSERT_NEAR(y[r * c.out + o], expected[r * c.out + o], size * 3e-7) << "row " << r << " output " << o;
+      }
+    }
+  }
+}
+
+TEST_P(LinearCase, ARowHasTheSameBitsInAnyBatchAndOnAnyNumberOfThreads) {
+  const Case& c = GetParam();
+  for (const std::string& target : Targets()) {
+    SCOPED_TRACE(target);
+    ASSERT_TRUE(UseSimdTarget(target));
+    const std::vector<float> together = RunLinear(packed_, c.math, x_, c.rows, 1);
+    for (int threads = 2; threads <= 4; ++threads) {
+      ASSERT_TRUE(SameBits(RunLinear(packed_, c.math, x_, c.rows, threads), together)) << threads << " threads";
+    }
+    for (const int32_t batch : {1, 2, 5, 12}) {
+      std::vector<float> apart;
+      for (int32_t r = 0; r < c.rows; r += batch) {
+        const int32_t rows = std::min(batch, c.rows - r);
+        const std::vector<float> some(x_.begin() + r * c.in, x_.begin() + (r + rows) * c.in);
+        const std::vector<float> y = RunLinear(packed_, c.math, some, rows, 2);
+        apart.insert(apart.end(), y.begin(), y.end());
+      }
+      ASSERT_TRUE(SameBits(apart, together)) << "in batches of " << batch;
+    }
+  }
+}
+
+TEST_P(LinearCase, AccumulatingAddsTheFinishedSumOnce) {
+  const Case& c = GetParam();
+  for (const std::string& target : Targets()) {
+    SCOPED_TRACE(target);
+    ASSERT_TRUE(UseSimdTarget(target));
+    const std::vector<float> sum = RunLinear(packed_, c.math, x_, c.rows, 1);
+    const std::vector<float> before = Normal(sum.size(), 3);
+    std::vector<float> y = before;
+    ThreadPool pool(2);
+    Linear({&pool}, {&packed_, c.math, x_.data(), c.in, y.data(), c.out, c.rows, /*accumulate=*/true});
+    std::vector<float> expected = before;
+    for (size_t i = 0; i < sum.size(); ++i) expected[i] += sum[i];
+    ASSERT_TRUE(SameBits(y, expected));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, LinearCase, testing::ValuesIn(kCases),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(LinearTest, WidenedBF16WeightsGiveTheBitsOfTheSameWeightsInFloat32) {
+  const int64_t out = 45, in = 71;
+  const std::vector<BF16> bits = ToBF16(Normal(out * in, 4));
+  const std::vector<float> wide = ToFloat(bits);
+  const std::vector<float> x = Normal(9 * in, 5);
+  EXPECT_TRUE(SameBits(RunLinear(PackedLinear::Pack(DType::kBF16, bits.data(), out, in), LinearMath::kF32, x, 9, 2),
+                       RunLinear(PackedLinear::Pack(DType::kF32, wide.data(), out, in), LinearMath::kF32, x, 9, 2)));
+}
+
+TEST(LinearTest, TargetsWithFusedMultiplyAddGiveTheSameBitsInFloat32) {
+  const std::string best = SimdTargetName();
+  const std::vector<float> weights = Normal(50 * 200, 6);
+  const std::vector<float> x = Normal(14 * 200, 7);
+  const PackedLinear packed = PackedLinear::Pack(DType::kF32, weights.data(), 50, 200);
+  if (!UseSimdTarget("AVX2")) GTEST_SKIP() << "no AVX2 here";
+  const std::vector<float> avx2 = RunLinear(packed, LinearMath::kF32, x, 14, 1);
+  UseSimdTarget(best);
+  EXPECT_TRUE(SameBits(avx2, RunLinear(packed, LinearMath::kF32, x, 14, 1))) << best;
+}
+
+TEST(LinearTest, StackedMatricesComputeWhatEachComputesAlone) {
+  const int64_t in = 37;
+  const std::vector<int64_t> outs = {5, 64, 0, 31};
+  std::vector<std::vector<float>> matrices;
+  std::vector<PackedLinear::Source> sources;
+  for (const int64_t out : outs) matrices.push_back(Normal(out * in, 8 + out));
+  for (size_t i = 0; i < outs.size(); ++i) sources.push_back({DType::kF32, matrices[i].data(), outs[i]});
+  const PackedLinear stacked = PackedLinear::PackStacked(sources, in);
+  ASSERT_EQ(stacked.out(), 100);
+  const int32_t rows = 3;
+  const std::vector<float> x = Normal(rows * in, 9);
+  const std::vector<float> y = RunLinear(stacked, LinearMath::kF32, x, rows, 2);
+  int64_t first = 0;
+  for (size_t i = 0; i < outs.size(); ++i) {
+    if (outs[i] == 0) continue;
+    const PackedLinear alone = PackedLinear::Pack(DType::kF32, matrices[i].data(), outs[i], in);
+    const std::vector<float> expected = RunLinear(alone, LinearMath::kF32, x, rows, 2);
+    for (int32_t r = 0; r < rows; ++r) {
+      for (int64_t o = 0; o < outs[i]; ++o) ASSERT_EQ(y[r * 100 + first + o], expected[r * outs[i] + o]);
+    }
+    first += outs[i];
+  }
+}
+
+TEST(LinearTest, WritesOnlyItsOwnColumnsWhenRowsAreFurtherApart) {
+  const int64_t out = 35, in = 6, ldx = 11, ldy = 50;
+  const int32_t rows = 13;
+  const std::vector<float> weights = Normal(out * in, 10);
+  const std::vector<float> x = Normal(rows * ldx, 11);
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const std::vector<BF16> bits = ToBF16(weights);
+    const PackedLinear packed = dtype == DType::kF32 ? PackedLinear::Pack(dtype, weights.data(), out, in)
+                                                     : PackedLinear::Pack(dtype, bits.data(), out, in);
+    std::vector<float> y(rows * ldy, 7.0f);
+    ThreadPool pool(2);
+    const LinearMath math = dtype == DType::kF32 ? LinearMath::kF32 : LinearMath::kBF16;
+    Linear({&pool}, {&packed, math, x.data(), ldx, y.data(), ldy, rows});
+    for (int32_t r = 0; r < rows; ++r) {
+      for (int64_t o = out; o < ldy; ++o) ASSERT_EQ(y[r * ldy + o], 7.0f) << "row " << r << " column " << o;
+    }
+  }
+}
+
+TEST(LinearTest, ARowOfNaNStaysAlone) {
+  const int64_t out = 40, in = 33;
+  const std::vector<BF16> bits = ToBF16(Normal(out * in, 12));
+  const PackedLinear packed = PackedLinear::Pack(DType::kBF16, bits.data(), out, in);
+  std::vector<float> x = Normal(15 * in, 13);
+  for (const LinearMath math : {LinearMath::kF32, LinearMath::kBF16}) {
+    const std::vector<float> clean = RunLinear(packed, math, x, 15, 2);
+    std::vector<float> poisoned = x;
+    for (int64_t i = 0; i < in; ++i) poisoned[6 * in + i] = kNaN;
+    std::vector<float> y = RunLinear(packed, math, poisoned, 15, 2);
+    for (int64_t o = 0; o < out; ++o) {
+      ASSERT_TRUE(std::isnan(y[6 * out + o]));
+      y[6 * out + o] = clean[6 * out + o];
+    }
+    EXPECT_TRUE(SameBits(y, clean));
+  }
+}
+
+TEST(LinearTest, NothingToDoIsDone) {
+  const std::vector<float> weights = Normal(4, 14);
+  const PackedLinear packed = PackedLinear::Pack(DType::kF32, weights.data(), 2, 2);
+  EXPECT_TRUE(RunLinear(packed, LinearMath::kF32, {}, 0, 2).empty());
+  const PackedLinear no_outputs = PackedLinear::Pack(DType::kF32, weights.data(), 0, 2);
+  EXPECT_TRUE(RunLinear(no_outputs, LinearMath::kF32, {1.0f, 2.0f}, 1, 2).empty());
+}
+
+}  // namespace
+}  // namespace palimpsest
