@@ -17,6 +17,7 @@ struct StateFormat {
   std::string model_fingerprint;  // SHA-256, 64 hexadecimal digits
   uint64_t layout_hash = 0;
   int64_t bytes = 0;
+  int32_t vocabulary = 0;  // token ids in a head are below it
 
   bool operator==(const StateFormat&) const = default;
 };
@@ -33,7 +34,7 @@ struct SequenceHead {
   int32_t pending = -1;
   // The last tokens of the context, in a ring: the token at position p is recent[p % kPenaltyWindow].
   std::vector<int32_t> recent;
-  // Bytes of the text that are part of a character still; at most 3.
+  // Last bytes of the text, if they are the beginning of a character only; at most 3. A prompt drops them.
   std::string undecoded;
 
   // Appends to the context: position, pending and recent.
@@ -56,11 +57,15 @@ std::string StateDigest(const State& state);
 // The snapshot's bytes: docs/state.md.
 std::string SerializeSnapshot(const State& state);
 
+// Bytes that SerializeSnapshot gives for this state.
+int64_t SnapshotBytes(const State& state);
+
 // Bytes of a snapshot of such a state, at most: what an upload may be long.
 int64_t MaxSnapshotBytes(const StateFormat& format);
 
-// Any bytes in. INVALID_ARGUMENT: not a snapshot, or a version not known here.  DATA_LOSS: truncated, too long, or the
-// checksum does not match.  FAILED_PRECONDITION: of another model or layout than `expected`; the message says which.
+// Any bytes in. INVALID_ARGUMENT: not a snapshot, or a version not known here.  DATA_LOSS: truncated, too long, the
+// checksum does not match, or what it says contradicts itself.  FAILED_PRECONDITION: of another model or layout than
+// `expected`; the message says which.
 absl::StatusOr<StatePtr> ParseSnapshot(std::string_view bytes, const StateFormat& expected);
 
 }  // namespace palimpsest
