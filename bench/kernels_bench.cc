@@ -1,0 +1,287 @@
+// The ops against the bound of this machine, measured in the same run.
+//
+//   kernels_bench [--threads=N] [Google Benchmark's flags]
+//
+// Weights and states are laid out for a whole model, so that one iteration, a pass over all its layers, finds nothing
+// in the caches that a real token would not. Every op is verified against its reference before it is timed.
+//
+// Counters: bytes/s of weights (or of state read and written) and flop/s, each with its share of the measured bound. Of
+// the two shares the larger one says what the op is bound by.
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bench/machine_bounds.h"
+#include "kernels/common/aligned_buffer.h"
+#include "kernels/common/check.h"
+#include "kernels/fast_weight/fast_weight.h"
+#include "kernels/linear/linear.h"
+
+namespace palimpsest {
+namespace {
+
+struct Machine {
+  ThreadPool pool;
+  MachineBounds bounds;
+  explicit Machine(int threads) : pool(threads), bounds(MeasureMachineBounds(pool)) {}
+};
+
+std::vector<float> Normal(int64_t n, uint32_t seed, float scale = 1.0f) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> values(n);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+void Count(benchmark::State& state, const MachineBounds& bounds, double bytes, double flops) {
+  using benchmark::Counter;
+  const auto rate = Counter::kIsIterationInvariantRate;
+  state.counters["bytes/s"] = Counter(bytes, rate, Counter::kIs1000);
+  state.counters["of_read_bound"] = Counter(bytes / bounds.read_bytes_per_second, rate);
+  state.counters["flop/s"] = Counter(flops, rate, Counter::kIs1000);
+  state.counters["of_f32_bound"] = Counter(flops / bounds.f32_flops_per_second, rate);
+}
+
+// ---------------------------------------------------------------------------------------------------- linear
+
+struct ModelShape {
+  const char* name;
+  int64_t hidden;
+  int64_t inner;
+  int64_t vocabulary;
+  int layers;
+};
+constexpr ModelShape kModels[] = {{"125M", 768, 2048, 32000, 12}, {"350M", 1024, 2816, 32000, 24}};
+
+struct Weights {
+  std::vector<PackedLinear> matrices;
+  int64_t elements = 0;
+  int64_t bytes = 0;
+  int64_t max_in = 0;
+  int64_t max_out = 0;
+};
+
+// All projections of a model; the values repeat, since speed does not depend on them and drawing them takes long.
+Weights MakeWeights(const ModelShape& model, DType dtype) {
+  std::vector<std::pair<int64_t, int64_t>> shapes;
+  for (int layer = 0; layer < model.layers; ++layer) {
+    shapes.insert(shapes.end(), {{3 * model.hidden, model.hidden},
+                                 {model.hidden, model.hidden},
+                                 {2 * model.inner, model.hidden},
+                                 {model.hidden, model.inner}});
+  }
+  shapes.emplace_back(model.vocabulary, model.hidden);
+  Weights weights;
+  for (const auto& [out, in] : shapes) {
+    const std::vector<float> some = Normal(in * 64, static_cast<uint32_t>(weights.matrices.size()), 0.02f);
+    std::vector<float> values(out * in);
+    for (int64_t i = 0; i < out * in; ++i) values[i] = some[i % some.size()];
+    std::vector<BF16> bits(values.size());
+    if (dtype == DType::kBF16) std::transform(values.begin(), values.end(), bits.begin(), BF16FromFloat);
+    const void* data = dtype == DType::kBF16 ? static_cast<const void*>(bits.data()) : values.data();
+    weights.matrices.push_back(PackedLinear::Pack(dtype, data, out, in));
+    weights.elements += out * in;
+    weights.bytes += weights.matrices.back().bytes();
+    weights.max_in = std::max(weights.max_in, in);
+    weights.max_out = std::max(weights.max_out, out);
+  }
+  return weights;
+}
+
+// A small matrix of the same dtype in as many rows, against double precision.
+void VerifyLinear(ThreadPool& pool, DType dtype, LinearMath math, int32_t rows) {
+  const int64_t out = 96, in = 768;
+  std::vector<float> values = Normal(out * in, 1, 0.02f);
+  std::vector<BF16> bits(values.size());
+  std::transform(values.begin(), values.end(), bits.begin(), BF16FromFloat);
+  if (dtype == DType::kBF16) std::transform(bits.begin(), bits.end(), values.begin(), FloatFromBF16);
+  std::vector<float> x = Normal(rows * in, 2);
+  for (float& value : x) value = FloatFromBF16(BF16FromFloat(value));
+  const PackedLinear packed =
+      PackedLinear::Pack(dtype, dtype == DType::kBF16 ? static_cast<const void*>(bits.data()) : values.data(), out, in);
+  std::vector<float> y(rows * out, NAN);
+  Linear({&pool}, {&packed, math, x.data(), in, y.data(), out, rows});
+  std::vector<double> expected(rows * out);
+  LinearReference(values.data(), out, in, x.data(), in, rows, expected.data());
+  for (int64_t i = 0; i < rows * out; ++i) PALIMPSEST_CHECK(std::abs(y[i] - expected[i]) < 1e-4);
+}
+
+void BenchLinear(benchmark::State& state, Machine& machine, const ModelShape& model, DType dtype, LinearMath math) {
+  const int32_t rows = static_cast<int32_t>(state.range(0));
+  VerifyLinear(machine.pool, dtype, math, rows);
+  const Weights weights = MakeWeights(model, dtype);
+  const std::vector<float> x = Normal(rows * weights.max_in, 3);
+  AlignedArray<float> y(rows * weights.max_out);
+  for (auto _ : state) {
+    for (const PackedLinear& matrix : weights.matrices) {
+      Linear({&machine.pool}, {&matrix, math, x.data(), weights.max_in, y.data(), weights.max_out, rows});
+    }
+  }
+  Count(state, machine.bounds, static_cast<double>(weights.bytes), 2.0 * weights.elements * rows);
+  state.counters["tokens/s"] = benchmark::Counter(rows, benchmark::Counter::kIsIterationInvariantRate);
+}
+
+// ------------------------------------------------------------------------------------------------- fast weight
+
+// `layers` layers of fast weights for `sequences` sequences of `length` rows.
+class FastWeightModel {
+ public:
+  FastWeightModel(FastWeightShape shape, UpdateRule rule, int layers, int32_t sequences, int32_t length)
+      : layers_(layers), slot_bytes_(shape.state_floats() * int64_t{sizeof(float)}) {
+    const int64_t rows = int64_t{sequences} * length;
+    const float unit = 1.0f / std::sqrt(static_cast<float>(shape.key_dim));  // keys of length about one
+    q_ = Normal(rows * shape.heads * shape.key_dim, 1, unit);
+    k_ = Normal(rows * shape.heads * shape.key_dim, 2, unit);
+    v_ = Normal(rows * shape.value_heads * shape.value_dim, 3);
+    beta_.assign(rows * shape.value_heads, 0.5f);
+    log_decay_.assign(rows * shape.value_heads, -0.05f);
+    out_ = AlignedArray<float>(rows * shape.value_heads * shape.value_dim);
+    states_ = AlignedBytes(layers * sequences * slot_bytes_);
+    for (int32_t s = 0; s < sequences; ++s) slot_.push_back(s);
+    for (int32_t s = 0; s <= sequences; ++s) row_begin_.push_back(s * length);
+    params_ = {.shape = shape,
+               .rule = rule,
+               .rows = {sequences, row_begin_.data(), slot_.data()},
+               .state = {},  // of a layer
+               .q = q_.data(),
+               .ldq = shape.heads * shape.key_dim,
+               .k = k_.data(),
+               .ldk = shape.heads * shape.key_dim,
+               .v = v_.data(),
+               .ldv = shape.value_heads * shape.value_dim,
+               .beta = rule == UpdateRule::kSum ? nullptr : beta_.data(),
+               .log_decay = rule == UpdateRule::kGatedDelta ? log_decay_.data() : nullptr,
+               .out = out_.data(),
+               .ldout = shape.value_heads * shape.value_dim};
+  }
+
+  FastWeightParams Layer(int layer) {
+    FastWeightParams params = params_;
+    params.state = {states_.data() + layer * params.rows.num_sequences * slot_bytes_, slot_bytes_};
+    return params;
+  }
+
+  void Verify(ThreadPool& pool) {
+    const FastWeightParams params = Layer(0);
+    std::memset(params.state.base, 0, params.rows.num_sequences * slot_bytes_);
+    for (int pass = 0; pass < 2; ++pass) FastWeight({&pool}, params);  // the second from a state that is not zero
+    const std::vector<float> out(out_.data(), out_.data() + out_.size());
+    std::memset(params.state.base, 0, params.rows.num_sequences * slot_bytes_);
+    for (int pass = 0; pass < 2; ++pass) FastWeightReference(params);
+    for (size_t i = 0; i < out.size(); ++i) PALIMPSEST_CHECK(std::abs(out[i] - out_[i]) < 1e-4);
+  }
+
+  void Pass(ThreadPool& pool) {
+    for (int layer = 0; layer < layers_; ++layer) FastWeight({&pool}, Layer(layer));
+  }
+
+  double state_bytes() const { return static_cast<double>(states_.size()); }
+  int64_t rows() const { return params_.rows.num_rows(); }
+
+ private:
+  int layers_;
+  int64_t slot_bytes_;
+  std::vector<float> q_, k_, v_, beta_, log_decay_;
+  AlignedArray<float> out_;
+  AlignedBytes states_;
+  std::vector<int32_t> slot_, row_begin_;
+  FastWeightParams params_;
+};
+
+void BenchStep(benchmark::State& state, Machine& machine, FastWeightShape shape, int layers) {
+  FastWeightModel model(shape, UpdateRule::kGatedDelta, layers, static_cast<int32_t>(state.range(0)), 1);
+  model.Verify(machine.pool);
+  for (auto _ : state) model.Pass(machine.pool);
+  const double flops = 7.0 * shape.state_floats() * layers * static_cast<double>(model.rows());
+  Count(state, machine.bounds, 2.0 * model.state_bytes(), flops);
+}
+
+void BenchChunk(benchmark::State& state, Machine& machine, FastWeightShape shape, UpdateRule rule, int layers) {
+  FastWeightModel model(shape, rule, layers, 1, static_cast<int32_t>(state.range(0)));
+  model.Verify(machine.pool);
+  for (auto _ : state) model.Pass(machine.pool);
+  // Per token and head, without the halves that are zero: reads, update, scores, substitution and output.
+  const double K = shape.key_dim, V = shape.value_dim, C = FastWeightParams::kChunk;
+  const double solve = rule == UpdateRule::kSum ? 0.0 : 2.0 * K * V + C * (K + V);
+  const double flops = (4.0 * K * V + C * (K + V) + solve) * shape.value_heads * layers * model.rows();
+  Count(state, machine.bounds, 2.0 * model.state_bytes(), flops);
+  state.counters["tokens/s"] =
+      benchmark::Counter(static_cast<double>(model.rows()), benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void Register(Machine& machine) {
+  const auto milliseconds = [](benchmark::internal::Benchmark* b) {
+    return b->Unit(benchmark::kMillisecond)->UseRealTime();
+  };
+  struct Kind {
+    const char* name;
+    DType dtype;
+    LinearMath math;
+  };
+  for (const ModelShape& model : kModels) {
+    for (const Kind& kind :
+         {Kind{"bf16_bf16math", DType::kBF16, LinearMath::kBF16}, Kind{"bf16_f32math", DType::kBF16, LinearMath::kF32},
+          Kind{"f32_f32math", DType::kF32, LinearMath::kF32}}) {
+      const std::string name = std::string("linear/") + model.name + "/" + kind.name + "/rows";
+      benchmark::internal::Benchmark* const b =
+          benchmark::RegisterBenchmark(name.c_str(), [&machine, &model, kind](benchmark::State& state) {
+            BenchLinear(state, machine, model, kind.dtype, kind.math);
+          });
+      for (const int rows : {1, 8, 32, 64, 256}) milliseconds(b)->Arg(rows);
+    }
+  }
+  for (const FastWeightShape& shape : {FastWeightShape{12, 12, 64, 64}, FastWeightShape{8, 8, 128, 128}}) {
+    const std::string size = std::to_string(shape.key_dim);
+    benchmark::internal::Benchmark* const step = benchmark::RegisterBenchmark(
+        ("fast_weight_step/" + size + "/batch").c_str(),
+        [&machine, shape](benchmark::State& state) { BenchStep(state, machine, shape, 12); });
+    for (const int batch : {1, 8, 32, 64}) milliseconds(step)->Arg(batch);
+    for (const UpdateRule rule : {UpdateRule::kSum, UpdateRule::kDelta, UpdateRule::kGatedDelta}) {
+      const char* const rule_name = rule == UpdateRule::kSum ? "sum" : rule == UpdateRule::kDelta ? "delta" : "gated";
+      benchmark::internal::Benchmark* const chunk = benchmark::RegisterBenchmark(
+          ("fast_weight_chunk/" + size + "/" + rule_name + "/length").c_str(),
+          [&machine, shape, rule](benchmark::State& state) { BenchChunk(state, machine, shape, rule, 12); });
+      milliseconds(chunk)->Arg(512);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace palimpsest
+
+int main(int argc, char** argv) {
+  int threads = 2;
+  for (int i = 1; i < argc; ++i) {
+    if (std::sscanf(argv[i], "--threads=%d", &threads) != 1) continue;
+    std::copy(argv + i + 1, argv + argc, argv + i);
+    --argc;
+    break;
+  }
+  if (threads < 1) {
+    std::fprintf(stderr, "--threads must be at least 1\n");
+    return 2;
+  }
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  palimpsest::Machine machine(threads);
+  char text[64];
+  benchmark::AddCustomContext("simd", palimpsest::SimdTargetName());
+  benchmark::AddCustomContext("threads", std::to_string(threads));
+  std::snprintf(text, sizeof(text), "%.1f GB/s", machine.bounds.read_bytes_per_second / 1e9);
+  benchmark::AddCustomContext("read_bound", text);
+  std::snprintf(text, sizeof(text), "%.1f GFLOP/s", machine.bounds.f32_flops_per_second / 1e9);
+  benchmark::AddCustomContext("f32_bound", text);
+  palimpsest::Register(machine);
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+}

@@ -1,0 +1,16 @@
+// What this machine can do at best, measured: the bounds that benchmarks are held against.
+#pragma once
+
+#include "kernels/common/thread_pool.h"
+
+namespace palimpsest {
+
+struct MachineBounds {
+  double read_bytes_per_second = 0.0;  // all threads of the pool together, from memory
+  double f32_flops_per_second = 0.0;   // multiply-adds count two; all threads together, from registers
+};
+
+// Takes about a second; the best of several rounds, since whatever else runs on the machine only takes away.
+MachineBounds MeasureMachineBounds(ThreadPool& pool);
+
+}  // namespace palimpsest
