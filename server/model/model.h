@@ -15,6 +15,8 @@
 
 namespace palimpsest {
 
+struct ModelWeights;  // weights.h
+
 struct ModelOptions {
   // Arithmetic of the projections. kAuto: kBF16 for bf16 weights where the processor multiplies bf16 natively (rounds
   // activations to bf16 before each projection, about 3 significant digits), else kF32.
@@ -38,6 +40,8 @@ class Workspace {
  public:
   Workspace();
   ~Workspace();
+  Workspace(Workspace&&) noexcept;
+  Workspace& operator=(Workspace&&) noexcept;
 
  private:
   friend class Model;
@@ -49,16 +53,16 @@ class Workspace {
 class Model {
  public:
   // Reads and checks config.json and the safetensors of the folder, and packs the weights.
-  // INVALID_ARGUMENT: configuration (see ModelConfig::FromJson), or a tensor that is missing, unknown, or of another
-  // shape than the configuration says.  NOT_FOUND: no such folder or file.  DATA_LOSS: a weight file is truncated or
-  // damaged.
+  // INVALID_ARGUMENT: configuration (see ModelConfig::FromJson), or a tensor that is missing, unknown, of another shape
+  // than the configuration says, or that holds NaN or infinity; or bf16 arithmetic asked of other weights.  NOT_FOUND:
+  // no such folder or file.  DATA_LOSS: a weight file is truncated or damaged.
   static absl::StatusOr<std::unique_ptr<Model>> Load(const std::string& folder, const ModelOptions& options = {});
   ~Model();
 
   const ModelConfig& config() const;
   const StateLayout& layout() const;
   int64_t parameter_count() const;
-  int64_t weight_bytes() const;   // packed, in memory
+  int64_t weight_bytes() const;  // packed, in memory
   DType weight_dtype() const;
   LinearMath math() const;
   // SHA-256 of configuration and weights, in hexadecimal.
@@ -70,9 +74,8 @@ class Model {
   void Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const;
 
  private:
-  struct Weights;
-  explicit Model(std::unique_ptr<Weights> weights);
-  std::unique_ptr<Weights> weights_;
+  explicit Model(std::unique_ptr<const ModelWeights> weights);
+  const std::unique_ptr<const ModelWeights> weights_;
 };
 
 }  // namespace palimpsest
