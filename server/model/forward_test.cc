@@ -1,0 +1,337 @@
+// The forward pass: against a direct evaluation in double precision, and its promise about bits.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "kernels/common/aligned_buffer.h"
+#include "server/model/model.h"
+#include "server/model/testing/forward_reference.h"
+#include "server/model/testing/random_checkpoint.h"
+
+namespace palimpsest {
+namespace {
+
+using testing::RandomCheckpointSpec;
+
+std::string FolderOf(const std::string& name) {
+  const std::string folder = ::testing::TempDir() + "/palimpsest_forward_test_" + name;
+  std::filesystem::remove_all(folder);
+  return folder;
+}
+
+std::unique_ptr<Model> LoadRandom(const RandomCheckpointSpec& spec, const ModelOptions& options = {}) {
+  const std::string folder = FolderOf("checkpoint");
+  testing::WriteRandomCheckpoint(folder, spec);
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, options);
+  EXPECT_TRUE(model.ok()) << model.status();
+  return model.ok() ? *std::move(model) : nullptr;
+}
+
+std::vector<int32_t> RandomTokens(int32_t count, int32_t vocabulary, uint32_t seed) {
+  std::vector<int32_t> tokens(count);
+  uint32_t x = seed * 2654435761u + 12345;
+  for (int32_t& token : tokens) {
+    x = x * 1664525u + 1013904223u;
+    token = static_cast<int32_t>((x >> 8) % static_cast<uint32_t>(vocabulary));
+  }
+  return tokens;
+}
+
+// Several sequences on one model, each in a slot of its own, fed in any way one likes. Keeps the logits of all rows.
+class Player {
+ public:
+  Player(const Model& model, int32_t slots, int threads = 2)
+      : model_(model), pool_(threads), states_(slots * model.layout().bytes()), logits_(slots) {}
+
+  struct Piece {
+    int32_t slot;
+    std::vector<int32_t> tokens;
+  };
+  // One call with all pieces in the order given.
+  void Call(const std::vector<Piece>& pieces) {
+    std::vector<int32_t> tokens, row_begin = {0}, slots;
+    for (const Piece& piece : pieces) {
+      tokens.insert(tokens.end(), piece.tokens.begin(), piece.tokens.end());
+      row_begin.push_back(static_cast<int32_t>(tokens.size()));
+      slots.push_back(piece.slot);
+    }
+    std::vector<int32_t> rows(tokens.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    const int32_t vocabulary = model_.config().vocabulary;
+    std::vector<float> out(tokens.size() * vocabulary, std::nanf(""));
+    ForwardBatch batch{.tokens = tokens,
+                       .rows = {static_cast<int32_t>(pieces.size()), row_begin.data(), slots.data()},
+                       .states = states_.data(),
+                       .state_stride = model_.layout().bytes(),
+                       .logit_rows = rows};
+    model_.Forward({&pool_}, batch, workspace_, out.data());
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      auto& kept = logits_[pieces[i].slot];
+      kept.insert(kept.end(), out.begin() + int64_t{row_begin[i]} * vocabulary,
+                  out.begin() + int64_t{row_begin[i + 1]} * vocabulary);
+    }
+  }
+
+  const std::vector<float>& logits(int32_t slot) const { return logits_[slot]; }
+  std::vector<std::byte> state(int32_t slot) const {
+    const std::byte* begin = states_.data() + slot * model_.layout().bytes();
+    return {begin, begin + model_.layout().bytes()};
+  }
+  void set_state(int32_t slot, const std::vector<std::byte>& state) {
+    std::memcpy(states_.data() + slot * model_.layout().bytes(), state.data(), state.size());
+  }
+
+ private:
+  const Model& model_;
+  ThreadPool pool_;
+  Workspace workspace_;
+  AlignedBytes states_;
+  std::vector<std::vector<float>> logits_;
+};
+
+// Bit equality, NaN included.
+template <typename T>
+bool SameBytes(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+void ExpectSame(const Player& a, int32_t slot_a, const Player& b, int32_t slot_b) {
+  EXPECT_TRUE(SameBytes(a.logits(slot_a), b.logits(slot_b))) << "logits of slots " << slot_a << " and " << slot_b;
+  EXPECT_TRUE(SameBytes(a.state(slot_a), b.state(slot_b))) << "states of slots " << slot_a << " and " << slot_b;
+}
+
+std::vector<int32_t> Slice(const std::vector<int32_t>& tokens, size_t begin, size_t end) {
+  return {tokens.begin() + begin, tokens.begin() + std::min(end, tokens.size())};
+}
+
+// Each row changes one thing from the base.
+struct Case {
+  const char* name;
+  RandomCheckpointSpec spec;
+};
+
+RandomCheckpointSpec DeltaNet() {
+  RandomCheckpointSpec spec;
+  spec.model_type = "delta_net";
+  spec.use_gate = false;
+  return spec;
+}
+RandomCheckpointSpec With(RandomCheckpointSpec spec, void (*change)(RandomCheckpointSpec&)) {
+  change(spec);
+  return spec;
+}
+RandomCheckpointSpec Gated(void (*change)(RandomCheckpointSpec&)) { return With(RandomCheckpointSpec(), change); }
+RandomCheckpointSpec Delta(void (*change)(RandomCheckpointSpec&)) { return With(DeltaNet(), change); }
+
+std::vector<Case> Cases() {
+  using S = RandomCheckpointSpec;
+  return {
+      {"gated", RandomCheckpointSpec()},
+      {"gated_shared_keys", Gated([](S& s) { s.value_heads = 6; })},
+      {"gated_without_output_gate", Gated([](S& s) { s.use_gate = false; })},
+      {"gated_negative_eigenvalues", Gated([](S& s) { s.allow_neg_eigval = true; })},
+      {"gated_without_convolution", Gated([](S& s) { s.conv_size = 0; })},
+      {"gated_convolution_of_one", Gated([](S& s) { s.conv_size = 1; })},
+      {"gated_convolution_of_seven_with_bias", Gated([](S& s) { s.conv_size = 7, s.conv_bias = true; })},
+      {"gated_tied", Gated([](S& s) { s.tied = true; })},
+      {"gated_odd_sizes", Gated([](S& s) {
+         s.hidden = 37, s.mlp_inner = 41, s.heads = 3, s.value_heads = 3, s.key_dim = 11, s.value_dim = 19;
+         s.vocabulary = 301;
+       })},
+      {"gated_bf16_weights", Gated([](S& s) { s.dtype = DType::kBF16; })},
+      {"gated_f16_weights", Gated([](S& s) { s.dtype = DType::kF16; })},
+      {"delta", DeltaNet()},
+      {"delta_with_output_gate", Delta([](S& s) { s.use_gate = true; })},
+      {"delta_without_beta", Delta([](S& s) { s.use_beta = false; })},
+      {"delta_negative_eigenvalues", Delta([](S& s) { s.allow_neg_eigval = true; })},
+      {"delta_elu_sum", Delta([](S& s) { s.qk_activation = "elu", s.qk_norm = "sum"; })},
+      {"delta_relu", Delta([](S& s) { s.qk_activation = "relu"; })},
+      {"delta_identity", Delta([](S& s) { s.qk_activation = "identity"; })},
+      {"delta_elu_without_convolution", Delta([](S& s) { s.qk_activation = "elu", s.conv_size = 0; })},
+      {"delta_without_convolution", Delta([](S& s) { s.conv_size = 0; })},
+      {"delta_wide_values", Delta([](S& s) { s.value_dim = 40, s.key_dim = 8; })},
+      {"delta_large_epsilon", Delta([](S& s) { s.norm_eps = 1e-2f; })},
+  };
+}
+
+class EveryArchitecture : public ::testing::TestWithParam<Case> {};
+INSTANTIATE_TEST_SUITE_P(Forward, EveryArchitecture, ::testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.name; });
+
+// What the equations of the architecture say, written out for one sequence in double precision.
+TEST_P(EveryArchitecture, LogitsAreThoseOfTheEquations) {
+  const RandomCheckpointSpec& spec = GetParam().spec;
+  const auto model = LoadRandom(spec, {.math = ModelOptions::Math::kF32});
+  ASSERT_NE(model, nullptr);
+  const auto tokens = RandomTokens(150, spec.vocabulary, 7);
+  const std::vector<double> expected = testing::ReferenceLogits(spec, tokens);
+  Player steps(*model, 1), chunks(*model, 1), mixture(*model, 1);
+  for (int32_t token : tokens) steps.Call({{0, {token}}});
+  chunks.Call({{0, tokens}});
+  size_t at = 0;
+  for (size_t length : {1, 63, 2, 1, 64, 7, 12}) mixture.Call({{0, Slice(tokens, at, at + length)}}), at += length;
+  ASSERT_EQ(at, tokens.size());
+  for (const Player* player : {&steps, &chunks, &mixture}) {
+    const std::vector<float>& logits = player->logits(0);
+    ASSERT_EQ(logits.size(), expected.size());
+    double worst = 0;
+    for (size_t i = 0; i < logits.size(); ++i) worst = std::max(worst, std::fabs(logits[i] - expected[i]));
+    EXPECT_LT(worst, 5e-5) << (player == &steps ? "steps" : player == &chunks ? "chunks" : "mixture");
+  }
+}
+
+TEST_P(EveryArchitecture, SequencesDoNotNoticeEachOther) {
+  const RandomCheckpointSpec& spec = GetParam().spec;
+  const auto model = LoadRandom(spec);
+  ASSERT_NE(model, nullptr);
+  constexpr int32_t kSequences = 9;
+  std::vector<std::vector<int32_t>> prompts;
+  for (int32_t s = 0; s < kSequences; ++s) prompts.push_back(RandomTokens(1 + 23 * s, spec.vocabulary, s));
+
+  Player together(*model, kSequences), alone(*model, kSequences, /*threads=*/1);
+  std::vector<Player::Piece> all;
+  for (int32_t s : {4, 1, 8, 0, 7, 2, 6, 3, 5}) all.push_back({s, prompts[s]});
+  together.Call(all);
+  for (int32_t s = 0; s < kSequences; ++s) alone.Call({{s, prompts[s]}});
+  // Then all step, with one that still takes its prompt.
+  const auto more = RandomTokens(70, spec.vocabulary, 99);
+  for (int32_t t = 0; t < 3; ++t) {
+    std::vector<Player::Piece> batch;
+    for (int32_t s = 0; s < kSequences; ++s) {
+      batch.push_back({s, s == 5 ? more : std::vector<int32_t>{prompts[s][0]}});
+      alone.Call({batch.back()});
+    }
+    together.Call(batch);
+  }
+  for (int32_t s = 0; s < kSequences; ++s) ExpectSame(together, s, alone, s);
+}
+
+TEST_P(EveryArchitecture, CallsMayBeCutAtMultiplesOfTheChunk) {
+  const RandomCheckpointSpec& spec = GetParam().spec;
+  const auto model = LoadRandom(spec);
+  ASSERT_NE(model, nullptr);
+  const auto tokens = RandomTokens(64 * 4 + 5, spec.vocabulary, 3);
+  Player whole(*model, 1), cut(*model, 1), every_chunk(*model, 1);
+  whole.Call({{0, tokens}});
+  cut.Call({{0, Slice(tokens, 0, 192)}});
+  cut.Call({{0, Slice(tokens, 192, 1000)}});
+  for (size_t at = 0; at < tokens.size(); at += 64) every_chunk.Call({{0, Slice(tokens, at, at + 64)}});
+  ExpectSame(whole, 0, cut, 0);
+  ExpectSame(whole, 0, every_chunk, 0);
+}
+
+TEST_P(EveryArchitecture, TheNumberOfThreadsDoesNotMatter) {
+  const RandomCheckpointSpec& spec = GetParam().spec;
+  const auto model = LoadRandom(spec);
+  ASSERT_NE(model, nullptr);
+  Player one(*model, 3, 1), two(*model, 3, 2), five(*model, 3, 5);
+  for (Player* player : {&one, &two, &five}) {
+    player->Call({{0, RandomTokens(130, spec.vocabulary, 1)}, {2, RandomTokens(1, spec.vocabulary, 2)}});
+    player->Call({{0, {1}}, {1, {2}}, {2, {0}}});
+  }
+  for (int32_t s = 0; s < 3; ++s) ExpectSame(one, s, two, s), ExpectSame(one, s, five, s);
+}
+
+TEST_P(EveryArchitecture, ACopiedStateGoesOnAsTheOriginal) {
+  const RandomCheckpointSpec& spec = GetParam().spec;
+  const auto model = LoadRandom(spec);
+  ASSERT_NE(model, nullptr);
+  Player original(*model, 1), copy(*model, 2);
+  original.Call({{0, RandomTokens(77, spec.vocabulary, 1)}});
+  const auto saved = original.state(0);
+  const auto next = RandomTokens(70, spec.vocabulary, 2);
+  copy.set_state(1, saved);
+  original.Call({{0, next}});
+  copy.Call({{0, {1, 2, 3}}, {1, next}});
+  EXPECT_TRUE(SameBytes(original.state(0), copy.state(1)));
+  const std::vector<float>& all = original.logits(0);
+  const std::vector<float> tail(all.end() - copy.logits(1).size(), all.end());
+  EXPECT_TRUE(SameBytes(tail, copy.logits(1)));
+}
+
+TEST(Forward, Bf16ArithmeticStaysNearFloat32) {
+  RandomCheckpointSpec spec;
+  spec.dtype = DType::kBF16;
+  spec.hidden = 64;
+  const auto exact = LoadRandom(spec, {.math = ModelOptions::Math::kF32});
+  const auto rounded = LoadRandom(spec, {.math = ModelOptions::Math::kBF16});
+  ASSERT_NE(exact, nullptr);
+  ASSERT_NE(rounded, nullptr);
+  EXPECT_EQ(exact->math(), LinearMath::kF32);
+  EXPECT_EQ(rounded->math(), LinearMath::kBF16);
+  EXPECT_EQ(exact->fingerprint(), rounded->fingerprint());
+  const auto tokens = RandomTokens(100, spec.vocabulary, 5);
+  Player a(*exact, 1), b(*rounded, 1);
+  a.Call({{0, tokens}});
+  b.Call({{0, tokens}});
+  double error = 0, size = 0;
+  for (size_t i = 0; i < a.logits(0).size(); ++i) {
+    error += std::pow(a.logits(0)[i] - b.logits(0)[i], 2);
+    size += std::pow(a.logits(0)[i], 2);
+  }
+  EXPECT_GT(error, 0) << "the two are the same: bf16 was not used";
+  EXPECT_LT(std::sqrt(error / size), 0.02);
+}
+
+TEST(Forward, GivesLogitsOfTheRowsAskedForOnly) {
+  const RandomCheckpointSpec spec;
+  const auto model = LoadRandom(spec);
+  ASSERT_NE(model, nullptr);
+  const auto tokens = RandomTokens(6, spec.vocabulary, 1);
+  Player player(*model, 1);
+  player.Call({{0, tokens}});
+
+  AlignedBytes state(model->layout().bytes());
+  const int32_t row_begin[] = {0, 6}, slot[] = {0};
+  const std::vector<int32_t> wanted = {1, 5};
+  std::vector<float> logits(3 * spec.vocabulary, -77.0f);
+  ThreadPool pool(1);
+  Workspace workspace;
+  ForwardBatch batch{.tokens = tokens,
+                     .rows = {1, row_begin, slot},
+                     .states = state.data(),
+                     .state_stride = state.size(),
+                     .logit_rows = wanted};
+  model->Forward({&pool}, batch, workspace, logits.data());
+  for (int32_t i = 0; i < 2; ++i) {
+    const std::vector<float> got(logits.begin() + i * spec.vocabulary, logits.begin() + (i + 1) * spec.vocabulary);
+    const auto begin = player.logits(0).begin() + wanted[i] * spec.vocabulary;
+    EXPECT_TRUE(SameBytes(got, std::vector<float>(begin, begin + spec.vocabulary)));
+  }
+  EXPECT_THAT(std::vector<float>(logits.begin() + 2 * spec.vocabulary, logits.end()), ::testing::Each(-77.0f));
+
+  batch.logit_rows = {};
+  model->Forward({&pool}, batch, workspace, nullptr);  // writes no logits at all
+}
+
+TEST(Forward, NumbersThatStopBeingFiniteStayInTheirSequence) {
+  RandomCheckpointSpec spec;
+  spec.poison_token = 200;
+  const auto model = LoadRandom(spec);
+  ASSERT_NE(model, nullptr);
+  auto healthy = RandomTokens(80, 200, 4);
+  auto poisoned = healthy;
+  poisoned[40] = 200;
+  Player together(*model, 2), alone(*model, 1);
+  together.Call({{0, healthy}, {1, poisoned}});
+  together.Call({{1, {1}}, {0, {2}}});
+  alone.Call({{0, healthy}});
+  alone.Call({{0, {2}}});
+  ExpectSame(together, 0, alone, 0);
+  const auto& logits = together.logits(1);
+  EXPECT_TRUE(std::isfinite(logits[0]));
+  EXPECT_TRUE(std::isnan(logits.back()));
+  EXPECT_TRUE(std::ranges::all_of(alone.logits(0), [](float x) { return std::isfinite(x); }));
+}
+
+}  // namespace
+}  // namespace palimpsest
