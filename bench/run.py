@@ -1,7 +1,7 @@
 """Measures ops, models and the served system on this machine and writes a report.
 
-The machine's own bounds (memory bandwidth, float32 peak) are measured in the same run, and each figure is given with its
-share of the bound that applies. Random checkpoints of about 30M, 125M and 350M parameters are made under build/bench.
+The machine's own bounds (memory bandwidth, float32 peak) are measured in the same run, and each figure is given with
+its share of the bound that applies. Random checkpoints of about 30M, 125M and 350M parameters are made under build/bench.
 """
 
 import argparse
@@ -18,12 +18,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "build" / "bench"
 
-# name -> arguments of training/random_checkpoint.py
-SIZES = {
-    "30m": ["--hidden", "512", "--layers", "8", "--heads", "8", "--head-dim", "64", "--vocab", "8192"],
-    "125m": ["--hidden", "768", "--layers", "14", "--heads", "12", "--head-dim", "64", "--vocab", "16384"],
-    "350m": ["--hidden", "1024", "--layers", "24", "--heads", "8", "--head-dim", "128", "--vocab", "16384"],
-}
+SIZES = ["30m", "125m", "350m"]  # presets of training.random_checkpoint
 
 
 def say(text: str) -> None:
@@ -41,17 +36,8 @@ def checkpoint(size: str) -> pathlib.Path:
     folder = CHECKPOINTS / size
     if not (folder / "config.json").exists():
         say(f"making a random checkpoint of {size} parameters")
-        run(
-            [
-                sys.executable,
-                ROOT / "training" / "random_checkpoint.py",
-                "--out",
-                folder,
-                "--dtype",
-                "bf16",
-                *SIZES[size],
-            ]
-        )
+        make = [sys.executable, "-m", "training.random_checkpoint", "--preset", size, "--out", folder]
+        subprocess.run([str(c) for c in make], cwd=ROOT, check=True)
     return folder
 
 
@@ -211,7 +197,7 @@ def main() -> None:
         f"# {cpu}, {date}",
         "",
         f"Commit {commit}, Linux {platform.release()}, command `{results['command']}`.",
-        "Every share is of a bound measured in the same run on the same threads; the raw numbers are in the JSON file beside this one.",
+        "Every share is of a bound measured in the same run on the same threads. Raw numbers: the JSON file beside this.",
         "",
     ]
     if ops := results.get("ops"):
