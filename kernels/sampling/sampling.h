@@ -1,5 +1,5 @@
-// From logits to a token: bias, penalties, temperature, top-k, top-p, min-p, and a draw that depends on (seed, position)
-// alone.
+// From logits to a token: bias, penalties, temperature, top-k, top-p, min-p, and a draw that depends on (seed,
+// position) alone.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace palimpsest {
 
 // Ranges are the caller's to check; the meaning of each is in proto/palimpsest/v1/generation.proto.
 struct SamplingSettings {
-  std::vector<std::pair<int32_t, float>> logit_bias;  // by id, ascending
+  std::vector<std::pair<int32_t, float>> logit_bias = {};  // by id, ascending
   float repetition_penalty = 1.0f;
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
@@ -33,14 +33,14 @@ struct TokenLogprobValue {
 struct SampleRow {
   const float* logits = nullptr;               // [vocabulary]; not changed
   const SamplingSettings* settings = nullptr;  // null: draw nothing, only report
-  std::span<const int32_t> recent;             // penalty window, any order
+  std::span<const int32_t> recent;             // penalty window, any order; ids outside the vocabulary are passed over
   int64_t position = 0;                        // counter of the draw: position the sampled token will have
   int32_t target = -1;                         // with null settings: the id whose log-probability is wanted
   int32_t top_logprobs = 0;                    // how many alternatives to report
   bool want_logprob = false;
 
-  bool finite = true;  // false: some logit is NaN or infinite; nothing else is set then
-  int32_t token = -1;  // drawn, or `target`
+  bool finite = true;                  // false: some logit is NaN or infinite; nothing else is set then
+  int32_t token = -1;                  // drawn, or `target`
   float logprob = 0.0f;                // of `token`, before bias, penalties, temperature and truncation
   std::vector<TokenLogprobValue> top;  // most probable first, lower id first on ties
 };
@@ -48,7 +48,8 @@ struct SampleRow {
 // Fills in the answers. Rows are independent; they are spread over the pool's threads.
 void Sample(const ExecContext& ctx, std::span<SampleRow> rows, int32_t vocabulary);
 
-// The truth, in double precision with a full sort: probabilities after all steps, [vocabulary]. What `Sample` draws from.
+// The truth, in double precision with a full sort: probabilities after all steps, [vocabulary]. What `Sample` draws
+// from.
 std::vector<double> SamplingDistributionReference(std::span<const float> logits, const SamplingSettings& settings,
                                                   std::span<const int32_t> recent);
 
