@@ -19,7 +19,8 @@
 #include "absl/flags/usage.h"
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/time/clock.h"
-#include "bench/machine.h"
+#include "bench/machine_bounds.h"
+#include "kernels/common/simd.h"
 #include "nlohmann/json.hpp"
 #include "server/engine/engine.h"
 #include "server/model/model.h"
@@ -121,7 +122,7 @@ Work WorkOf(const Model& model) {
   return {2 * body + state, 2 * table};
 }
 
-Json MeasureDecode(const Model& model, ThreadPool& pool, const Machine& machine, int32_t batch) {
+Json MeasureDecode(const Model& model, ThreadPool& pool, const MachineBounds& machine, int32_t batch) {
   Sequences sequences(model, pool, batch);
   const double seconds = MedianSeconds([&] { sequences.Step(); });
   const Work work = WorkOf(model);
@@ -137,7 +138,7 @@ Json MeasureDecode(const Model& model, ThreadPool& pool, const Machine& machine,
           {"flops_share", by_flops / seconds}};
 }
 
-Json MeasurePrefill(const Model& model, ThreadPool& pool, const Machine& machine, int32_t tokens) {
+Json MeasurePrefill(const Model& model, ThreadPool& pool, const MachineBounds& machine, int32_t tokens) {
   Sequences sequences(model, pool, 1);
   const double seconds = MedianSeconds([&] { sequences.Prefill(tokens); });
   const double flops = tokens * WorkOf(model).body_flops;
@@ -235,7 +236,7 @@ int Main() {
   const int32_t flag_threads = absl::GetFlag(FLAGS_threads);
   const int32_t threads = flag_threads > 0 ? flag_threads : static_cast<int32_t>(std::thread::hardware_concurrency());
   ThreadPool pool(threads);
-  const Machine machine = MeasureMachine(pool);
+  const MachineBounds machine = MeasureMachineBounds(pool);
 
   Json result = {{"checkpoint", folder},
                  {"parameters", model->parameter_count()},

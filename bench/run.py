@@ -1,7 +1,7 @@
 """Measures ops, models and the served system on this machine and writes a report.
 
 The machine's own bounds (memory bandwidth, float32 peak) are measured in the same run, and each figure is given with
-its share of the bound that applies. Random checkpoints of about 30M, 125M and 350M parameters are made under build/bench.
+its share of the bound that applies. Random checkpoints of about 30M, 125M and 350M parameters are made in build/bench.
 """
 
 import argparse
@@ -197,7 +197,7 @@ def main() -> None:
         f"# {cpu}, {date}",
         "",
         f"Commit {commit}, Linux {platform.release()}, command `{results['command']}`.",
-        "Every share is of a bound measured in the same run on the same threads. Raw numbers: the JSON file beside this.",
+        "Every share is of a bound measured in the same run on the same threads. Raw numbers: the JSON file beside.",
         "",
     ]
     if ops := results.get("ops"):
