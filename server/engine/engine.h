@@ -2,6 +2,13 @@
 //
 // A request's life: kQueued -> kPrefilling -> kDecoding -> kFinished; any of the first three may go to kFinished early
 // (cancelled, deadline, drained, non-finite). Only the engine's thread moves it. docs/life_of_a_request.md
+//
+// How a context grows. Its last token, the pending one, has not been taken in by the model yet. Appending x_1 .. x_n to
+// an empty context takes in x_1 .. x_{n-1} in chunks of 64 counted from x_1, and x_n becomes pending. Appending
+// y_1 .. y_m to a context with a pending token first takes that in as a step of its own, then y_1 .. y_{m-1} in chunks
+// counted from y_1, and y_m becomes pending. Generating takes in the pending token as a step; what is drawn from its
+// logits becomes pending. So the bits depend on the calls alone, never on the schedule; twenty tokens in one call are
+// the same as ten and ten; and a text may be scored in pieces.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +37,8 @@ struct EngineOptions {
   // Requests that wait for a slot before new ones are refused.
   int32_t max_queue = 256;
   // Prompt tokens taken into one iteration beside the decoding sequences, in whole chunks. More shortens the time to
-  // the first token under load and lengthens the others' time between tokens. At least one chunk is always taken.
+  // the first token under load and lengthens the others' time between tokens. At least one chunk is always taken. While
+  // a text is scored, each of these rows costs memory for its logits.
   int32_t prefill_budget = 256;
   // Generated tokens that may wait for a slow reader before its sequence is left out of batches.
   int32_t max_undelivered_tokens = 256;
@@ -49,24 +57,30 @@ struct GeneratedTokenValue {
 class RequestSink {
  public:
   struct Delta {
-    std::string text;                         // whole characters
-    std::vector<GeneratedTokenValue> tokens;  // for Score: the scored tokens
+    std::string text;  // whole characters
+    // Generated since the last delta. For kScore: the scored tokens, which are all of the prompt's but the first of an
+    // empty context.
+    std::vector<GeneratedTokenValue> tokens;
     int64_t position = 0;
   };
   struct Finish {
-    absl::Status status;  // OK: ended for `reason`
+    // OK: ended for `reason`.  CANCELLED.  DEADLINE_EXCEEDED.  UNAVAILABLE: drained.  INTERNAL: the sequence's numbers
+    // stopped being finite; a session of it is quarantined, and no other sequence notices.
+    absl::Status status;
     EndReason reason = EndReason::kLength;
     std::string stop_string;
     uint64_t seed = 0;
-    int64_t position = 0;  // where the context stands now
+    // Where the context stands now; with a lease, the session's position. A request that ends early leaves it at the
+    // last token sampled, or as it was if none was: a prompt is appended as a whole or not at all.
+    int64_t position = 0;
     int64_t prompt_tokens = 0;
     int64_t generated_tokens = 0;
-    int64_t cached_tokens = 0;
-    absl::Duration queue_time;
-    absl::Duration time_to_first_token;
+    int64_t cached_tokens = 0;           // position of the state that it went on from
+    absl::Duration queue_time;           // from arrival until it had a slot, or until the end if it never had one
+    absl::Duration time_to_first_token;  // zero without a generated token
     absl::Duration total_time;
-    StatePtr state;            // if asked for
-    std::string state_digest;  // if asked for
+    StatePtr state;            // if asked for and OK
+    std::string state_digest;  // if asked for and OK
   };
 
   virtual ~RequestSink() = default;
@@ -76,20 +90,25 @@ class RequestSink {
   virtual int64_t undelivered_tokens() const = 0;
 };
 
+// Text: stop strings are looked for in the reply's text, across token borders; the match and what follows is not sent,
+// but the context keeps the tokens. A token that ends the reply counts as generated and is part of the context; its
+// text is not sent. Bytes at the end of a reply that begin a character only are held back: a session, or the state that
+// was asked for, keeps them for the next reply, which goes on from them unless a prompt comes between; without either
+// they come out as U+FFFD.
 struct EngineRequest {
   enum class Kind : uint8_t { kGenerate, kScore };
 
   std::string id;
   Kind kind = Kind::kGenerate;
-  std::vector<int32_t> prompt;  // ids in range: the caller checked
-  // Where to go on from; null: an empty state (then the prompt must not be empty unless max_tokens is 0). Its format
-  // matches the model: the caller checked. With a lease it is the lease's state.
+  std::vector<int32_t> prompt;
+  // Where to go on from; null: an empty state (then the prompt must not be empty unless max_tokens is 0). With a lease
+  // it is the lease's state.
   StatePtr initial;
   SessionLease lease;  // may be empty. Committed, quarantined or abandoned by the engine before OnFinish.
 
-  SamplingSettings sampling;
-  int64_t max_tokens = 256;
-  std::vector<std::string> stop_strings;
+  SamplingSettings sampling;              // ranges: the caller checked
+  int64_t max_tokens = 256;               // 0 only appends; kScore never generates
+  std::vector<std::string> stop_strings;  // none empty: the caller checked
   std::vector<int32_t> stop_tokens;
   bool ignore_end_of_text = false;
   bool want_logprobs = false;
@@ -127,7 +146,8 @@ struct EngineObserver {
 class Engine {
  public:
   // Allocates the slots, runs one step and one chunk to warm up, and starts the thread. RESOURCE_EXHAUSTED: the slots
-  // do not fit the memory that is free (message: bytes of each, bytes free).
+  // do not fit the memory that is free (message: bytes of each, bytes free).  INVALID_ARGUMENT: an option is out of
+  // range.  DATA_LOSS: the warm-up's logits are not finite, so no request could be served.
   static absl::StatusOr<std::unique_ptr<Engine>> Start(std::shared_ptr<const Model> model,
                                                        std::shared_ptr<const Tokenizer> tokenizer,
                                                        const EngineOptions& options, EngineObserver observer = {});
@@ -140,22 +160,24 @@ class Engine {
   StateFormat state_format() const;
 
   // Thread-safe. On OK the engine owns the request, `request` is empty and the sink's OnFinish will be called exactly
-  // once. On error the request is untouched and still the caller's. RESOURCE_EXHAUSTED: the queue is full.
-  // UNAVAILABLE: draining.
+  // once. On error the request is untouched and still the caller's. RESOURCE_EXHAUSTED: the queue is full, that is, as
+  // many requests are here as there are slots and places in the queue.  UNAVAILABLE: draining.  INVALID_ARGUMENT: a
+  // token id of the prompt, the logit bias or the state is outside the vocabulary.  FAILED_PRECONDITION: the state is
+  // of another model or layout, or there is nothing to continue from.
   absl::StatusOr<RequestId> Submit(EngineRequest& request);
   // Thread-safe. The request ends with CANCELLED soon; unknown or finished ids are ignored.
   void Cancel(RequestId id);
   // Thread-safe. The sink has room again.
   void Resume(RequestId id);
 
-  // Takes no more requests; those running may end until `deadline`, the rest end with UNAVAILABLE, their sessions at the
-  // last token sampled. Returns when nothing runs. Thread-safe, idempotent.
+  // Takes no more requests; those running may end until `deadline`, the rest end with UNAVAILABLE, their sessions at
+  // the last token sampled. Returns when nothing runs. Thread-safe, idempotent.
   void Drain(absl::Time deadline);
 
   EngineStats stats() const;
 
  private:
-  struct Impl;
+  class Impl;
   explicit Engine(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -1,0 +1,562 @@
+#include "server/engine/engine.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "kernels/common/check.h"
+#include "server/engine/available_memory.h"
+#include "server/engine/scheduler.h"
+#include "server/engine/sequence.h"
+#include "server/engine/stepper.h"
+#include "server/session/slot_pool.h"
+
+namespace palimpsest {
+namespace {
+
+int32_t ProcessorCount() {
+  cpu_set_t processors;
+  if (sched_getaffinity(0, sizeof processors, &processors) == 0) return CPU_COUNT(&processors);
+  return std::max<int32_t>(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
+}
+
+absl::Status CheckOptions(const EngineOptions& options) {
+  const struct {
+    const char* name;
+    int32_t value;
+    int32_t least;
+    int32_t most;
+  } kBounds[] = {
+      {"threads", options.threads, 0, 4096},
+      {"slots", options.slots, 1, 1 << 20},
+      {"max_queue", options.max_queue, 0, 1 << 24},
+      {"prefill_budget", options.prefill_budget, 1, 1 << 20},
+      {"max_undelivered_tokens", options.max_undelivered_tokens, 1, 1 << 24},
+  };
+  for (const auto& bound : kBounds) {
+    if (bound.value >= bound.least && bound.value <= bound.most) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(bound.name, " is ", bound.value, ", expected ", bound.least, " to ", bound.most));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckMemory(const Model& model, const EngineOptions& options) {
+  const std::optional<int64_t> available = AvailableMemory();
+  const int64_t state_bytes = model.layout().bytes();
+  const int64_t slots_bytes = options.slots * state_bytes;
+  if (!available || slots_bytes <= *available) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(options.slots, " slots of ", state_bytes, " bytes need ",
+                                                   slots_bytes, " bytes of memory, ", *available,
+                                                   " are available; use fewer slots"));
+}
+
+// What the arithmetic would read or write out of bounds on.
+absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format) {
+  const auto check_id = [&](const char* what, int64_t index, int32_t id) -> absl::Status {
+    if (id >= 0 && id < format.vocabulary) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, "[", index, "] is token id ", id, ", the vocabulary has 0 to ", format.vocabulary - 1));
+  };
+  for (int64_t i = 0; i < std::ssize(request.prompt); ++i) {
+    if (absl::Status status = check_id("prompt", i, request.prompt[i]); !status.ok()) return status;
+  }
+  for (int64_t i = 0; i < std::ssize(request.sampling.logit_bias); ++i) {
+    const int32_t id = request.sampling.logit_bias[i].first;
+    if (absl::Status status = check_id("logit_bias", i, id); !status.ok()) return status;
+  }
+  if (request.initial != nullptr) {
+    const StateFormat& given = request.initial->format;
+    if (given != format || request.initial->data.size() != format.bytes) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the state is of another model or layout: it is of model ", given.model_fingerprint, " and has ", given.bytes,
+          " bytes, this model is ", format.model_fingerprint, " and its states have ", format.bytes));
+    }
+    const SequenceHead& head = request.initial->head;
+    for (int64_t i = 0; i < std::ssize(head.recent); ++i) {
+      if (absl::Status status = check_id("state.recent", i, head.recent[i]); !status.ok()) return status;
+    }
+    if (head.position > 0) {
+      if (absl::Status status = check_id("state.pending", 0, head.pending); !status.ok()) return status;
+    }
+  }
+  const bool empty = request.prompt.empty() && (request.initial == nullptr || request.initial->head.position == 0);
+  if (empty && request.kind == EngineRequest::Kind::kGenerate && request.max_tokens > 0) {
+    return absl::FailedPreconditionError("there is nothing to continue from: the context is empty; give a prompt");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+class Engine::Impl {
+ public:
+  Impl(std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer, const EngineOptions& options,
+       EngineObserver observer)
+      : model_(std::move(model)),
+        tokenizer_(std::move(tokenizer)),
+        options_(options),
+        observer_(std::move(observer)),
+        format_({.model_fingerprint = model_->fingerprint(),
+                 .layout_hash = model_->layout().hash(),
+                 .bytes = model_->layout().bytes(),
+                 .vocabulary = model_->config().vocabulary}),
+        slots_(options.slots, format_.bytes),
+        stepper_(*model_, options.threads == 0 ? ProcessorCount() : options.threads, slots_),
+        scheduler_(options.slots, options.prefill_budget),
+        lanes_(static_cast<size_t>(options.slots), nullptr) {}
+  ~Impl();
+
+  absl::Status Start() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<RequestId> Submit(EngineRequest& request) ABSL_LOCKS_EXCLUDED(mu_);
+  void Cancel(RequestId id) ABSL_LOCKS_EXCLUDED(mu_);
+  void Wake() ABSL_LOCKS_EXCLUDED(mu_);
+  void Drain(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+  EngineStats stats() const ABSL_LOCKS_EXCLUDED(mu_);
+
+  const Model& model() const { return *model_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const EngineOptions& options() const { return options_; }
+  const StateFormat& format() const { return format_; }
+
+ private:
+  // What other threads have left for the engine's.
+  struct Mail {
+    std::vector<std::unique_ptr<Sequence>> submitted;
+    std::vector<RequestId> cancelled;
+    absl::Time drain_deadline = absl::InfiniteFuture();
+  };
+  enum class Ending : uint8_t { kDone, kEarly, kNotFinite };
+  struct Finished {
+    std::unique_ptr<Sequence> sequence;
+    RequestSink::Finish finish;
+  };
+
+  // Conditions to wait for.
+  bool HasMail() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return !submitted_.empty() || !cancelled_.empty() || woken_ || stop_;
+  }
+  bool IsWarm() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return warm_.has_value(); }
+  bool IsEmpty() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return in_flight_ == 0 && delivering_ == 0; }
+
+  // The engine's thread, as all below.
+  void Loop() ABSL_LOCKS_EXCLUDED(mu_);
+  // Replaces `mail` by what has come since. Waits for some first if `idle`, but no longer than to the next deadline.
+  // False: the engine is to stop.
+  bool TakeMail(bool idle, Mail& mail) ABSL_LOCKS_EXCLUDED(mu_);
+  void ReadMail(Mail& mail);
+  void EndLate(const Mail& mail, absl::Time now);
+  void AdmitWaiting(absl::Time now);
+  void HoldSlowReaders();
+  void RunBatch();
+  void CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers);
+  void CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now);
+  void CompletePrompt(Sequence& sequence);
+  void EndEarly(Sequence& sequence, absl::StatusCode code, const char* why);
+  void End(Sequence& sequence, Ending ending, absl::Status status, EndReason reason = EndReason::kLength,
+           std::string stop_string = "");
+  // Settles what the sequence leaves behind: its lease and the state that was asked for. False: its numbers are not
+  // finite.
+  bool Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
+  void DeliverFinished() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Constant after construction.
+  const std::shared_ptr<const Model> model_;
+  const std::shared_ptr<const Tokenizer> tokenizer_;
+  const EngineOptions options_;
+  const EngineObserver observer_;
+  const StateFormat format_;
+
+  // The engine thread's alone.
+  SlotPool slots_;
+  Stepper stepper_;
+  Scheduler scheduler_;
+  std::vector<Sequence*> lanes_;  // by lane; null: free
+  absl::flat_hash_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  std::vector<Finished> finished_;  // in this iteration
+  std::vector<Scheduler::Item> items_;
+  EngineStats counted_;
+
+  mutable absl::Mutex mu_;  // never held across a forward pass or a call to a sink
+  std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);
+  std::vector<RequestId> cancelled_ ABSL_GUARDED_BY(mu_);
+  bool woken_ ABSL_GUARDED_BY(mu_) = false;  // a reader has room again, or a drain began
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time drain_deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
+  int32_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;   // taken and not yet settled: at most slots + max_queue
+  int32_t delivering_ ABSL_GUARDED_BY(mu_) = 0;  // settled, OnFinish not yet called
+  RequestId last_id_ ABSL_GUARDED_BY(mu_) = 0;
+  EngineStats stats_ ABSL_GUARDED_BY(mu_);
+  std::optional<bool> warm_ ABSL_GUARDED_BY(mu_);  // whether the warm-up was finite
+
+  std::thread thread_;  // last: uses all of the above
+};
+
+Engine::Impl::~Impl() {
+  if (!thread_.joinable()) return;
+  Drain(absl::InfinitePast());
+  {
+    absl::MutexLock lock(&mu_);
+    stop_ = true;
+  }
+  thread_.join();
+}
+
+absl::Status Engine::Impl::Start() {
+  counted_.slots = options_.slots;
+  thread_ = std::thread([this] { Loop(); });
+  absl::MutexLock lock(&mu_);
+  mu_.Await(absl::Condition(this, &Impl::IsWarm));
+  if (*warm_) return absl::OkStatus();
+  return absl::DataLossError("the model's logits are not finite for its first tokens: the checkpoint is damaged");
+}
+
+absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
+  PALIMPSEST_CHECK(request.sink != nullptr);
+  if (absl::Status status = CheckRequest(request, format_); !status.ok()) return status;
+  RequestId id = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    if (draining_) return absl::UnavailableError("the server is draining; retry on another replica");
+    const int32_t most = options_.slots + options_.max_queue;
+    if (in_flight_ >= most) {
+      return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", in_flight_, " requests are here, ",
+                                                       options_.slots, " of them run at once; retry later"));
+    }
+    ++in_flight_;
+    id = ++last_id_;
+  }
+  auto sequence = std::make_unique<Sequence>(id, std::move(request), model_->config().eos_tokens);
+  request = EngineRequest();
+  absl::MutexLock lock(&mu_);
+  submitted_.push_back(std::move(sequence));
+  return id;
+}
+
+void Engine::Impl::Cancel(RequestId id) {
+  absl::MutexLock lock(&mu_);
+  cancelled_.push_back(id);
+}
+
+void Engine::Impl::Wake() {
+  absl::MutexLock lock(&mu_);
+  woken_ = true;
+}
+
+void Engine::Impl::Drain(absl::Time deadline) {
+  absl::MutexLock lock(&mu_);
+  draining_ = true;
+  drain_deadline_ = std::min(drain_deadline_, deadline);
+  woken_ = true;
+  mu_.Await(absl::Condition(this, &Impl::IsEmpty));
+}
+
+EngineStats Engine::Impl::stats() const {
+  absl::MutexLock lock(&mu_);
+  EngineStats stats = stats_;
+  stats.waiting = std::max(0, in_flight_ - stats.running);
+  return stats;
+}
+
+void Engine::Impl::Loop() {
+  const bool finite = stepper_.WarmUp();
+  {
+    absl::MutexLock lock(&mu_);
+    warm_ = finite;
+  }
+  Mail mail;
+  bool idle = false;
+  while (TakeMail(idle, mail)) {
+    const absl::Time now = absl::Now();
+    ReadMail(mail);
+    EndLate(mail, now);
+    AdmitWaiting(now);
+    HoldSlowReaders();
+    scheduler_.NextBatch(items_);
+    if (!items_.empty()) RunBatch();
+    // What has ended makes room for what waits.
+    idle = items_.empty() && finished_.empty();
+    DeliverFinished();
+  }
+}
+
+bool Engine::Impl::TakeMail(bool idle, Mail& mail) {
+  mail.submitted.clear();
+  mail.cancelled.clear();
+  absl::Time wake = absl::InfiniteFuture();
+  if (idle && !sequences_.empty()) wake = std::min(scheduler_.NextDeadline(), mail.drain_deadline);
+  absl::MutexLock lock(&mu_);
+  stats_ = counted_;
+  if (idle) mu_.AwaitWithDeadline(absl::Condition(this, &Impl::HasMail), wake);
+  std::swap(mail.submitted, submitted_);
+  std::swap(mail.cancelled, cancelled_);
+  woken_ = false;
+  mail.drain_deadline = drain_deadline_;
+  return !stop_;
+}
+
+void Engine::Impl::ReadMail(Mail& mail) {
+  for (std::unique_ptr<Sequence>& sequence : mail.submitted) {
+    scheduler_.Enqueue(sequence->MakeJob());
+    const RequestId id = sequence->id;
+    sequences_.emplace(id, std::move(sequence));
+  }
+  for (const RequestId id : mail.cancelled) {
+    const auto it = sequences_.find(id);
+    if (it != sequences_.end()) EndEarly(*it->second, absl::StatusCode::kCancelled, "the caller cancelled");
+  }
+}
+
+void Engine::Impl::EndLate(const Mail& mail, absl::Time now) {
+  for (const RequestId id : scheduler_.Expired(now)) {
+    EndEarly(*sequences_.at(id), absl::StatusCode::kDeadlineExceeded, "the deadline passed");
+  }
+  if (mail.drain_deadline > now) return;
+  std::vector<RequestId> rest;
+  for (const auto& [id, sequence] : sequences_) rest.push_back(id);
+  std::ranges::sort(rest);
+  for (const RequestId id : rest) {
+    EndEarly(*sequences_.at(id), absl::StatusCode::kUnavailable, "the server is shutting down");
+  }
+}
+
+void Engine::Impl::AdmitWaiting(absl::Time now) {
+  while (const std::optional<Scheduler::Admission> admission = scheduler_.Admit()) {
+    Sequence& sequence = *sequences_.at(admission->id);
+    sequence.lane = admission->lane;
+    sequence.admitted = now;
+    sequence.slot = slots_.Acquire(sequence.request.initial.get());
+    PALIMPSEST_CHECK(sequence.slot.index >= 0);
+    sequence.request.initial = nullptr;
+    lanes_[sequence.lane] = &sequence;
+    scheduler_.Hold(sequence.lane, false);
+    ++counted_.running;
+    ++counted_.slots_used;
+    counted_.cached_tokens += sequence.initial_position;
+    // Such a prompt has nothing to take in: it is empty, or its one token is pending at once.
+    const Scheduler::Job job = sequence.MakeJob();
+    if (!job.feed && job.prefill_rows == 0) CompletePrompt(sequence);
+  }
+}
+
+void Engine::Impl::HoldSlowReaders() {
+  for (Sequence* sequence : lanes_) {
+    if (sequence == nullptr) continue;
+    const bool full = sequence->request.sink->undelivered_tokens() >= options_.max_undelivered_tokens;
+    scheduler_.Hold(sequence->lane, full);
+  }
+}
+
+void Engine::Impl::RunBatch() {
+  const absl::Time begin = absl::Now();
+  stepper_.Run(items_, lanes_);
+  const absl::Time end = absl::Now();
+  ++counted_.iterations;
+  for (size_t i = 0; i < items_.size(); ++i) {
+    const Scheduler::Item& item = items_[i];
+    Sequence& sequence = *lanes_[item.lane];
+    const std::span<SampleRow> answers = stepper_.answers(i);
+    if (!std::ranges::all_of(answers, &SampleRow::finite)) {
+      End(sequence, Ending::kNotFinite, absl::OkStatus());
+    } else if (item.work == Scheduler::Work::kDecode) {
+      CommitToken(sequence, answers.front(), end);
+    } else {
+      if (!answers.empty()) CommitScores(sequence, item, answers);
+      if (item.completes_prompt) CompletePrompt(sequence);
+    }
+  }
+  if (observer_.on_iteration) observer_.on_iteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
+}
+
+void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers) {
+  RequestSink::Delta delta;
+  delta.tokens.reserve(answers.size());
+  for (SampleRow& answer : answers) {
+    delta.tokens.push_back({.id = answer.token, .logprob = answer.logprob, .top = std::move(answer.top)});
+  }
+  // The last row predicts this token of the prompt.
+  const int64_t last = item.work == Scheduler::Work::kFeed ? 0 : item.begin + item.rows;
+  delta.position = sequence.initial_position + last + 1;
+  sequence.request.sink->OnDelta(std::move(delta));
+}
+
+void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now) {
+  const EngineRequest& request = sequence.request;
+  const bool first = sequence.head.position == 0;
+  sequence.head.Append(answer.token);
+  ++sequence.generated_tokens;
+  ++counted_.generated_tokens;
+  if (sequence.generated_tokens == 1) {
+    sequence.first_token = now;
+  } else if (observer_.on_token) {
+    observer_.on_token(now - sequence.last_token);
+  }
+  sequence.last_token = now;
+
+  RequestSink::Delta delta;
+  delta.tokens.push_back({.id = answer.token, .logprob = answer.logprob, .top = std::move(answer.top)});
+  delta.position = sequence.head.position;
+  std::optional<EndReason> reason;
+  std::string stop_string;
+  if (sequence.IsStopToken(answer.token)) {
+    reason = EndReason::kStopToken;
+  } else {
+    ReplyText::Piece piece = sequence.reply.Push(tokenizer_->Bytes(answer.token, first));
+    delta.text = std::move(piece.text);
+    sequence.head.undecoded = sequence.reply.undecoded();
+    if (piece.stop >= 0) {
+      reason = EndReason::kStopString;
+      stop_string = request.stop_strings[piece.stop];
+    } else if (sequence.generated_tokens >= request.max_tokens) {
+      reason = EndReason::kLength;
+    }
+  }
+  if (reason && *reason != EndReason::kStopString) {
+    // With nobody to go on from here, the beginning of a character stays one.
+    const bool ends_here = !request.lease && !request.want_state;
+    delta.text += ends_here ? sequence.reply.Flush() : sequence.reply.Release();
+  }
+  request.sink->OnDelta(std::move(delta));
+  if (reason) End(sequence, Ending::kDone, absl::OkStatus(), *reason, std::move(stop_string));
+}
+
+void Engine::Impl::CompletePrompt(Sequence& sequence) {
+  sequence.CompletePrompt();
+  counted_.prompt_tokens += sequence.prompt_tokens;
+  if (!sequence.generates()) End(sequence, Ending::kDone, absl::OkStatus());
+}
+
+void Engine::Impl::EndEarly(Sequence& sequence, absl::StatusCode code, const char* why) {
+  const int64_t position = sequence.generated_tokens > 0 ? sequence.head.position : sequence.initial_position;
+  End(sequence, Ending::kEarly,
+      absl::Status(code,
+                   absl::StrCat(why, " after ", sequence.generated_tokens, " generated tokens",
+                                sequence.request.lease ? absl::StrCat("; the session stands at position ", position)
+                                                       : std::string())));
+}
+
+void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, EndReason reason,
+                       std::string stop_string) {
+  const absl::Time now = absl::Now();
+  const EngineRequest& request = sequence.request;
+  const bool leased = static_cast<bool>(request.lease);
+  if (ending != Ending::kDone) {
+    // Text that was held back belongs to tokens that were delivered.
+    std::string text = sequence.reply.Release();
+    if (!text.empty()) {
+      request.sink->OnDelta({.text = std::move(text), .tokens = {}, .position = sequence.head.position});
+    }
+  }
+  RequestSink::Finish finish;
+  finish.reason = reason;
+  finish.stop_string = std::move(stop_string);
+  finish.seed = request.sampling.seed;
+  finish.prompt_tokens = sequence.prompt_tokens;
+  finish.generated_tokens = sequence.generated_tokens;
+  finish.cached_tokens = sequence.initial_position;
+  finish.queue_time = std::min(sequence.admitted, now) - request.arrival;
+  if (sequence.generated_tokens > 0) finish.time_to_first_token = sequence.first_token - request.arrival;
+  finish.total_time = now - request.arrival;
+  finish.status = std::move(status);
+  if (!Settle(sequence, ending, finish, now)) {
+    ++counted_.quarantined;
+    finish.status = absl::InternalError(
+        absl::StrCat("the numbers of this sequence stopped being finite at position ", sequence.head.position,
+                     leased ? "; its session is quarantined: delete it or go back to a snapshot" : ""));
+  }
+  if (sequence.lane >= 0) {
+    slots_.Release(sequence.slot);
+    scheduler_.Leave(sequence.lane);
+    lanes_[sequence.lane] = nullptr;
+    --counted_.running;
+    --counted_.slots_used;
+  } else {
+    PALIMPSEST_CHECK(scheduler_.Withdraw(sequence.id));
+  }
+  const auto it = sequences_.find(sequence.id);
+  finished_.push_back({.sequence = std::move(it->second), .finish = std::move(finish)});
+  sequences_.erase(it);
+}
+
+bool Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now) {
+  EngineRequest& request = sequence.request;
+  const bool changed = sequence.head.position != sequence.initial_position;
+  // A request that ends early leaves its prompt behind only if a token was sampled after it.
+  const bool keep = ending == Ending::kDone || (ending == Ending::kEarly && sequence.generated_tokens > 0);
+  const bool asked = ending == Ending::kDone && (request.want_state || request.want_digest);
+  const bool commit = keep && changed && request.lease;
+  finish.position = keep ? sequence.head.position : sequence.initial_position;
+
+  StatePtr state;
+  if (asked || commit) {
+    state = MakeState(format_, model_->layout(), sequence.head, slots_.Data(sequence.slot));
+    if (state == nullptr) ending = Ending::kNotFinite;
+  }
+  if (ending == Ending::kNotFinite) {
+    if (request.lease) request.lease.Quarantine(now);
+    return false;
+  }
+  if (asked && request.want_digest) finish.state_digest = StateDigest(*state);
+  if (asked && request.want_state) finish.state = state;
+  if (commit) {
+    request.lease.Commit(std::move(state), now);
+  } else {
+    request.lease.Abandon(now);
+  }
+  return true;
+}
+
+void Engine::Impl::DeliverFinished() {
+  if (finished_.empty()) return;
+  {
+    absl::MutexLock lock(&mu_);
+    stats_ = counted_;
+    delivering_ = static_cast<int32_t>(finished_.size());
+    in_flight_ -= delivering_;
+  }
+  for (Finished& finished : finished_) {
+    if (observer_.on_finish) observer_.on_finish(finished.finish);
+    finished.sequence->request.sink->OnFinish(std::move(finished.finish));
+  }
+  finished_.clear();
+  absl::MutexLock lock(&mu_);
+  delivering_ = 0;
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Engine::~Engine() = default;
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(std::shared_ptr<const Model> model,
+                                                      std::shared_ptr<const Tokenizer> tokenizer,
+                                                      const EngineOptions& options, EngineObserver observer) {
+  PALIMPSEST_CHECK(model != nullptr && tokenizer != nullptr);
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  if (absl::Status status = CheckMemory(*model, options); !status.ok()) return status;
+  auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), options, std::move(observer));
+  if (absl::Status status = impl->Start(); !status.ok()) return status;
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+const Model& Engine::model() const { return impl_->model(); }
+const Tokenizer& Engine::tokenizer() const { return impl_->tokenizer(); }
+const EngineOptions& Engine::options() const { return impl_->options(); }
+StateFormat Engine::state_format() const { return impl_->format(); }
+
+absl::StatusOr<RequestId> Engine::Submit(EngineRequest& request) { return impl_->Submit(request); }
+void Engine::Cancel(RequestId id) { impl_->Cancel(id); }
+// Which readers have room is looked up in each iteration: all that is needed is that there is one.
+void Engine::Resume(RequestId) { impl_->Wake(); }
+void Engine::Drain(absl::Time deadline) { impl_->Drain(deadline); }
+EngineStats Engine::stats() const { return impl_->stats(); }
+
+}  // namespace palimpsest

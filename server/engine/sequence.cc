@@ -1,0 +1,84 @@
+#include "server/engine/sequence.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace palimpsest {
+namespace {
+
+// True if no exponent is all ones. `magnitude` masks the sign off, `infinity` is the least value that is not finite.
+template <typename Bits>
+bool AllBelow(const std::byte* data, int64_t bytes, Bits magnitude, Bits infinity) {
+  const auto* values = reinterpret_cast<const Bits*>(data);
+  Bits largest = 0;
+  for (int64_t i = 0; i < bytes / static_cast<int64_t>(sizeof(Bits)); ++i) {
+    largest = std::max(largest, static_cast<Bits>(values[i] & magnitude));
+  }
+  return largest < infinity;
+}
+
+bool IsFinite(const StatePieceSpec& piece, const std::byte* state) {
+  const std::byte* data = state + piece.offset;
+  switch (piece.dtype) {
+    case DType::kF32:
+      return AllBelow<uint32_t>(data, piece.bytes, 0x7FFFFFFF, 0x7F800000);
+    case DType::kBF16:
+      return AllBelow<uint16_t>(data, piece.bytes, 0x7FFF, 0x7F80);
+    case DType::kF16:
+      return AllBelow<uint16_t>(data, piece.bytes, 0x7FFF, 0x7C00);
+    case DType::kI32:
+    case DType::kI64:
+      return true;
+  }
+  return true;
+}
+
+}  // namespace
+
+Sequence::Sequence(RequestId id, EngineRequest taken, std::span<const int32_t> end_tokens)
+    : id(id),
+      request(std::move(taken)),
+      prompt_tokens(std::ssize(request.prompt)),
+      stop_tokens(request.stop_tokens),
+      head(request.initial == nullptr ? SequenceHead{} : request.initial->head),
+      // The text of a prompt comes between, so a character that the last reply began is not finished by this one.
+      reply(request.stop_strings, request.prompt.empty() ? head.undecoded : std::string()) {
+  initial_position = head.position;
+  head.recent.reserve(SequenceHead::kPenaltyWindow);
+  if (!request.ignore_end_of_text) stop_tokens.insert(stop_tokens.end(), end_tokens.begin(), end_tokens.end());
+  std::ranges::sort(stop_tokens);
+}
+
+Scheduler::Job Sequence::MakeJob() const {
+  return {.id = id,
+          .deadline = request.deadline,
+          .feed = head.pending >= 0 && prompt_tokens > 0,
+          .prefill_rows = std::max<int64_t>(prompt_tokens - 1, 0),
+          .decode = generates()};
+}
+
+void Sequence::CompletePrompt() {
+  if (!request.prompt.empty()) head.undecoded.clear();
+  for (const int32_t token : request.prompt) head.Append(token);
+  request.prompt = {};
+}
+
+bool Sequence::IsStopToken(int32_t token) const { return std::ranges::binary_search(stop_tokens, token); }
+
+StatePtr MakeState(const StateFormat& format, const StateLayout& layout, const SequenceHead& head,
+                   const std::byte* data) {
+  for (const StatePieceSpec& piece : layout.pieces()) {
+    if (!IsFinite(piece, data)) return nullptr;
+  }
+  auto state = std::make_shared<State>();
+  state->format = format;
+  state->head = head;
+  state->data = AlignedBytes(format.bytes);
+  if (format.bytes > 0) std::memcpy(state->data.data(), data, static_cast<size_t>(format.bytes));
+  return state;
+}
+
+}  // namespace palimpsest

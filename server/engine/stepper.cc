@@ -1,0 +1,109 @@
+#include "server/engine/stepper.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/common/check.h"
+
+namespace palimpsest {
+
+Stepper::Stepper(const Model& model, int32_t threads, SlotPool& slots)
+    : model_(model), slots_(slots), pool_(threads), context_{.pool = &pool_} {}
+
+bool Stepper::WarmUp() {
+  const SlotHandle slot = slots_.Acquire(nullptr);
+  PALIMPSEST_CHECK(slot.index >= 0);
+  bool finite = true;
+  for (const int32_t rows : {Scheduler::kChunk, 1}) {
+    Clear();
+    for (int32_t i = 0; i < rows; ++i) tokens_.push_back(i % model_.config().vocabulary);
+    row_begin_.push_back(0);
+    slot_.push_back(slot.index);
+    AddAnswer(rows - 1);
+    Forward();
+    Sample(context_, answers_, model_.config().vocabulary);
+    finite = finite && answers_.front().finite;
+  }
+  slots_.Release(slot);
+  return finite;
+}
+
+void Stepper::Run(std::span<const Scheduler::Item> items, std::span<Sequence* const> lanes) {
+  Clear();
+  for (const Scheduler::Item& item : items) {
+    answers_begin_.push_back(answers_.size());
+    Add(item, *lanes[item.lane]);
+  }
+  answers_begin_.push_back(answers_.size());
+  Forward();
+  if (!answers_.empty()) Sample(context_, answers_, model_.config().vocabulary);
+}
+
+void Stepper::Clear() {
+  tokens_.clear();
+  row_begin_.clear();
+  slot_.clear();
+  logit_rows_.clear();
+  answers_.clear();
+  answers_begin_.clear();
+}
+
+void Stepper::Add(const Scheduler::Item& item, const Sequence& sequence) {
+  const auto first_row = static_cast<int32_t>(tokens_.size());
+  const EngineRequest& request = sequence.request;
+  row_begin_.push_back(first_row);
+  slot_.push_back(sequence.slot.index);
+  int64_t next = 0;  // the prompt's token that the first row predicts
+  switch (item.work) {
+    case Scheduler::Work::kDecode: {
+      tokens_.push_back(sequence.head.pending);
+      SampleRow& answer = AddAnswer(first_row);
+      answer.settings = &request.sampling;
+      answer.recent = sequence.head.recent;
+      answer.position = sequence.head.position;
+      answer.top_logprobs = request.top_logprobs;
+      answer.want_logprob = request.want_logprobs || request.top_logprobs > 0;
+      return;
+    }
+    case Scheduler::Work::kFeed:
+      tokens_.push_back(sequence.head.pending);
+      break;
+    case Scheduler::Work::kPrefill: {
+      const auto begin = request.prompt.begin() + item.begin;
+      tokens_.insert(tokens_.end(), begin, begin + item.rows);
+      next = item.begin + 1;
+      break;
+    }
+  }
+  if (!sequence.scores()) return;
+  for (int32_t i = 0; i < item.rows; ++i) {
+    SampleRow& answer = AddAnswer(first_row + i);
+    answer.target = request.prompt[next + i];
+    answer.top_logprobs = request.top_logprobs;
+    answer.want_logprob = true;
+  }
+}
+
+SampleRow& Stepper::AddAnswer(int32_t row) {
+  logit_rows_.push_back(row);
+  return answers_.emplace_back();
+}
+
+void Stepper::Forward() {
+  const int64_t vocabulary = model_.config().vocabulary;
+  const int64_t needed = std::ssize(logit_rows_) * vocabulary;
+  if (logits_.size() < needed) logits_ = AlignedArray<float>(needed);
+  row_begin_.push_back(static_cast<int32_t>(tokens_.size()));
+  ForwardBatch batch;
+  batch.tokens = tokens_;
+  batch.rows = {
+      .num_sequences = static_cast<int32_t>(slot_.size()), .row_begin = row_begin_.data(), .slot = slot_.data()};
+  batch.states = slots_.base();
+  batch.state_stride = slots_.stride();
+  batch.logit_rows = logit_rows_;
+  model_.Forward(context_, batch, workspace_, logits_.data());
+  for (size_t i = 0; i < answers_.size(); ++i)
+    answers_[i].logits = logits_.data() + static_cast<int64_t>(i) * vocabulary;
+}
+
+}  // namespace palimpsest
