@@ -1,0 +1,50 @@
+// Inside fast_weight: one value head of one sequence, as the kernels see it.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/fast_weight/fast_weight.h"
+
+namespace palimpsest {
+
+// The rows of one sequence, reduced to one head. Pointers are to the first row; gates are `ldgate` floats apart.
+struct HeadRows {
+  UpdateRule rule = UpdateRule::kDelta;
+  int32_t key_dim = 0;
+  int32_t value_dim = 0;
+  int32_t rows = 0;
+  const float* q = nullptr;
+  int64_t ldq = 0;
+  const float* k = nullptr;
+  int64_t ldk = 0;
+  const float* v = nullptr;
+  int64_t ldv = 0;
+  const float* beta = nullptr;
+  const float* log_decay = nullptr;
+  int64_t ldgate = 0;
+  float* out = nullptr;
+  int64_t ldout = 0;
+  float* state = nullptr;  // [value_dim, key_dim]
+
+  HeadRows From(int64_t row) const {
+    HeadRows rest = *this;
+    rest.rows -= static_cast<int32_t>(row);
+    rest.q += row * ldq;
+    rest.k += row * ldk;
+    rest.v += row * ldv;
+    if (beta != nullptr) rest.beta += row * ldgate;
+    if (log_decay != nullptr) rest.log_decay += row * ldgate;
+    rest.out += row * ldout;
+    return rest;
+  }
+};
+
+struct FastWeightKernels {
+  // The first row of `head`, for rows [v_begin, v_end) of its state.
+  void (*step)(const HeadRows& head, int32_t v_begin, int32_t v_end);
+  // All rows of `head`, chunk by chunk, with `scratch_floats(key_dim)` floats of scratch aligned to 64 bytes.
+  void (*chunks)(const HeadRows& head, float* scratch);
+  int64_t (*scratch_floats)(int32_t key_dim);
+};
+
+}  // namespace palimpsest

@@ -1,0 +1,437 @@
+#include "kernels/fast_weight/fast_weight.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <ostream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/common/aligned_buffer.h"
+#include "kernels/common/simd.h"
+
+namespace palimpsest {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) return testing::AssertionFailure() << a.size() << " values against " << b.size();
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i])) {
+      return testing::AssertionFailure() << "value " << i << " is " << a[i] << " against " << b[i];
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+// The largest difference, relative to the largest value expected; infinite if a value is not finite.
+double RelativeError(const std::vector<float>& actual, const std::vector<float>& expected) {
+  double error = 0.0, size = 1e-30;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (!std::isfinite(actual[i])) return std::numeric_limits<double>::infinity();
+    error = std::max(error, std::abs(double{actual[i]} - double{expected[i]}));
+    size = std::max(size, std::abs(double{expected[i]}));
+  }
+  return error / size;
+}
+
+enum class Keys { kUnit, kNearlyEqual };
+enum class Decay { kMild, kStrong, kMixed };  // a step's log: about -0.05; -5 to -20; mostly mild, sometimes -1000
+
+struct Case {
+  const char* name;
+  UpdateRule rule = UpdateRule::kDelta;
+  FastWeightShape shape = {.heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 64};
+  std::vector<int32_t> lengths = {65};
+  float max_beta = 1.0f;
+  Keys keys = Keys::kUnit;
+  Decay decay = Decay::kMild;
+  double tolerance = 3e-6;
+  friend void PrintTo(const Case& c, std::ostream* os) { *os << c.name; }
+};
+
+// The inputs of a call, and its outputs, which start as NaN. Sequence s uses slot (3 s + 1) of twice as many as needed.
+struct Call {
+  explicit Call(const Case& c, uint32_t seed = 1) : shape(c.shape), rule(c.rule) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
+    row_begin = {0};
+    for (const int32_t length : c.lengths) row_begin.push_back(row_begin.back() + length);
+    for (size_t s = 0; s < c.lengths.size(); ++s) slot.push_back(static_cast<int32_t>(3 * s + 1));
+    const int64_t rows = row_begin.back();
+    const int32_t K = shape.key_dim;
+    q.resize(rows * shape.heads * K);
+    for (float& value : q) value = normal(random) / std::sqrt(static_cast<float>(K));
+    std::vector<float> common(K);
+    for (float& value : common) value = normal(random);
+    k.resize(q.size());
+    for (int64_t at = 0; at < static_cast<int64_t>(k.size()); at += K) {
+      double squares = 0.0;
+      for (int32_t i = 0; i < K; ++i) {
+        k[at + i] = c.keys == Keys::kUnit ? normal(random) : common[i] + 0.05f * normal(random);
+        squares += double{k[at + i]} * k[at + i];
+      }
+      for (int32_t i = 0; i < K; ++i) k[at + i] = static_cast<float>(k[at + i] / std::sqrt(squares));
+    }
+    v.resize(rows * shape.value_heads * shape.value_dim);
+    for (float& value : v) value = normal(random);
+    beta.resize(rows * shape.value_heads);
+    for (float& value : beta) value = c.max_beta * uniform(random);
+    log_decay.resize(beta.size());
+    for (float& value : log_decay) {
+      value = c.decay == Decay::kStrong ? -5.0f - 15.0f * uniform(random) : -0.1f * uniform(random);
+      if (c.decay == Decay::kMixed && uniform(random) < 0.1f) value = -1000.0f;
+    }
+    out.assign(v.size(), kNaN);
+    states.resize((3 * slot.size() + 1) * slot_floats());
+    for (float& value : states) value = normal(random);
+  }
+
+  int64_t slot_floats() const { return (shape.state_floats() + 15) / 16 * 16; }
+
+  FastWeightParams Params() {
+    FastWeightParams params;
+    params.shape = shape;
+    params.rule = rule;
+    params.rows = {static_cast<int32_t>(slot.size()), row_begin.data(), slot.data()};
+    params.state = {reinterpret_cast<std::byte*>(states.data()), slot_floats() * int64_t{sizeof(float)}};
+    params.q = q.data();
+    params.ldq = shape.heads * shape.key_dim;
+    params.k = k.data();
+    params.ldk = params.ldq;
+    params.v = v.data();
+    params.ldv = shape.value_heads * shape.value_dim;
+    params.beta = rule == UpdateRule::kSum ? nullptr : beta.data();
+    params.log_decay = rule == UpdateRule::kGatedDelta ? log_decay.data() : nullptr;
+    params.out = out.data();
+    params.ldout = params.ldv;
+    return params;
+  }
+
+  // Rows [begin, begin + length) of sequence s alone, as a call of its own.
+  FastWeightParams Part(int32_t s, int32_t begin, int32_t length, std::vector<int32_t>& rows) {
+    FastWeightParams params = Params();
+    const int64_t row = row_begin[s] + begin;
+    rows = {0, length};
+    params.rows = {1, rows.data(), &slot[s]};
+    params.q += row * params.ldq;
+    params.k += row * params.ldk;
+    params.v += row * params.ldv;
+    if (params.beta != nullptr) params.beta += row * shape.value_heads;
+    if (params.log_decay != nullptr) params.log_decay += row * shape.value_heads;
+    params.out += row * params.ldout;
+    return params;
+  }
+
+  void Run(int threads = 2) {
+    ThreadPool pool(threads);
+    FastWeight({&pool}, Params());
+  }
+
+  // Sequence by sequence, in calls of `rows` rows.
+  void RunInCallsOf(int32_t rows, int threads = 2) {
+    ThreadPool pool(threads);
+    for (int32_t s = 0; s < static_cast<int32_t>(slot.size()); ++s) {
+      const int32_t length = row_begin[s + 1] - row_begin[s];
+      for (int32_t begin = 0; begin < length; begin += rows) {
+        std::vector<int32_t> row_range;
+        FastWeight({&pool}, Part(s, begin, std::min(rows, length - begin), row_range));
+      }
+    }
+  }
+
+  FastWeightShape shape;
+  UpdateRule rule;
+  std::vector<int32_t> row_begin, slot;
+  std::vector<float> q, k, v, beta, log_decay, out, states;
+};
+
+std::vector<std::string> Targets() {
+  const std::string best = SimdTargetName();
+  std::vector<std::string> names;
+  for (const char* name : {"AVX3", "AVX2", "PORTABLE"}) {
+    if (UseSimdTarget(name)) names.push_back(name);
+  }
+  UseSimdTarget(best);
+  return names;
+}
+
+constexpr FastWeightShape kShape24x40 = {.heads = 2, .value_heads = 2, .key_dim = 24, .value_dim = 40};
+constexpr FastWeightShape kShape128 = {.heads = 1, .value_heads = 1, .key_dim = 128, .value_dim = 128};
+constexpr FastWeightShape kShape16 = {.heads = 3, .value_heads = 3, .key_dim = 16, .value_dim = 16};
+constexpr FastWeightShape kShapeShared = {.heads = 2, .value_heads = 6, .key_dim = 32, .value_dim = 48};
+constexpr FastWeightShape kShapeOdd = {.heads = 1, .value_heads = 2, .key_dim = 7, .value_dim = 5};
+constexpr FastWeightShape kShapeOne = {.heads = 1, .value_heads = 1, .key_dim = 1, .value_dim = 1};
+
+const UpdateRule kSum = UpdateRule::kSum, kDelta = UpdateRule::kDelta, kGated = UpdateRule::kGatedDelta;
+const Case kCases[] = {
+    {.name = "base"},
+    {.name = "sum", .rule = kSum},
+    {.name = "gated", .rule = kGated},
+    {.name = "length_1", .lengths = {1}},
+    {.name = "length_2", .lengths = {2}},
+    {.name = "length_63", .lengths = {63}},
+    {.name = "length_64", .lengths = {64}},
+    {.name = "length_130", .lengths = {130}},
+    {.name = "sum_length_1", .rule = kSum, .lengths = {1}},
+    {.name = "sum_length_130", .rule = kSum, .lengths = {130}},
+    {.name = "gated_length_1", .rule = kGated, .lengths = {1}},
+    {.name = "gated_length_2", .rule = kGated, .lengths = {2}},
+    {.name = "gated_length_130", .rule = kGated, .lengths = {130}},
+    {.name = "ragged", .rule = kGated, .lengths = {1, 0, 70, 1, 3, 64, 1, 65}},
+    {.name = "batch_of_steps", .rule = kGated, .lengths = {1, 1, 1, 1, 1, 1, 1, 1, 1}},
+    {.name = "k24_v40", .rule = kGated, .shape = kShape24x40, .lengths = {1, 2, 65, 130}},
+    {.name = "k128_v128", .rule = kGated, .shape = kShape128, .lengths = {1, 2, 65, 130}},
+    {.name = "k16_v16", .rule = kGated, .shape = kShape16, .lengths = {1, 2, 65, 130}},
+    {.name = "k7_v5", .rule = kGated, .shape = kShapeOdd, .lengths = {1, 2, 65, 130}, .tolerance = 1e-5},
+    {.name = "k1_v1", .rule = kGated, .shape = kShapeOne, .lengths = {1, 2, 65}, .tolerance = 1e-5},
+    {.name = "shared_keys", .rule = kGated, .shape = kShapeShared, .lengths = {1, 2, 65, 130}},
+    {.name = "sum_k24_v40", .rule = kSum, .shape = kShape24x40, .lengths = {1, 2, 65, 130}},
+    {.name = "delta_k24_v40", .shape = kShape24x40, .lengths = {1, 2, 65, 130}},
+    {.name = "beta_to_2", .lengths = {1, 65, 130}, .max_beta = 2.0f},
+    {.name = "gated_beta_to_2", .rule = kGated, .lengths = {1, 65, 130}, .max_beta = 2.0f},
+    {.name = "near_equal_keys", .lengths = {65, 130}, .keys = Keys::kNearlyEqual},
+    {.name = "near_equal_keys_beta_to_2",
+     .lengths = {65, 130},
+     .max_beta = 2.0f,
+     .keys = Keys::kNearlyEqual,
+     .tolerance = 1e-5},
+    {.name = "strong_decay", .rule = kGated, .lengths = {1, 65, 130}, .decay = Decay::kStrong},
+    {.name = "mixed_decay", .rule = kGated, .lengths = {1, 65, 130}, .decay = Decay::kMixed},
+    {.name = "everything_hard",
+     .rule = kGated,
+     .shape = kShape24x40,
+     .lengths = {1, 2, 64, 130},
+     .max_beta = 2.0f,
+     .keys = Keys::kNearlyEqual,
+     .decay = Decay::kMixed,
+     .tolerance = 1e-5},
+};
+
+class FastWeightCase : public testing::TestWithParam<Case> {
+ protected:
+  FastWeightCase() : best_(SimdTargetName()) {}
+  ~FastWeightCase() override { UseSimdTarget(best_); }
+  std::string best_;
+};
+
+TEST_P(FastWeightCase, AgreesWithTheRecurrenceInDoublePrecisionOnEveryTarget) {
+  Call expected(GetParam());
+  FastWeightReference(expected.Params());
+  for (const std::string& target : Targets()) {
+    SCOPED_TRACE(target);
+    ASSERT_TRUE(UseSimdTarget(target));
+    Call call(GetParam());
+    call.Run();
+    EXPECT_LT(RelativeError(call.out, expected.out), GetParam().tolerance);
+    EXPECT_LT(RelativeError(call.states, expected.states), GetParam().tolerance);
+  }
+}
+
+TEST_P(FastWeightCase, ChunksAgreeWithSteps) {
+  Call chunks(GetParam());
+  chunks.Run();
+  Call steps(GetParam());
+  steps.RunInCallsOf(1);
+  EXPECT_LT(RelativeError(chunks.out, steps.out), 2 * GetParam().tolerance);
+  EXPECT_LT(RelativeError(chunks.states, steps.states), 2 * GetParam().tolerance);
+}
+
+TEST_P(FastWeightCase, BitsDependNeitherOnThreadsNorOnNeighboursNorOnTheCutIntoCalls) {
+  for (const std::string& target : Targets()) {
+    SCOPED_TRACE(target);
+    ASSERT_TRUE(UseSimdTarget(target));
+    Call together(GetParam());
+    together.Run(1);
+    for (int threads = 2; threads <= 4; ++threads) {
+      Call call(GetParam());
+      call.Run(threads);
+      ASSERT_TRUE(SameBits(call.out, together.out)) << threads << " threads";
+      ASSERT_TRUE(SameBits(call.states, together.states)) << threads << " threads";
+    }
+    for (const int32_t rows : {64, 128, 1 << 20}) {
+      Call call(GetParam());
+      call.RunInCallsOf(rows);
+      ASSERT_TRUE(SameBits(call.out, together.out)) << "in calls of " << rows << " rows";
+      ASSERT_TRUE(SameBits(call.states, together.states)) << "in calls of " << rows << " rows";
+    }
+  }
+}
+
+TEST_P(FastWeightCase, ASequenceOfNaNStaysAlone) {
+  Call clean(GetParam());
+  clean.Run();
+  const int32_t last = static_cast<int32_t>(clean.slot.size()) - 1;
+  Call poisoned(GetParam());
+  const int64_t value_floats = int64_t{poisoned.shape.value_heads} * poisoned.shape.value_dim;
+  std::fill(poisoned.v.begin() + poisoned.row_begin[last] * value_floats, poisoned.v.end(), kNaN);
+  poisoned.Run();
+  const auto own_out = poisoned.out.begin() + poisoned.row_begin[last] * value_floats;
+  const auto own_state = poisoned.states.begin() + poisoned.slot[last] * poisoned.slot_floats();
+  EXPECT_TRUE(std::all_of(own_out, poisoned.out.end(), [](float value) { return std::isnan(value); }));
+  EXPECT_TRUE(std::isnan(*own_state));
+  std::copy(clean.out.begin() + poisoned.row_begin[last] * value_floats, clean.out.end(), own_out);
+  std::copy_n(clean.states.begin() + poisoned.slot[last] * poisoned.slot_floats(), poisoned.slot_floats(), own_state);
+  EXPECT_TRUE(SameBits(poisoned.out, clean.out));
+  EXPECT_TRUE(SameBits(poisoned.states, clean.states));
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, FastWeightCase, testing::ValuesIn(kCases),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// ------------------------------------------------------------------------------------------------------- laws
+
+// K unit vectors as keys, one per row, on an empty memory.
+Call OrthonormalKeys(UpdateRule rule, int32_t K) {
+  Call call({.name = "", .rule = rule, .shape = {1, 1, K, 40}, .lengths = {K}});
+  std::fill(call.k.begin(), call.k.end(), 0.0f);
+  for (int32_t row = 0; row < K; ++row) call.k[row * K + (row * 5 + 3) % K] = 1.0f;
+  std::fill(call.beta.begin(), call.beta.end(), 1.0f);
+  std::fill(call.log_decay.begin(), call.log_decay.end(), 0.0f);
+  std::fill(call.states.begin(), call.states.end(), 0.0f);
+  return call;
+}
+
+class EveryRule : public testing::TestWithParam<UpdateRule> {};
+
+TEST_P(EveryRule, OrthonormalKeysReadBackExactlyWhatWasWritten) {
+  for (const int32_t rows_per_call : {1, 32}) {
+    Call call = OrthonormalKeys(GetParam(), 32);
+    call.RunInCallsOf(rows_per_call);
+    Call reading = call;
+    reading.rule = UpdateRule::kSum;  // with a value of zero: only reads
+    reading.q = call.k;
+    std::fill(reading.v.begin(), reading.v.end(), 0.0f);
+    reading.Run();
+    EXPECT_EQ(reading.out, call.v);
+  }
+}
+
+TEST_P(EveryRule, ARowReadsNothingOfTheRowsAfterIt) {
+  for (const int32_t good_rows : {1, 3, 8, 37, 64, 100}) {
+    Call clean({.name = "", .rule = GetParam(), .shape = kShape24x40, .lengths = {130}});
+    clean.Run();
+    Call poisoned({.name = "", .rule = GetParam(), .shape = kShape24x40, .lengths = {130}});
+    for (std::vector<float>* values : {&poisoned.q, &poisoned.k, &poisoned.v, &poisoned.beta, &poisoned.log_decay}) {
+      std::fill(values->begin() + values->size() / 130 * good_rows, values->end(), kNaN);
+    }
+    poisoned.Run();
+    const size_t good_values = clean.out.size() / 130 * good_rows;
+    clean.out.resize(good_values);
+    poisoned.out.resize(good_values);
+    EXPECT_TRUE(SameBits(poisoned.out, clean.out)) << good_rows << " rows";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Rules, EveryRule, testing::Values(kSum, kDelta, kGated));
+
+TEST(FastWeightLaws, WhatIsWrittenWithFullStrengthIsReadInTheSameRow) {
+  for (const int32_t rows_per_call : {1, 64}) {
+    Call call({.name = "", .lengths = {130}});
+    call.q = call.k;
+    std::fill(call.beta.begin(), call.beta.end(), 1.0f);
+    call.RunInCallsOf(rows_per_call);
+    EXPECT_LT(RelativeError(call.out, call.v), 1e-5);
+  }
+}
+
+TEST(FastWeightLaws, WritingAgainUnderTheSameKeyReplacesTheValue) {
+  Call call = OrthonormalKeys(kDelta, 8);
+  call.k = {};
+  for (int row = 0; row < 8; ++row) call.k.insert(call.k.end(), {0, 0, 1, 0, 0, 0, 0, 0});
+  call.q = call.k;
+  call.Run();
+  EXPECT_LT(RelativeError(call.out, call.v), 1e-6);
+  const int32_t V = call.shape.value_dim;
+  for (int32_t i = 0; i < V; ++i) {
+    EXPECT_NEAR(call.states[call.slot[0] * call.slot_floats() + i * 8 + 2], call.v[7 * V + i], 1e-6);
+  }
+}
+
+TEST(FastWeightLaws, WritingWithNoStrengthChangesNothing) {
+  for (const int32_t rows_per_call : {1, 64}) {
+    Call call({.name = "", .lengths = {65}});
+    std::fill(call.beta.begin(), call.beta.end(), 0.0f);
+    const std::vector<float> before = call.states;
+    call.RunInCallsOf(rows_per_call);
+    EXPECT_EQ(call.states, before);
+  }
+}
+
+TEST(FastWeightLaws, TotalDecayForgetsAllThatWasBefore) {
+  for (const float log_decay : {-200.0f, -std::numeric_limits<float>::infinity()}) {
+    for (const int32_t rows_per_call : {1, 64}) {
+      Call call({.name = "", .rule = kGated, .lengths = {20}});
+      const int64_t heads = call.shape.value_heads;
+      std::fill_n(call.log_decay.begin() + 10 * heads, heads, log_decay);
+      call.RunInCallsOf(rows_per_call);
+      Call after({.name = "", .rule = kGated, .lengths = {20}});
+      std::fill_n(after.log_decay.begin() + 10 * heads, heads, log_decay);
+      std::fill(after.states.begin(), after.states.end(), 0.0f);
+      std::vector<int32_t> rows;
+      ThreadPool pool(1);
+      FastWeight({&pool}, after.Part(0, 10, 10, rows));
+      const int64_t half = call.out.size() / 2;
+      EXPECT_LT(RelativeError({call.out.begin() + half, call.out.end()}, {after.out.begin() + half, after.out.end()}),
+                3e-6);
+    }
+  }
+}
+
+TEST(FastWeightTest, ADecayThatIsNotANumberIsNotHidden) {
+  Call call({.name = "", .rule = kGated, .lengths = {1, 2, 65}});
+  std::fill(call.log_decay.begin(), call.log_decay.end(), kNaN);
+  call.Run();
+  EXPECT_TRUE(std::all_of(call.out.begin(), call.out.end(), [](float value) { return std::isnan(value); }));
+}
+
+TEST(FastWeightTest, TouchesOnlyTheSlotsOfItsSequences) {
+  Call call({.name = "", .lengths = {1, 70}});
+  const std::vector<float> before = call.states;
+  call.Run();
+  for (const int64_t untouched : {0, 2, 3, 5, 6}) {
+    const auto begin = untouched * call.slot_floats();
+    EXPECT_TRUE(
+        std::equal(before.begin() + begin, before.begin() + begin + call.slot_floats(), call.states.begin() + begin))
+        << "slot " << untouched;
+  }
+}
+
+TEST(FastWeightTest, RowsMayLieFurtherApartThanTheyAreLong) {
+  const Case c = {.name = "", .rule = kGated, .shape = kShape24x40, .lengths = {1, 67}};
+  Call dense(c);
+  dense.Run();
+  Call wide(c);
+  const int64_t rows = wide.row_begin.back(), apart = 301;
+  const auto spread = [&](const std::vector<float>& values) {
+    std::vector<float> result(rows * apart, kNaN);
+    const int64_t width = values.size() / rows;
+    for (int64_t row = 0; row < rows; ++row) std::copy_n(&values[row * width], width, &result[row * apart]);
+    return result;
+  };
+  wide.q = spread(wide.q);
+  wide.k = spread(wide.k);
+  wide.v = spread(wide.v);
+  wide.out.assign(rows * apart, -7.0f);
+  FastWeightParams params = wide.Params();
+  params.ldq = params.ldk = params.ldv = params.ldout = apart;
+  ThreadPool pool(2);
+  FastWeight({&pool}, params);
+  EXPECT_TRUE(SameBits(wide.states, dense.states));
+  const int64_t width = dense.out.size() / rows;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < apart; ++i) {
+      ASSERT_EQ(wide.out[row * apart + i], i < width ? dense.out[row * width + i] : -7.0f) << row << ", " << i;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace palimpsest
