@@ -1,4 +1,4 @@
-"""Checkpoint folders in Hugging Face form: config.json, safetensors (one file or shards with an index), tokenizer files.
+"""Checkpoint folders in Hugging Face form: config.json, safetensors (a file, or shards with an index), tokenizer.model.
 
 Needs NumPy only.
 """
@@ -19,6 +19,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes `value` the way Hugging Face files look."""
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
@@ -58,6 +59,7 @@ def write_checkpoint(
 
 
 def read_config(folder: Path) -> ModelConfig:
+    """The model a checkpoint folder describes."""
     return from_hf(json.loads((folder / "config.json").read_text()))
 
 

@@ -35,6 +35,8 @@ class MixerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """A stack of equal blocks, each a mixer and a SwiGLU MLP behind RMS norms."""
+
     model_type: str
     vocab_size: int
     hidden_size: int
@@ -79,6 +81,7 @@ class ModelConfig:
         return shapes
 
     def parameter_count(self) -> int:
+        """Numbers in the checkpoint; tied embeddings count once."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
 
@@ -127,7 +130,7 @@ MODEL_TYPES = {"delta_net": (_delta_net_mixer, 24), "gated_deltanet": (_gated_de
 
 
 def from_hf(hf: dict[str, Any]) -> ModelConfig:
-    """Reads the contents of a config.json; missing keys take fla's defaults. Raises ValueError on what we cannot run."""
+    """Reads a config.json's contents; missing keys take fla's defaults. Raises ValueError on what we cannot run."""
     model_type = hf.get("model_type")
     if model_type not in MODEL_TYPES:
         raise ValueError(f"model_type {model_type!r} is not one of {sorted(MODEL_TYPES)}")

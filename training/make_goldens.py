@@ -27,6 +27,8 @@ ROWS = (0, 1, 63, 64, 200, 511)  # positions whose whole distribution is stored
 
 @dataclass(frozen=True)
 class Case:
+    """One folder of tests/golden."""
+
     name: str
     dtype: str
     config: dict[str, Any] = field(repr=False)
@@ -84,7 +86,9 @@ CASES = (
             tie_word_embeddings=True,
         ),
     ),
-    Case("delta_sum_elu_conv", "BF16", _model("delta_net", qk_norm="sum", qk_activation="elu", tie_word_embeddings=True)),
+    Case(
+        "delta_sum_elu_conv", "BF16", _model("delta_net", qk_norm="sum", qk_activation="elu", tie_word_embeddings=True)
+    ),
     Case(  # K 24, V 40
         "delta_gate_negative_relu",
         "F32",
@@ -128,6 +132,7 @@ def expected_log_probabilities(folder: Path, tokens: np.ndarray) -> np.ndarray:
 
 
 def write_case(case: Case, folder: Path, seed: int) -> None:
+    """Writes the checkpoint, then what it must give."""
     hf_config = _hf_config(case)
     write_checkpoint(folder, hf_config, random_entries(hf_config, seed, case.dtype), shards=case.shards)
     vocab = case.config["vocab_size"]
@@ -143,6 +148,7 @@ def write_case(case: Case, folder: Path, seed: int) -> None:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write one folder per case into")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only this case")

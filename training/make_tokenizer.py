@@ -61,6 +61,7 @@ def train_tokenizer(texts: list[str], vocab_size: int, max_bytes: int, seed: int
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", nargs="+", type=Path, help="UTF-8 text files, plain or .xz")
     parser.add_argument("--out", type=Path, required=True, help="where to write tokenizer.model")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training import fused
 from training.config import MixerConfig, ModelConfig
 
 L2_EPS = 1e-6
@@ -27,10 +28,12 @@ class MixerState(NamedTuple):
     conv_tail: Tensor  # [B, W-1, channels of q, k and v]: the last raw inputs of the short convolution, oldest first
 
     def detach(self) -> MixerState:
+        """The same values, cut off from the gradient."""
         return MixerState(self.fast_weights.detach(), self.conv_tail.detach())
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
@@ -88,7 +91,7 @@ def chunked_rule(
     U = X diag(beta) V, Wk = X diag(beta e^G) K, X = (I + L)^-1, L_ij = beta_i (k_i . k_j) e^{G_i - G_j} for i > j,
     where G is the running sum of the log-decay. Only two products per chunk run one chunk after another.
     """
-    batch, tokens = q.shape[:2]
+    tokens = q.shape[1]
     pad = -tokens % chunk
     if pad:  # zero k, v and beta write nothing, zero log-decay forgets nothing
         q, k, v = (F.pad(x, (0, 0, 0, 0, 0, pad)) for x in (q, k, v))
@@ -149,7 +152,7 @@ class ShortConv(nn.Module):
 
 
 def causal_conv(x: Tensor, weight: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-    """x [B,T,ch], weight [ch,1,W], tail [B,W-1,ch] -> y [B,T,ch] and the new tail. weight[..., W-1] meets the present."""
+    """x [B,T,ch], weight [ch,1,W], tail [B,W-1,ch] -> y [B,T,ch] and the new tail. weight[..., W-1] meets x_t."""
     tokens, width = x.shape[1], weight.shape[-1]
     padded = torch.cat((tail, x), 1)
     y = sum(padded[:, j : j + tokens] * weight[:, 0, j] for j in range(width))
@@ -209,25 +212,51 @@ class Mixer(nn.Module):
         self.o_proj = nn.Linear(value_width, d, bias=False)
 
     def initial_state(self, batch: int) -> MixerState:
+        """What the layer remembers before the first token."""
         c, like = self.config, self.o_proj.weight
         return MixerState(
             like.new_zeros(batch, c.value_heads, c.value_dim, c.key_dim),
             like.new_zeros(batch, max(c.conv_width - 1, 0), sum(self.widths)),
         )
 
-    def forward(self, h: Tensor, state: MixerState, matmul_dtype: torch.dtype) -> tuple[Tensor, MixerState]:
-        """h [B,T,D] -> y [B,T,D]. Projections run in `matmul_dtype`, everything else in the type of the state."""
-        c, real = self.config, state.fast_weights.dtype
+    def forward(
+        self, h: Tensor, state: MixerState, matmul_dtype: torch.dtype, fuse: bool = False
+    ) -> tuple[Tensor, MixerState]:
+        """h [B,T,D] -> y [B,T,D] in `matmul_dtype`. Between the projections everything is in the type of the state.
+        `fuse` allows the fused pass where it fits; its gradients stop at the entering state."""
         layers = [self.q_proj, self.k_proj, self.v_proj]
         layers += [getattr(self, name) for name in ("g_proj", "b_proj", "a_proj") if hasattr(self, name)]
         weight = torch.cat([layer.weight for layer in layers]).to(matmul_dtype)
-        projected = F.linear(h.to(matmul_dtype), weight).to(real)
+        projected = F.linear(h.to(matmul_dtype), weight)
+        core = self._fused_core if fuse and fused.supports(self.config, h.shape[1]) else self._core
+        out, state = core(projected, state)
+        return F.linear(out.to(matmul_dtype), self.o_proj.weight.to(matmul_dtype)), state
+
+    def _conv_weight(self) -> Tensor:
+        return torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])
+
+    def _fused_core(self, projected: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        out, fast = fused.mixer_core(
+            projected,
+            self._conv_weight(),
+            self.A_log,
+            self.dt_bias,
+            self.o_norm.weight,
+            state.conv_tail,
+            state.fast_weights,
+            self.eps,
+        )
+        tail = projected.detach()[:, 1 - self.config.conv_width :, : sum(self.widths)]
+        return out, MixerState(fast, tail.to(state.conv_tail.dtype))
+
+    def _core(self, projected: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """From the projections [B,T,...] of q, k, v, gate, beta and decay to the gated outputs [B,T,HV*V]."""
+        c, projected = self.config, projected.to(state.fast_weights.dtype)
         qkv, rest = projected[..., : sum(self.widths)], projected[..., sum(self.widths) :]
         gate, rest = (rest[..., : self.widths[2]], rest[..., self.widths[2] :]) if c.output_gate else (None, rest)
         tail = state.conv_tail
         if c.conv_width:
-            convs = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])
-            qkv, tail = causal_conv(qkv, convs, tail)
+            qkv, tail = causal_conv(qkv, self._conv_weight(), tail)
         q, k, v = qkv.split(self.widths, -1)
         q = _normalise(_activate(q, c).unflatten(-1, (c.heads, c.key_dim)), c) * c.key_dim**-0.5
         k = _normalise(_activate(k, c).unflatten(-1, (c.heads, c.key_dim)), c)
@@ -235,10 +264,7 @@ class Mixer(nn.Module):
         if c.value_heads != c.heads:
             q, k = (x.repeat_interleave(c.value_heads // c.heads, 2) for x in (q, k))
 
-        if c.learned_beta:
-            beta = rest[..., : c.value_heads].sigmoid()
-        else:
-            beta = torch.ones_like(v[..., 0])
+        beta = rest[..., : c.value_heads].sigmoid() if c.learned_beta else torch.ones_like(v[..., 0])
         if c.negative_eigenvalues:
             beta = beta * 2
         log_decay = None
@@ -253,5 +279,4 @@ class Mixer(nn.Module):
         out = rms_norm(out, self.o_norm.weight, self.eps).flatten(-2)
         if gate is not None:
             out = out * F.silu(gate)
-        out = F.linear(out.to(matmul_dtype), self.o_proj.weight.to(matmul_dtype)).to(real)
         return out, MixerState(fast, tail)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training import fused
 from training.config import ModelConfig
 from training.mixer import Mixer, MixerState, ShortConv, rms_norm
 
@@ -15,29 +16,41 @@ State = list[MixerState]
 
 
 class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale."""
+
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, fuse: bool = False) -> Tensor:
+        """Fused, the result is bfloat16: it goes straight into a product."""
+        return fused.rms_norm(x, self.weight, self.eps) if fuse else rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
+    """The channel mixer: down(silu(gate x) * up x)."""
+
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(size, inner, bias=False)
         self.up_proj = nn.Linear(size, inner, bias=False)
         self.down_proj = nn.Linear(inner, size, bias=False)
 
-    def forward(self, x: Tensor, matmul_dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, matmul_dtype: torch.dtype, fuse: bool) -> Tensor:
+        """x [B,T,D] -> y [B,T,D] in `matmul_dtype`."""
         weight = torch.cat((self.gate_proj.weight, self.up_proj.weight)).to(matmul_dtype)
-        gate, up = F.linear(x.to(matmul_dtype), weight).chunk(2, -1)
-        inner = F.silu(gate.to(x.dtype)) * up.to(x.dtype)
-        return F.linear(inner.to(matmul_dtype), self.down_proj.weight.to(matmul_dtype)).to(x.dtype)
+        both = F.linear(x.to(matmul_dtype), weight)
+        if fuse:
+            inner = fused.swiglu(both)
+        else:
+            gate, up = both.to(self.down_proj.weight.dtype).chunk(2, -1)
+            inner = (F.silu(gate) * up).to(matmul_dtype)
+        return F.linear(inner, self.down_proj.weight.to(matmul_dtype))
 
 
 class Block(nn.Module):
+    """A token mixer and a channel mixer, each behind a norm and added to the residual stream."""
+
     def __init__(self, config: ModelConfig, chunk: int) -> None:
         super().__init__()
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -45,13 +58,16 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor, state: MixerState, matmul_dtype: torch.dtype) -> tuple[Tensor, MixerState]:
-        y, state = self.attn(self.attn_norm(x), state, matmul_dtype)
+    def forward(self, x: Tensor, state: MixerState, matmul_dtype: torch.dtype, fuse: bool) -> tuple[Tensor, MixerState]:
+        """x [B,T,D] -> x [B,T,D] and the mixer's state after it."""
+        y, state = self.attn(self.attn_norm(x, fuse), state, matmul_dtype, fuse)
         x = x + y
-        return x + self.mlp(self.mlp_norm(x), matmul_dtype), state
+        return x + self.mlp(self.mlp_norm(x, fuse), matmul_dtype, fuse), state
 
 
 class Backbone(nn.Module):
+    """Everything but the head; named `model` in checkpoints."""
+
     def __init__(self, config: ModelConfig, chunk: int) -> None:
         super().__init__()
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -61,42 +77,51 @@ class Backbone(nn.Module):
 
 class LanguageModel(nn.Module):
     """`chunk` is the chunk length of the mixers, 0 for token by token. Large products run in `matmul_dtype` (None: the
-    type of the parameters); the residual stream, the state and every sum with it stay in the type of the parameters."""
+    type of the parameters); the residual stream, the state and every sum with it stay in the type of the parameters.
+    `fuse` runs the fused passes of fused.py; it needs float32 parameters and products in bfloat16."""
 
-    def __init__(self, config: ModelConfig, *, chunk: int = 64, matmul_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, *, chunk: int = 64, matmul_dtype: torch.dtype | None = None, fuse: bool = False
+    ) -> None:
         super().__init__()
-        self.config, self.matmul_dtype = config, matmul_dtype
+        if fuse and not (matmul_dtype == torch.bfloat16 and fused.available()):
+            raise ValueError("fused passes need products in bfloat16, a C++ compiler and AVX-512")
+        self.config, self.matmul_dtype, self.fuse = config, matmul_dtype, fuse
         self.model = Backbone(config, chunk)
         if not config.tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def initial_state(self, batch: int) -> State:
+        """The state before the first token, for `batch` sequences."""
         return [layer.attn.initial_state(batch) for layer in self.model.layers]
 
-    def hidden(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def _hidden(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """tokens [B,T] -> normalised last hidden [B,T,D] and the state after them."""
         dtype = self.matmul_dtype or self.model.norm.weight.dtype
         x = self.model.embeddings(tokens)
         new_state = []
         for layer, layer_state in zip(self.model.layers, state, strict=True):
-            x, layer_state = layer(x, layer_state, dtype)
+            x, layer_state = layer(x, layer_state, dtype, self.fuse)
             new_state.append(layer_state)
-        return self.model.norm(x), new_state
+        return self.model.norm(x, self.fuse), new_state
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def _head(self, hidden: Tensor) -> Tensor:
         weight = self.model.embeddings.weight if self.config.tied else self.lm_head.weight
         dtype = self.matmul_dtype or weight.dtype
-        return F.linear(hidden.to(dtype), weight.to(dtype)).to(hidden.dtype)
+        return F.linear(hidden.to(dtype), weight.to(dtype))
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """tokens [B,T] -> logits [B,T,R] for the token after each, and the state after all of them."""
-        hidden, state = self.hidden(tokens, state)
-        return self.logits(hidden), state
+        hidden, state = self._hidden(tokens, state)
+        return self._head(hidden).to(self.model.norm.weight.dtype), state
 
     def loss(self, tokens: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
         """Mean cross-entropy in nats of targets [B,T], and the state."""
-        hidden, state = self.hidden(tokens, state)
-        return F.cross_entropy(self.logits(hidden).flatten(0, 1), targets.flatten()), state
+        hidden, state = self._hidden(tokens, state)
+        logits, targets = self._head(hidden).flatten(0, 1), targets.flatten()
+        if self.fuse:
+            return fused.cross_entropy(logits, targets.contiguous()), state
+        return F.cross_entropy(logits.to(self.model.norm.weight.dtype), targets), state
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

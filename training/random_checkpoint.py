@@ -82,6 +82,7 @@ def random_entries(hf_config: dict[str, Any], seed: int, dtype: str) -> dict[str
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shape = parser.add_mutually_exclusive_group(required=True)
     shape.add_argument("--preset", choices=sorted(PRESETS), help="a gated_deltanet of about this many parameters")

@@ -19,6 +19,7 @@ def read_text(path: Path) -> str:
 
 
 def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """Loads a tokenizer.model."""
     return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
 
 

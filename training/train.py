@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from training import config as configs
+from training import fused
 from training.export import export_checkpoint
 from training.mixer import MixerState
 from training.model import LanguageModel, State
@@ -33,8 +34,8 @@ from training.text import encode_text, load_tokenizer, read_text
 class Streams:
     """Which tokens each stream sees at each step: a pure function of the step, so that resuming needs no position.
 
-    The corpus is cut into blocks of `segments` segments. A stream reads a block from start to end, then goes on with the
-    next one of a shuffled order. Streams change blocks at different steps.
+    The corpus is cut into blocks of `segments` segments. A stream reads a block from start to end, then goes on with
+    the next one of a shuffled order. Streams change blocks at different steps.
     """
 
     ids: np.ndarray  # uint16 [corpus]
@@ -92,7 +93,9 @@ def make_optimisers(model: LanguageModel, args: argparse.Namespace) -> list[torc
 
 
 @torch.no_grad()
-def held_out_loss(model: LanguageModel, ids: np.ndarray, batch: int = 16, segment: int = 256, segments: int = 4) -> float:
+def held_out_loss(
+    model: LanguageModel, ids: np.ndarray, batch: int = 16, segment: int = 256, segments: int = 4
+) -> float:
     """A quick look at unseen text: mean nats per token over `batch` short stretches, each from an empty state."""
     stretch = segment * segments
     starts = np.linspace(0, len(ids) - stretch - 1, batch).astype(int)
@@ -126,6 +129,7 @@ def corpus_ids(args: argparse.Namespace) -> tuple[np.ndarray, float]:
 
 
 def train(args: argparse.Namespace) -> None:
+    """One run of the trainer, to the end of the budget."""
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     hf_config = json.loads(args.config.read_text())
@@ -136,7 +140,9 @@ def train(args: argparse.Namespace) -> None:
     held_out = encode_text(read_text(args.valid), args.tokenizer) if args.valid else None
     bits = 1 / (math.log(2) * bytes_per_token)  # nats per token -> bits per byte
 
-    model = LanguageModel(config, chunk=args.chunk, matmul_dtype=getattr(torch, args.matmul_dtype))
+    matmul_dtype = getattr(torch, args.matmul_dtype)
+    fuse = not args.plain and matmul_dtype == torch.bfloat16 and fused.available()
+    model = LanguageModel(config, chunk=args.chunk, matmul_dtype=matmul_dtype, fuse=fuse)
     model.initialise(args.seed)
     optimisers = make_optimisers(model, args)
     streams = Streams(ids, args.batch, args.segment, args.block_segments, args.seed)
@@ -214,6 +220,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("texts", nargs="+", type=Path, help="UTF-8 text files to train on, plain or .xz")
@@ -230,6 +237,7 @@ def main() -> None:
     add("--block-segments", type=int, default=32, help="consecutive segments a stream reads before it jumps")
     add("--chunk", type=int, default=32, help="chunk length of the mixer's parallel form")
     add("--matmul-dtype", choices=("bfloat16", "float32"), default="bfloat16", help="type of the large products")
+    add("--plain", action="store_true", help="never use the fused passes")
     add("--muon-lr", type=float, default=0.02)
     add("--adam-lr", type=float, default=3e-3)
     add("--weight-decay", type=float, default=0.02, help="of the matrices, per unit of learning rate")

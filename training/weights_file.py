@@ -30,7 +30,7 @@ def _encode(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 class Entry:
-    """One tensor to be written: its type and shape now, its values when asked (so that big files need little memory)."""
+    """One tensor to be written: type and shape now, values when asked, so that big files need little memory."""
 
     def __init__(self, dtype: str, shape: Iterable[int], make: Callable[[], np.ndarray]) -> None:
         self.dtype, self.shape, self.make = dtype, tuple(shape), make
@@ -38,6 +38,7 @@ class Entry:
 
 
 def entry(values: np.ndarray, dtype: str) -> Entry:
+    """Wraps values that are already there."""
     return Entry(dtype, values.shape, lambda: values)
 
 
