@@ -53,8 +53,8 @@ struct ServerOptions {
 // Thread-safe.
 class Server {
  public:
-  // Returns once all models are warm and the server is ready. INVALID_ARGUMENT: an option, with its name. UNAVAILABLE: a
-  // port cannot be bound. What Model::Load, Tokenizer::Load or Engine::Start said, with the model's name in front.
+  // Returns once all models are warm and the server is ready. INVALID_ARGUMENT: an option, with its name. UNAVAILABLE:
+  // a port cannot be bound. What Model::Load, Tokenizer::Load or Engine::Start said, with the model's name in front.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options);
   // Drains with no grace.
   ~Server();

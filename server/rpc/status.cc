@@ -4,6 +4,8 @@
 #include <google/rpc/status.pb.h>
 #include <grpcpp/support/status.h>
 
+#include <algorithm>
+
 #include "absl/strings/cord.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -12,9 +14,9 @@
 namespace palimpsest {
 namespace {
 
-constexpr std::string_view kTypePrefix = "type.googleapis.com/";
-constexpr std::string_view kNoRetry = "palimpsest.dev/no_retry";
-constexpr std::string_view kDomain = "palimpsest.dev";
+constexpr absl::string_view kTypePrefix = "type.googleapis.com/";
+constexpr absl::string_view kNoRetry = "palimpsest.dev/no_retry";
+constexpr absl::string_view kDomain = "palimpsest.dev";
 // All of an error travels in the trailing metadata, of which a client takes 8 KiB.
 constexpr size_t kMaxMessageBytes = 1024;
 constexpr size_t kMaxViolations = 8;
@@ -30,12 +32,12 @@ void Attach(absl::Status& status, const Detail& detail) {
   status.SetPayload(UrlOf<Detail>(), absl::Cord(detail.SerializeAsString()));
 }
 
-std::string Cut(std::string_view text, size_t limit) {
+std::string Cut(absl::string_view text, size_t limit) {
   if (text.size() <= limit) return std::string(text);
-  return absl::StrCat(absl::string_view(text.data(), limit - 3), "...");
+  return absl::StrCat(text.substr(0, limit - 3), "...");
 }
 
-std::string_view DefaultReason(absl::StatusCode code) {
+absl::string_view DefaultReason(absl::StatusCode code) {
   switch (code) {
     case absl::StatusCode::kCancelled:
       return "CANCELLED";
@@ -80,14 +82,13 @@ absl::Duration DefaultRetry(absl::StatusCode code) {
 
 }  // namespace
 
-std::string Quoted(std::string_view text) {
+std::string Quoted(absl::string_view text) {
   constexpr size_t kShown = 64;
   const bool cut = text.size() > kShown;
-  return absl::StrCat("\"", absl::CHexEscape(absl::string_view(text.data(), cut ? kShown : text.size())),
-                      cut ? "...\"" : "\"");
+  return absl::StrCat("\"", absl::CHexEscape(text.substr(0, kShown)), cut ? "...\"" : "\"");
 }
 
-absl::Status WithReason(absl::Status status, std::string_view reason,
+absl::Status WithReason(absl::Status status, absl::string_view reason,
                         std::vector<std::pair<std::string, std::string>> metadata) {
   if (status.ok()) return status;
   google::rpc::ErrorInfo info;
@@ -109,21 +110,21 @@ absl::Status WithRetryAfter(absl::Status status, absl::Duration delay) {
 }
 
 absl::Status WithoutRetry(absl::Status status) {
-  if (!status.ok()) status.SetPayload(absl::string_view(kNoRetry.data(), kNoRetry.size()), absl::Cord());
+  if (!status.ok()) status.SetPayload(kNoRetry, absl::Cord());
   return status;
 }
 
-absl::Status WithResource(absl::Status status, std::string_view type, std::string_view name) {
+absl::Status WithResource(absl::Status status, absl::string_view type, absl::string_view name) {
   if (status.ok()) return status;
   google::rpc::ResourceInfo info;
   info.set_resource_type(std::string(type));
   info.set_resource_name(std::string(name));
-  info.set_description(Cut(std::string(status.message()), kMaxViolationBytes));
+  info.set_description(Cut(status.message(), kMaxViolationBytes));
   Attach(status, info);
   return status;
 }
 
-void Violations::Add(std::string_view field, std::string_view what) {
+void Violations::Add(absl::string_view field, absl::string_view what) {
   fields_.emplace_back(Cut(field, kMaxViolationBytes), Cut(what, kMaxViolationBytes));
 }
 
@@ -145,7 +146,7 @@ absl::Status Violations::ToStatus() const {
   return WithReason(std::move(status), "BAD_REQUEST", {{"field", fields_[0].first}});
 }
 
-absl::Status FieldViolation(std::string_view field, std::string_view what) {
+absl::Status FieldViolation(absl::string_view field, absl::string_view what) {
   Violations violations;
   violations.Add(field, what);
   return violations.ToStatus();
@@ -156,14 +157,14 @@ grpc::Status ToGrpc(const absl::Status& status) {
   absl::Status full = status;
   if (!full.GetPayload(UrlOf<google::rpc::ErrorInfo>())) full = WithReason(std::move(full), DefaultReason(full.code()));
   const absl::Duration retry = DefaultRetry(full.code());
-  const bool no_retry = full.ErasePayload(absl::string_view(kNoRetry.data(), kNoRetry.size()));
+  const bool no_retry = full.ErasePayload(kNoRetry);
   if (!no_retry && retry > absl::ZeroDuration() && !full.GetPayload(UrlOf<google::rpc::RetryInfo>())) {
     full = WithRetryAfter(std::move(full), retry);
   }
 
   google::rpc::Status wire;
   wire.set_code(full.raw_code());
-  wire.set_message(Cut(std::string(full.message()), kMaxMessageBytes));
+  wire.set_message(Cut(full.message(), kMaxMessageBytes));
   full.ForEachPayload([&wire](absl::string_view url, const absl::Cord& value) {
     auto* detail = wire.add_details();
     detail->set_type_url(std::string(url));
@@ -172,7 +173,7 @@ grpc::Status ToGrpc(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(full.raw_code()), wire.message(), wire.SerializeAsString());
 }
 
-std::string_view CodeName(absl::StatusCode code) {
+absl::string_view CodeName(absl::StatusCode code) {
   switch (code) {
     case absl::StatusCode::kOk:
       return "OK";

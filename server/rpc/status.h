@@ -6,7 +6,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -21,10 +20,10 @@ class Status;
 namespace palimpsest {
 
 // Text from outside, fit for a message: not printable bytes escaped, cut after 64, in double quotes.
-std::string Quoted(std::string_view text);
+std::string Quoted(absl::string_view text);
 
 // Sets the machine-readable reason, UPPER_SNAKE. `metadata` holds what varies.
-absl::Status WithReason(absl::Status status, std::string_view reason,
+absl::Status WithReason(absl::Status status, absl::string_view reason,
                         std::vector<std::pair<std::string, std::string>> metadata = {});
 // Says when a retry may be worth it; without, ToGrpc gives RESOURCE_EXHAUSTED and UNAVAILABLE one second and ABORTED a
 // tenth.
@@ -32,13 +31,13 @@ absl::Status WithRetryAfter(absl::Status status, absl::Duration delay);
 // A retry of the same call cannot help.
 absl::Status WithoutRetry(absl::Status status);
 // Names the missing thing, "sessions/x".
-absl::Status WithResource(absl::Status status, std::string_view type, std::string_view name);
+absl::Status WithResource(absl::Status status, absl::string_view type, absl::string_view name);
 
 // Collects what is wrong with a request, so that a caller hears of all of it at once.
 class Violations {
  public:
   // `field` as in the proto, with dots; `what` goes on from it: "is 200; accepted: 0 to 100".
-  void Add(std::string_view field, std::string_view what);
+  void Add(absl::string_view field, absl::string_view what);
   bool empty() const { return fields_.empty(); }
   // OK when empty. INVALID_ARGUMENT with BadRequest otherwise; the first eight are told.
   absl::Status ToStatus() const;
@@ -47,10 +46,10 @@ class Violations {
   std::vector<std::pair<std::string, std::string>> fields_;
 };
 // One violation as a status.
-absl::Status FieldViolation(std::string_view field, std::string_view what);
+absl::Status FieldViolation(absl::string_view field, absl::string_view what);
 
 grpc::Status ToGrpc(const absl::Status& status);
 // "INVALID_ARGUMENT"; the name of a code in logs and metrics.
-std::string_view CodeName(absl::StatusCode code);
+absl::string_view CodeName(absl::StatusCode code);
 
 }  // namespace palimpsest

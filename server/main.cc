@@ -1,0 +1,392 @@
+// palimpsest-server: flags to option structs, wiring, signals, exit codes.
+//
+// Exit codes: 0 drained and stopped. 1 failed at run time (a port in use, no memory for the slots), or a second signal
+// cut the drain short. 2 a flag or a model is wrong; one line on standard error says which and why.
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/flags/commandlineflag.h"
+#include "absl/flags/flag.h"
+#include "absl/flags/reflection.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
+#include "server/rpc/log.h"
+#include "server/rpc/server.h"
+
+// Defaults are those of the option structs, so that they are written once.
+namespace {
+const palimpsest::ServerOptions& Defaults() {
+  static const palimpsest::ServerOptions& defaults = *new palimpsest::ServerOptions;
+  return defaults;
+}
+}  // namespace
+
+ABSL_FLAG(
+    std::vector<std::string>, model, {},
+    "Checkpoint to serve: FOLDER, named after itself, or NAME=FOLDER. May be repeated, or hold several, separated "
+    "by commas.");
+ABSL_FLAG(std::string, model_root, "", "Folder under which LoadModel may load checkpoints. Empty: it may not.");
+ABSL_FLAG(
+    std::string, math, "auto",
+    "Arithmetic of the projections: f32, bf16 (rounds activations), or auto: bf16 where weights and processor are.");
+
+ABSL_FLAG(std::string, host, "127.0.0.1", "Address to listen on. 0.0.0.0 or ::: all of this machine's.");
+ABSL_FLAG(int32_t, port, 50051, "Port to listen on. 0: any that is free.");
+ABSL_FLAG(std::string, port_file, "", "File to write the port to, once the server is ready.");
+ABSL_FLAG(std::string, metrics_address, "127.0.0.1:9464", "Address of /metrics for Prometheus. Empty: none.");
+ABSL_FLAG(std::string, metrics_port_file, "", "File to write the port of /metrics to, once the server is ready.");
+ABSL_FLAG(std::string, tls_cert, "", "PEM file with the server's certificate. With --tls_key: TLS. Empty: plain text.");
+ABSL_FLAG(std::string, tls_key, "", "PEM file with the certificate's private key.");
+ABSL_FLAG(std::string, tls_client_ca, "", "PEM file. Given, clients must show a certificate signed by one in it.");
+
+ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
+          "Threads of the arithmetic, for each model. 0: one per processor.");
+ABSL_FLAG(
+    int32_t, slots, Defaults().engine.slots,
+    "Sequences that run at once, for each model. Each takes the bytes of one state from the start on. More raises "
+    "throughput, and every caller's time between tokens.");
+ABSL_FLAG(int32_t, max_queue, Defaults().engine.max_queue,
+          "Requests that wait for a slot before new ones are refused.");
+ABSL_FLAG(int32_t, prefill_budget, Defaults().engine.prefill_budget,
+          "Prompt tokens taken into one batch beside the decoding sequences. More shortens the time to the first token "
+          "under load and lengthens the others' time between tokens.");
+ABSL_FLAG(int32_t, max_undelivered_tokens, Defaults().engine.max_undelivered_tokens,
+          "Generated tokens that may wait for a slow reader before its sequence is left out of batches.");
+
+ABSL_FLAG(absl::Duration, session_ttl, Defaults().sessions.default_ttl,
+          "Time to live of a session that does not say, from its last use. inf: never expires.");
+ABSL_FLAG(int64_t, max_sessions, Defaults().sessions.max_sessions, "Sessions held. Each counts as one state.");
+ABSL_FLAG(int64_t, max_snapshots, Defaults().sessions.max_snapshots, "Snapshots held. Each counts as one state.");
+
+ABSL_FLAG(int64_t, max_message_bytes, Defaults().limits.max_message_bytes,
+          "Bytes of one message received. An inline state must fit.");
+ABSL_FLAG(int64_t, max_prompt_tokens, Defaults().limits.max_prompt_tokens, "Tokens of one prompt.");
+ABSL_FLAG(int64_t, max_prompt_bytes, Defaults().limits.max_prompt_bytes, "Bytes of one prompt's text.");
+ABSL_FLAG(int64_t, max_tokens, Defaults().limits.max_tokens, "Tokens that one request may generate.");
+ABSL_FLAG(int64_t, default_max_tokens, Defaults().limits.default_max_tokens,
+          "Tokens that a request generates if it does not say.");
+ABSL_FLAG(int64_t, max_scored_values, Defaults().limits.max_scored_values,
+          "Tokens and alternatives in one answer of Score.");
+ABSL_FLAG(int32_t, max_stop_strings, Defaults().limits.max_stop_strings, "Stop strings of one request.");
+ABSL_FLAG(int32_t, max_streams_per_connection, Defaults().limits.max_streams_per_connection,
+          "Calls at once on one connection. More wait at the client.");
+ABSL_FLAG(int32_t, max_transfers, Defaults().limits.max_transfers, "Snapshots uploaded or downloaded at once.");
+ABSL_FLAG(int32_t, max_models, Defaults().limits.max_models, "Models loaded at once.");
+ABSL_FLAG(int64_t, max_rpc_memory_bytes, Defaults().limits.max_rpc_memory_bytes,
+          "Memory for messages on their way, all connections together.");
+ABSL_FLAG(int64_t, max_request_ids, Defaults().limits.max_request_ids,
+          "Request ids of creating calls remembered, for ten minutes each.");
+
+ABSL_FLAG(absl::Duration, grace, absl::Seconds(30),
+          "On SIGTERM or SIGINT: how long calls that run may go on. A second signal ends them at once.");
+ABSL_FLAG(std::string, log_format, "json", "Form of the log on standard error: json or text.");
+
+namespace palimpsest {
+namespace {
+
+struct Group {
+  const char* title;
+  std::vector<const char*> flags;
+};
+
+const std::vector<Group>& Groups() {
+  static const std::vector<Group>& groups = *new std::vector<Group>{
+      {"Models", {"model", "model_root", "math"}},
+      {"Network",
+       {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
+      {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
+      {"Sessions", {"session_ttl", "max_sessions", "max_snapshots"}},
+      {"Limits",
+       {"max_message_bytes", "max_prompt_tokens", "max_prompt_bytes", "max_tokens", "default_max_tokens",
+        "max_scored_values", "max_stop_strings", "max_streams_per_connection", "max_transfers", "max_models",
+        "max_rpc_memory_bytes", "max_request_ids"}},
+      {"Operation", {"grace", "log_format"}}};
+  return groups;
+}
+
+absl::CommandLineFlag* FindFlag(absl::string_view name) {
+  for (const Group& group : Groups()) {
+    for (const char* flag : group.flags) {
+      if (name == flag) return absl::FindCommandLineFlag(name);
+    }
+  }
+  return nullptr;
+}
+
+std::string EnvironmentName(absl::string_view flag) { return absl::StrCat("PALIMPSEST_", absl::AsciiStrToUpper(flag)); }
+
+void PrintHelp() {
+  std::puts(
+      "palimpsest-server: serves fast-weight language models over gRPC.\n\n"
+      "  palimpsest-server --model=FOLDER\n"
+      "  palimpsest-server --model=small=checkpoints/a --model=large=checkpoints/b --host=0.0.0.0\n\n"
+      "Each flag is --name=value, and may be set in the environment too, as PALIMPSEST_NAME; the flag wins.");
+  for (const Group& group : Groups()) {
+    std::printf("\n%s\n", group.title);
+    for (const char* name : group.flags) {
+      const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+      const std::string value = flag->DefaultValue();
+      std::printf("  --%s%s\n", name, value.empty() ? "" : absl::StrCat(" (", value, ")").c_str());
+      std::string line = "     ";
+      for (const absl::string_view word : absl::StrSplit(flag->Help(), ' ')) {
+        if (line.size() + 1 + word.size() > 100) {
+          std::puts(line.c_str());
+          line = "     ";
+        }
+        absl::StrAppend(&line, " ", word);
+      }
+      std::puts(line.c_str());
+    }
+  }
+  std::puts("\n  --version, --help");
+}
+
+// An error in a flag, a model or the environment: one line, exit code 2.
+[[noreturn]] void Refuse(absl::string_view reason) {
+  std::fprintf(stderr, "palimpsest-server: %s\n", std::string(reason).c_str());
+  std::exit(2);
+}
+
+void SetFlag(absl::CommandLineFlag* flag, const std::string& value, absl::string_view where) {
+  std::string error;
+  if (!flag->ParseFrom(value, &error)) {
+    Refuse(absl::StrCat(where, " is \"", value, "\", which is not a value for it",
+                        error.empty() ? "" : absl::StrCat(": ", error)));
+  }
+}
+
+void ReadEnvironment() {
+  for (const Group& group : Groups()) {
+    for (const char* name : group.flags) {
+      const std::string variable = EnvironmentName(name);
+      if (const char* value = std::getenv(variable.c_str())) SetFlag(absl::FindCommandLineFlag(name), value, variable);
+    }
+  }
+}
+
+// `--name=value`, or `--name value`. Not absl's own parser: that one knows no exit code but 1, and flags of libraries.
+void ReadFlags(int argc, char** argv) {
+  std::vector<std::string> models;
+  for (int i = 1; i < argc; ++i) {
+    absl::string_view text = argv[i];
+    if (text == "--help" || text == "-h") {
+      PrintHelp();
+      std::exit(0);
+    }
+    if (text == "--version") {
+      std::printf("palimpsest-server %s\n", ServerVersion().c_str());
+      std::exit(0);
+    }
+    if (!absl::ConsumePrefix(&text, "--")) {
+      Refuse(absl::StrCat("\"", argv[i], "\" is not a flag; flags are --name=value, and --help tells them"));
+    }
+    const size_t equals = text.find('=');
+    const std::string name(text.substr(0, equals));
+    absl::CommandLineFlag* flag = FindFlag(name);
+    if (flag == nullptr) Refuse(absl::StrCat("there is no flag --", name, "; --help tells those there are"));
+    std::string value;
+    if (equals != absl::string_view::npos) {
+      value = std::string(text.substr(equals + 1));
+    } else if (i + 1 < argc) {
+      value = argv[++i];
+    } else {
+      Refuse(absl::StrCat("--", name, " has no value"));
+    }
+    if (name == "model") {
+      models.push_back(value);
+    } else {
+      SetFlag(flag, value, absl::StrCat("--", name));
+    }
+  }
+  if (!models.empty()) SetFlag(FindFlag("model"), absl::StrJoin(models, ","), "--model");
+}
+
+ServerOptions::ModelSource ReadModel(const std::string& text) {
+  const size_t equals = text.find('=');
+  ServerOptions::ModelSource model;
+  if (equals != std::string::npos) {
+    model = {text.substr(0, equals), text.substr(equals + 1)};
+  } else {
+    std::filesystem::path folder(text);
+    if (!folder.has_filename()) folder = folder.parent_path();  // a slash at the end
+    model = {folder.filename().string(), text};
+  }
+  if (model.folder.empty()) Refuse(absl::StrCat("--model is \"", text, "\"; accepted: FOLDER or NAME=FOLDER"));
+  return model;
+}
+
+ServerOptions ReadOptions() {
+  ServerOptions options;
+  for (const std::string& text : absl::GetFlag(FLAGS_model)) options.models.push_back(ReadModel(text));
+  options.model_root = absl::GetFlag(FLAGS_model_root);
+  if (options.models.empty() && options.model_root.empty()) {
+    Refuse("no model: give --model=FOLDER, or --model_root=FOLDER to load models later");
+  }
+  if (!options.model_root.empty() && !std::filesystem::is_directory(options.model_root)) {
+    Refuse(absl::StrCat("--model_root ", options.model_root, " is not a folder"));
+  }
+  const std::string math = absl::GetFlag(FLAGS_math);
+  if (math == "auto") {
+    options.model.math = ModelOptions::Math::kAuto;
+  } else if (math == "f32") {
+    options.model.math = ModelOptions::Math::kF32;
+  } else if (math == "bf16") {
+    options.model.math = ModelOptions::Math::kBF16;
+  } else {
+    Refuse(absl::StrCat("--math is \"", math, "\"; accepted: auto, f32, bf16"));
+  }
+  options.host = absl::GetFlag(FLAGS_host);
+  options.port = absl::GetFlag(FLAGS_port);
+  options.metrics_address = absl::GetFlag(FLAGS_metrics_address);
+  options.tls_certificate_file = absl::GetFlag(FLAGS_tls_cert);
+  options.tls_key_file = absl::GetFlag(FLAGS_tls_key);
+  options.tls_client_ca_file = absl::GetFlag(FLAGS_tls_client_ca);
+  options.engine.threads = absl::GetFlag(FLAGS_threads);
+  options.engine.slots = absl::GetFlag(FLAGS_slots);
+  options.engine.max_queue = absl::GetFlag(FLAGS_max_queue);
+  options.engine.prefill_budget = absl::GetFlag(FLAGS_prefill_budget);
+  options.engine.max_undelivered_tokens = absl::GetFlag(FLAGS_max_undelivered_tokens);
+  options.sessions.default_ttl = absl::GetFlag(FLAGS_session_ttl);
+  options.sessions.max_sessions = absl::GetFlag(FLAGS_max_sessions);
+  options.sessions.max_snapshots = absl::GetFlag(FLAGS_max_snapshots);
+  options.limits.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes);
+  options.limits.max_prompt_tokens = absl::GetFlag(FLAGS_max_prompt_tokens);
+  options.limits.max_prompt_bytes = absl::GetFlag(FLAGS_max_prompt_bytes);
+  options.limits.max_tokens = absl::GetFlag(FLAGS_max_tokens);
+  options.limits.default_max_tokens = absl::GetFlag(FLAGS_default_max_tokens);
+  options.limits.max_scored_values = absl::GetFlag(FLAGS_max_scored_values);
+  options.limits.max_stop_strings = absl::GetFlag(FLAGS_max_stop_strings);
+  options.limits.max_streams_per_connection = absl::GetFlag(FLAGS_max_streams_per_connection);
+  options.limits.max_transfers = absl::GetFlag(FLAGS_max_transfers);
+  options.limits.max_models = absl::GetFlag(FLAGS_max_models);
+  options.limits.max_rpc_memory_bytes = absl::GetFlag(FLAGS_max_rpc_memory_bytes);
+  options.limits.max_request_ids = absl::GetFlag(FLAGS_max_request_ids);
+  return options;
+}
+
+void LogConfiguration() {
+  std::vector<std::pair<std::string, std::string>> values{{"version", ServerVersion()}};
+  for (const Group& group : Groups()) {
+    for (const char* name : group.flags) values.emplace_back(name, absl::FindCommandLineFlag(name)->CurrentValue());
+  }
+  LogEvent("configuration", values);
+}
+
+// Whole or not at all: who waits for the file never reads half of it.
+bool WritePort(const std::string& path, int32_t port) {
+  if (path.empty()) return true;
+  const std::string temporary = absl::StrCat(path, ".", getpid());
+  std::ofstream file(temporary);
+  file << port << "\n";
+  file.close();
+  std::error_code error;
+  if (file) std::filesystem::rename(temporary, path, error);
+  if (file && !error) return true;
+  std::fprintf(stderr, "palimpsest-server: %s cannot be written\n", path.c_str());
+  return false;
+}
+
+// Waits for SIGTERM and SIGINT, which all threads have blocked. While the server starts, there is nothing to lose: the
+// first one ends the process. Later it notifies, and the second one ends it.
+class Signals {
+ public:
+  Signals() {
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&set_);
+    sigaddset(&set_, SIGTERM);
+    sigaddset(&set_, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set_, nullptr);
+    std::thread([this] { Watch(); }).detach();
+  }
+  void SetReady() { ready_ = true; }
+  void Wait() { first_.WaitForNotification(); }
+
+ private:
+  void Watch() {
+    for (;;) {
+      int number = 0;
+      if (sigwait(&set_, &number) != 0) continue;
+      if (!ready_) _exit(0);
+      if (first_.HasBeenNotified()) _exit(1);
+      first_.Notify();
+    }
+  }
+
+  sigset_t set_;
+  std::atomic<bool> ready_{false};
+  absl::Notification first_;
+};
+
+int Main(int argc, char** argv) {
+  ReadEnvironment();
+  ReadFlags(argc, argv);
+  const std::string format = absl::GetFlag(FLAGS_log_format);
+  if (format != "json" && format != "text") {
+    Refuse(absl::StrCat("--log_format is \"", format, "\"; accepted: json, text"));
+  }
+  const absl::Duration grace = absl::GetFlag(FLAGS_grace);
+  if (grace < absl::ZeroDuration()) {
+    Refuse(absl::StrCat("--grace is ", absl::FormatDuration(grace), "; accepted: 0 or more"));
+  }
+  ServerOptions options = ReadOptions();
+  SetLogFormat(format == "json" ? LogFormat::kJson : LogFormat::kText);
+  static Signals& signals = *new Signals;  // its thread outlives main's frame
+
+  LogConfiguration();
+  options.on_listening = [&options](int32_t port, int32_t metrics_port) {
+    LogEvent("listening", {{"address", absl::StrCat(options.host, ":", port)},
+                           {"metrics_port", metrics_port == 0 ? "none" : absl::StrCat(metrics_port)},
+                           {"tls", options.tls_certificate_file.empty() ? "off"
+                                   : options.tls_client_ca_file.empty() ? "on"
+                                                                        : "mutual"}});
+  };
+  absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options);
+  if (!server.ok()) {
+    std::fprintf(stderr, "palimpsest-server: %s\n", std::string(server.status().message()).c_str());
+    switch (server.status().code()) {
+      case absl::StatusCode::kInvalidArgument:
+      case absl::StatusCode::kNotFound:
+      case absl::StatusCode::kDataLoss:
+      case absl::StatusCode::kAlreadyExists:
+      case absl::StatusCode::kFailedPrecondition:
+      case absl::StatusCode::kUnimplemented:
+        return 2;
+      default:
+        return 1;
+    }
+  }
+  signals.SetReady();
+  if (!WritePort(absl::GetFlag(FLAGS_port_file), (*server)->port()) ||
+      !WritePort(absl::GetFlag(FLAGS_metrics_port_file), (*server)->metrics_port())) {
+    return 1;
+  }
+  LogEvent("ready", {{"port", absl::StrCat((*server)->port())}});
+
+  signals.Wait();
+  LogEvent("draining", {{"grace", absl::FormatDuration(grace)}});
+  (*server)->Drain(grace);
+  server->reset();
+  LogEvent("stopped");
+  return 0;
+}
+
+}  // namespace
+}  // namespace palimpsest
+
+int main(int argc, char** argv) { return palimpsest::Main(argc, argv); }

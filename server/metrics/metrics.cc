@@ -1,0 +1,283 @@
+#include "server/metrics/metrics.h"
+
+#include <prometheus/collectable.h>
+#include <prometheus/counter.h>
+#include <prometheus/exposer.h>
+#include <prometheus/family.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <exception>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "server/metrics/process_collector.h"
+
+namespace palimpsest {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::Family;
+using prometheus::Histogram;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Edges = Histogram::BucketBoundaries;
+
+// The edges that other inference servers use, so that quantiles can be compared, and five below them: a step of a small
+// model takes less than their lowest.
+const Edges& FirstTokenEdges() {
+  static const Edges& edges = *new Edges{.0005, .001, .002, .003, .005, .01, .02, .04, .06, .08, .1,  .25, .5,
+                                         .75,   1,    2.5,  5,    7.5,  10,  20,  40,  80,  160, 640, 2560};
+  return edges;
+}
+const Edges& TokenEdges() {
+  static const Edges& edges = *new Edges{.0005, .001, .002, .003, .005, .01, .025, .05, .075, .1, .15, .2,
+                                         .3,    .4,   .5,   .75,  1,    2.5, 5,    7.5, 10,   20, 40,  80};
+  return edges;
+}
+const Edges& RequestEdges() {
+  static const Edges& edges =
+      *new Edges{.0005, .001, .002, .003, .005, .01, .02, .04, .08, .16, .3,  .5,  .8,  1,    1.5, 2,
+                 2.5,   5,    10,   15,   20,   30,  40,  50,  60,  120, 240, 480, 960, 1920, 7680};
+  return edges;
+}
+const Edges& SizeEdges() {
+  static const Edges& edges = *new Edges{1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096};
+  return edges;
+}
+
+// One value of a family that is made at scrape time.
+ClientMetric Value(double value, std::vector<ClientMetric::Label> labels, MetricType type) {
+  ClientMetric metric;
+  metric.label = std::move(labels);
+  if (type == MetricType::Counter) {
+    metric.counter.value = value;
+  } else {
+    metric.gauge.value = value;
+  }
+  return metric;
+}
+
+}  // namespace
+
+struct Metrics::Impl {
+  // The histograms of one model, which its engine feeds without a lock of ours.
+  struct ModelHistograms {
+    Histogram* first_token;
+    Histogram* per_token;
+    Histogram* queue;
+    Histogram* rows;
+    Histogram* sequences;
+    Histogram* iteration;
+  };
+  struct ModelSource {
+    ModelLabels labels;
+    std::function<EngineStats()> stats;
+  };
+
+  // Reads engines and sessions when asked.
+  class Scraped : public prometheus::Collectable {
+   public:
+    explicit Scraped(Impl* impl) : impl_(impl) {}
+    std::vector<MetricFamily> Collect() const override { return impl_->CollectScraped(); }
+
+   private:
+    Impl* const impl_;
+  };
+
+  Impl()
+      : registry(std::make_shared<prometheus::Registry>()),
+        scraped(std::make_shared<Scraped>(this)),
+        process(MakeProcessCollector()) {
+    auto histogram = [this](const char* name, const char* help) -> Family<Histogram>* {
+      return &prometheus::BuildHistogram().Name(name).Help(help).Register(*registry);
+    };
+    first_token = histogram("palimpsest_time_to_first_token_seconds", "From a request's arrival to its first token.");
+    per_token = histogram("palimpsest_time_per_output_token_seconds", "Between two tokens of one sequence.");
+    queue = histogram("palimpsest_queue_time_seconds", "From a request's arrival until its sequence had a slot.");
+    rows = histogram("palimpsest_batch_rows", "Tokens that one iteration of the engine took in.");
+    sequences = histogram("palimpsest_batch_sequences", "Sequences that took part in one iteration of the engine.");
+    iteration = histogram("palimpsest_iteration_seconds", "Duration of one iteration of the engine.");
+    duration = histogram("palimpsest_request_duration_seconds", "From a call's arrival to its end.");
+    requests = &prometheus::BuildCounter()
+                    .Name("palimpsest_requests_total")
+                    .Help("Calls that have ended, by method and status code.")
+                    .Register(*registry);
+  }
+
+  ModelHistograms HistogramsOf(const std::string& model) {
+    const std::map<std::string, std::string> labels = {{"model", model}};
+    return {&first_token->Add(labels, FirstTokenEdges()), &per_token->Add(labels, TokenEdges()),
+            &queue->Add(labels, RequestEdges()),          &rows->Add(labels, SizeEdges()),
+            &sequences->Add(labels, SizeEdges()),         &iteration->Add(labels, TokenEdges())};
+  }
+
+  std::vector<MetricFamily> CollectScraped() const ABSL_LOCKS_EXCLUDED(mu) {
+    std::vector<MetricFamily> families;
+    auto family = [&families](const char* name, const char* help, MetricType type) -> MetricFamily& {
+      return families.emplace_back(MetricFamily{name, help, type, {}});
+    };
+    const BuildInfo build = GetBuildInfo();
+    family("palimpsest_build_info", "Always 1; the labels tell.", MetricType::Gauge)
+        .metric.push_back(Value(1, {{"version", build.version}, {"commit", build.commit}}, MetricType::Gauge));
+
+    absl::MutexLock lock(&mu);
+    std::vector<std::pair<const ModelLabels*, EngineStats>> stats;
+    for (const auto& [id, source] : models) stats.emplace_back(&source.labels, source.stats());
+
+    auto& info = family("palimpsest_model_info", "Always 1; the labels tell.", MetricType::Gauge);
+    for (const auto& [labels, unused] : stats) {
+      info.metric.push_back(Value(1,
+                                  {{"model", labels->model},
+                                   {"architecture", labels->architecture},
+                                   {"dtype", labels->dtype},
+                                   {"backend", labels->backend}},
+                                  MetricType::Gauge));
+    }
+    auto per_model = [&](const char* name, const char* help, MetricType type, auto read) {
+      auto& made = family(name, help, type);
+      for (const auto& [labels, values] : stats) {
+        made.metric.push_back(Value(static_cast<double>(read(values)), {{"model", labels->model}}, type));
+      }
+    };
+    per_model("palimpsest_prompt_tokens_total", "Tokens of prompts taken in.", MetricType::Counter,
+              [](const EngineStats& s) { return s.prompt_tokens; });
+    per_model("palimpsest_generated_tokens_total", "Tokens sampled.", MetricType::Counter,
+              [](const EngineStats& s) { return s.generated_tokens; });
+    per_model("palimpsest_cached_tokens_total", "Tokens of context that states brought along.", MetricType::Counter,
+              [](const EngineStats& s) { return s.cached_tokens; });
+    per_model("palimpsest_quarantined_total", "Sequences whose numbers stopped being finite.", MetricType::Counter,
+              [](const EngineStats& s) { return s.quarantined; });
+    per_model("palimpsest_iterations_total", "Iterations of the engine.", MetricType::Counter,
+              [](const EngineStats& s) { return s.iterations; });
+    per_model("palimpsest_requests_running", "Requests whose sequence has a slot.", MetricType::Gauge,
+              [](const EngineStats& s) { return s.running; });
+    per_model("palimpsest_requests_waiting", "Requests that wait for a slot.", MetricType::Gauge,
+              [](const EngineStats& s) { return s.waiting; });
+    auto& slots = family("palimpsest_slots", "Slots of the engine.", MetricType::Gauge);
+    for (const auto& [labels, s] : stats) {
+      slots.metric.push_back(Value(s.slots_used, {{"model", labels->model}, {"condition", "used"}}, MetricType::Gauge));
+      slots.metric.push_back(
+          Value(s.slots - s.slots_used, {{"model", labels->model}, {"condition", "free"}}, MetricType::Gauge));
+    }
+
+    if (session_counts) {
+      const SessionStore::Counts counts = session_counts();
+      auto& sessions = family("palimpsest_sessions", "Sessions held, by condition.", MetricType::Gauge);
+      sessions.metric.push_back(Value(counts.idle, {{"condition", "idle"}}, MetricType::Gauge));
+      sessions.metric.push_back(Value(counts.active, {{"condition", "active"}}, MetricType::Gauge));
+      sessions.metric.push_back(Value(counts.quarantined, {{"condition", "quarantined"}}, MetricType::Gauge));
+      family("palimpsest_snapshots", "Snapshots held.", MetricType::Gauge)
+          .metric.push_back(Value(counts.snapshots, {}, MetricType::Gauge));
+      family("palimpsest_state_bytes", "Bytes of the states that sessions and snapshots hold.", MetricType::Gauge)
+          .metric.push_back(Value(counts.state_bytes, {}, MetricType::Gauge));
+    }
+    return families;
+  }
+
+  const std::shared_ptr<prometheus::Registry> registry;  // synchronises itself, and so do its families
+  const std::shared_ptr<Scraped> scraped;
+  const std::shared_ptr<prometheus::Collectable> process;
+  Family<Histogram>* first_token;  // constant after construction, all of them
+  Family<Histogram>* per_token;
+  Family<Histogram>* queue;
+  Family<Histogram>* rows;
+  Family<Histogram>* sequences;
+  Family<Histogram>* iteration;
+  Family<Histogram>* duration;
+  Family<prometheus::Counter>* requests;
+
+  mutable absl::Mutex mu;  // held while engines and sessions are asked for their counts
+  std::map<std::string, ModelSource> models ABSL_GUARDED_BY(mu);
+  std::function<SessionStore::Counts()> session_counts ABSL_GUARDED_BY(mu);
+  std::unique_ptr<prometheus::Exposer> exposer ABSL_GUARDED_BY(mu);
+};
+
+Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
+
+Metrics::~Metrics() {
+  // The exposer's threads read through `impl_`: they end first, and not under the lock that they take.
+  std::unique_ptr<prometheus::Exposer> exposer;
+  {
+    absl::MutexLock lock(&impl_->mu);
+    exposer = std::move(impl_->exposer);
+  }
+}
+
+absl::StatusOr<int32_t> Metrics::Expose(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  int32_t wanted = 0;
+  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(address.substr(colon + 1), &wanted) || wanted < 0 ||
+      wanted > 65535) {
+    return absl::InvalidArgumentError(absl::StrCat("metrics_address is \"", address, "\"; accepted: host:port"));
+  }
+  std::unique_ptr<prometheus::Exposer> exposer;
+  try {
+    exposer = std::make_unique<prometheus::Exposer>(address, 1);
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(absl::StrCat("metrics_address ", address, " cannot be bound: in use, or not an ",
+                                               "address of this machine (", error.what(), ")"));
+  }
+  const std::vector<int> ports = exposer->GetListeningPorts();
+  if (ports.empty()) return absl::UnavailableError(absl::StrCat("metrics_address ", address, " cannot be bound"));
+  exposer->RegisterCollectable(impl_->registry);
+  exposer->RegisterCollectable(impl_->scraped);
+  exposer->RegisterCollectable(impl_->process);
+  absl::MutexLock lock(&impl_->mu);
+  impl_->exposer = std::move(exposer);
+  return ports.front();
+}
+
+std::string Metrics::Page() const {
+  std::vector<MetricFamily> families = impl_->registry->Collect();
+  for (const prometheus::Collectable* more : {static_cast<const prometheus::Collectable*>(impl_->scraped.get()),
+                                              static_cast<const prometheus::Collectable*>(impl_->process.get())}) {
+    for (MetricFamily& family : more->Collect()) families.push_back(std::move(family));
+  }
+  return prometheus::TextSerializer().Serialize(families);
+}
+
+EngineObserver Metrics::Observe(const std::string& model) {
+  const Impl::ModelHistograms to = impl_->HistogramsOf(model);
+  EngineObserver observer;
+  observer.on_iteration = [to](int32_t rows, int32_t sequences, absl::Duration time) {
+    to.rows->Observe(rows);
+    to.sequences->Observe(sequences);
+    to.iteration->Observe(absl::ToDoubleSeconds(time));
+  };
+  observer.on_finish = [to](const RequestSink::Finish& finish) {
+    to.queue->Observe(absl::ToDoubleSeconds(finish.queue_time));
+    if (finish.generated_tokens > 0) to.first_token->Observe(absl::ToDoubleSeconds(finish.time_to_first_token));
+  };
+  observer.on_token = [to](absl::Duration since_last) { to.per_token->Observe(absl::ToDoubleSeconds(since_last)); };
+  return observer;
+}
+
+void Metrics::AddModel(const ModelLabels& labels, std::function<EngineStats()> stats) {
+  absl::MutexLock lock(&impl_->mu);
+  impl_->models[labels.model] = {labels, std::move(stats)};
+}
+
+void Metrics::RemoveModel(const std::string& model) {
+  absl::MutexLock lock(&impl_->mu);
+  impl_->models.erase(model);
+}
+
+void Metrics::SetSessions(std::function<SessionStore::Counts()> counts) {
+  absl::MutexLock lock(&impl_->mu);
+  impl_->session_counts = std::move(counts);
+}
+
+void Metrics::CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration) {
+  const std::string name(method);
+  impl_->requests->Add({{"method", name}, {"code", std::string(code)}}).Increment();
+  impl_->duration->Add({{"method", name}}, RequestEdges()).Observe(absl::ToDoubleSeconds(duration));
+}
+
+}  // namespace palimpsest

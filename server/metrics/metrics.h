@@ -1,0 +1,64 @@
+// The one place that names metrics.
+//
+// All are in base units and start with `palimpsest_`; what describes the process starts with `process_`, as elsewhere.
+// Labels are bounded: model ids, method names, status codes. Histograms and the request counter are told as things
+// happen; everything else is read from the engines and the session store when Prometheus asks.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "server/engine/engine.h"
+#include "server/session/session_store.h"
+
+namespace palimpsest {
+
+// What the build knows of itself.
+struct BuildInfo {
+  std::string version;
+  std::string commit;  // "unknown" when built outside a git checkout
+};
+BuildInfo GetBuildInfo();
+
+// What `palimpsest_model_info` says of a model.
+struct ModelLabels {
+  std::string model;  // id
+  std::string architecture;
+  std::string dtype;
+  std::string backend;
+};
+
+// Thread-safe.
+class Metrics {
+ public:
+  Metrics();
+  ~Metrics();
+
+  // Serves GET /metrics on "host:port" from threads of its own and returns the port; port 0 takes a free one.
+  // INVALID_ARGUMENT: not such an address.  UNAVAILABLE: it cannot be bound.
+  absl::StatusOr<int32_t> Expose(const std::string& address);
+  // The page as text.
+  std::string Page() const;
+
+  // What an engine of this model is to tell. May be called before the model is added; must not outlive this object.
+  EngineObserver Observe(const std::string& model);
+  // From now on the page tells of the model. `stats` is called at each scrape until RemoveModel has returned.
+  void AddModel(const ModelLabels& labels, std::function<EngineStats()> stats);
+  void RemoveModel(const std::string& model);
+  // `counts` is called at each scrape.
+  void SetSessions(std::function<SessionStore::Counts()> counts);
+
+  // A call has ended. `method` is "palimpsest.v1.GenerationService/Generate".
+  void CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace palimpsest

@@ -1,0 +1,59 @@
+// Threads for what must not hold up the callers' or the engine's.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
+namespace palimpsest {
+
+// Something that has output for a client.
+class Deliverable {
+ public:
+  virtual ~Deliverable() = default;
+  // Called on the delivery thread, once for each Post.
+  virtual void Deliver() = 0;
+};
+
+// One thread that turns what engines produced into messages and starts their writes. Engines only append to its queue,
+// so that serialising and system calls never hold up a batch; what piles up meanwhile leaves in one message.
+// Thread-safe.
+class DeliveryThread {
+ public:
+  DeliveryThread();
+  // Delivers what is queued, then ends.
+  ~DeliveryThread();
+
+  void Post(std::shared_ptr<Deliverable> item);
+
+ private:
+  void Run();
+  bool Due() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stop_ || !queue_.empty(); }
+
+  absl::Mutex mu_;  // not held while delivering
+  std::vector<std::shared_ptr<Deliverable>> queue_ ABSL_GUARDED_BY(mu_);
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;
+};
+
+// Runs each task on a thread of its own: for the few calls that take seconds, loading and unloading a model. Callers
+// bound their number. Thread-safe.
+class TaskThreads {
+ public:
+  TaskThreads();
+  // Waits for the tasks.
+  ~TaskThreads();
+
+  void Run(std::function<void()> task);
+
+ private:
+  struct Task;
+  absl::Mutex mu_;
+  std::vector<std::unique_ptr<Task>> tasks_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace palimpsest

@@ -1,0 +1,137 @@
+// The models by id: each is slow weights, a tokenizer and the engine that runs them.
+//
+// loading -> ready -> unloading -> gone. Only a ready one can be referred to; a reference keeps it until it is dropped,
+// so unloading waits for the calls that use the model.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/engine/engine.h"
+#include "server/metrics/metrics.h"
+#include "server/model/model.h"
+#include "server/session/session_store.h"
+#include "server/tokenizer/tokenizer.h"
+
+namespace palimpsest {
+
+enum class ModelCondition : uint8_t { kLoading, kReady, kUnloading };
+
+// What there is to say about a model; all but the first two are empty while it loads.
+struct ModelInfo {
+  std::string id;
+  ModelCondition condition = ModelCondition::kLoading;
+  std::string architecture;
+  int64_t parameter_count = 0;
+  std::string weight_dtype;
+  int64_t weight_bytes = 0;
+  int32_t vocabulary = 0;
+  int64_t state_bytes = 0;
+  int32_t slots = 0;
+  std::string fingerprint;
+  std::string tokenizer;
+  std::string backend;
+};
+
+class ModelRegistry;
+
+// One entry of the registry. What is here is constant once the model is ready, but the condition and the count, which
+// the registry's lock guards.
+struct ServedModel {
+  ModelInfo info;
+  int64_t references = 0;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::unique_ptr<Engine> engine;
+};
+
+// A counted reference to a ready model. Movable; dropped by the destructor, on any thread, without waiting.
+class ModelRef {
+ public:
+  ModelRef() = default;
+  ModelRef(ModelRef&& other) noexcept { swap(other); }
+  ModelRef& operator=(ModelRef&& other) noexcept {
+    ModelRef(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~ModelRef();
+
+  explicit operator bool() const { return served_ != nullptr; }
+  const std::string& id() const { return served_->info.id; }
+  Engine& engine() const { return *served_->engine; }
+  const Tokenizer& tokenizer() const { return *served_->tokenizer; }
+  // May be kept after the reference.
+  const std::shared_ptr<const Tokenizer>& shared_tokenizer() const { return served_->tokenizer; }
+  int32_t vocabulary() const { return tokenizer().vocabulary(); }
+
+ private:
+  friend class ModelRegistry;
+  void swap(ModelRef& other) noexcept {
+    std::swap(registry_, other.registry_);
+    std::swap(served_, other.served_);
+  }
+  ModelRegistry* registry_ = nullptr;
+  ServedModel* served_ = nullptr;
+};
+
+// Thread-safe. Must outlive its references.
+class ModelRegistry {
+ public:
+  struct Options {
+    EngineOptions engine;
+    ModelOptions model;
+    std::string root;  // for ResolvePath; empty: none
+    int32_t max_models = 8;
+  };
+  // `metrics` and `sessions` are told of models that come and go; they must outlive this object.
+  ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions);
+  // Every reference must have been dropped.
+  ~ModelRegistry();
+
+  // Takes the name, loads, warms up. Blocks for as long as that takes.
+  // ALREADY_EXISTS: the name is taken.  RESOURCE_EXHAUSTED: max_models.  Else what the loaders said.
+  absl::StatusOr<ModelInfo> Load(const std::string& id, const std::string& folder);
+  // Refuses new references, waits for those there are, forgets the model's sessions and snapshots, frees it.
+  // Blocks for as long as that takes. NOT_FOUND: no such model, or it is being unloaded already. UNAVAILABLE: loading.
+  absl::Status Unload(const std::string& id);
+
+  // NOT_FOUND: no such model, or it is being unloaded.  UNAVAILABLE: it is loading.
+  absl::StatusOr<ModelRef> Find(const std::string& id);
+  // The only model. INVALID_ARGUMENT: there are several.  FAILED_PRECONDITION: there is none.  UNAVAILABLE: none but
+  // one that is loading.
+  absl::StatusOr<ModelRef> FindOnly();
+  // NOT_FOUND.
+  absl::StatusOr<ModelInfo> Get(const std::string& id) const;
+  // By id.
+  std::vector<ModelInfo> List() const;
+
+  // Drains every engine: what runs may end until `deadline`.
+  void Drain(absl::Time deadline);
+
+  // A folder under the root. PERMISSION_DENIED: there is no root, or the path, links followed, leads out of it.
+  // NOT_FOUND: no such folder.
+  absl::StatusOr<std::string> ResolvePath(const std::string& relative) const;
+
+ private:
+  friend class ModelRef;
+  absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& id, const std::string& folder,
+                                                     std::shared_ptr<const Tokenizer>& tokenizer) const;
+  ModelRef Refer(ServedModel& served) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Drop(ServedModel* served);
+
+  const Options options_;
+  Metrics* const metrics_;
+  SessionStore* const sessions_;
+  mutable absl::Mutex mu_;  // held for map operations only
+  std::map<std::string, std::unique_ptr<ServedModel>> models_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace palimpsest

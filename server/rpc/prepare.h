@@ -1,0 +1,30 @@
+// From a checked Generate or Score request to one that the engine takes: finds the model, the context and the tokens.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "palimpsest/v1/generation.pb.h"
+#include "server/engine/engine.h"
+#include "server/rpc/model_registry.h"
+#include "server/session/session_store.h"
+
+namespace palimpsest {
+
+struct ServerCore;
+class Call;
+
+// Errors of the store about a session, with the session as resource and a reason.
+absl::Status SessionError(const absl::Status& status, const std::string& id);
+
+// The same about a snapshot.
+absl::Status SnapshotError(const absl::Status& status, const std::string& id);
+
+// On OK `model` is referred to and `request` is ready but for its sink; a session is leased as the very last step.
+// Fills in the call's log.
+absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& call, ModelRef* model,
+                     EngineRequest* request);
+absl::Status Prepare(ServerCore& core, const v1::ScoreRequest& wire, Call& call, ModelRef* model,
+                     EngineRequest* request);
+
+}  // namespace palimpsest

@@ -1,0 +1,236 @@
+// SessionService: each call checks, asks the store, answers. All are quick: a fork is one more reference to a state.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "palimpsest/v1/session.grpc.pb.h"
+#include "server/rpc/call.h"
+#include "server/rpc/checks.h"
+#include "server/rpc/once.h"
+#include "server/rpc/prepare.h"
+#include "server/rpc/resources.h"
+#include "server/rpc/services.h"
+#include "server/rpc/status.h"
+
+namespace palimpsest {
+namespace {
+
+constexpr int32_t kMaxForks = 1024;
+
+// A failed call with an etag: what is stale stays so, and a retry of the same call cannot help.
+absl::Status WithEtag(const absl::Status& status, ServerCore& core, const std::string& id, const std::string& etag) {
+  if (status.code() == absl::StatusCode::kAborted && !etag.empty()) {
+    const absl::StatusOr<SessionInfo> session = core.sessions.Get(id, absl::Now());
+    if (session.ok() && absl::StrCat(session->version) != etag) {
+      return WithoutRetry(WithReason(status, "ETAG_STALE", {{"session", absl::StrCat("sessions/", id)}}));
+    }
+  }
+  return status.ok() ? status : SessionError(status, id);
+}
+
+class SessionServiceImpl final : public v1::SessionService::CallbackService {
+ public:
+  explicit SessionServiceImpl(ServerCore& core) : core_(core) {}
+
+  grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context, const v1::CreateSessionRequest* request,
+                                          v1::Session* response) override {
+    constexpr char kMethod[] = "palimpsest.v1.SessionService/CreateSession";
+    return RunUnary(core_, context, kMethod, [&](CallLog& log) {
+      return Once(core_, kMethod, *request, response,
+                  [&](v1::Session* made) -> absl::Status { return Create(*request, log, made); });
+    });
+  }
+
+  grpc::ServerUnaryReactor* GetSession(grpc::CallbackServerContext* context, const v1::GetSessionRequest* request,
+                                       v1::Session* response) override {
+    return RunUnary(core_, context, "palimpsest.v1.SessionService/GetSession", [&](CallLog& log) -> absl::Status {
+      Violations violations;
+      CheckName("name", "sessions", request->name(), &log.session, violations);
+      if (!violations.empty()) return violations.ToStatus();
+      absl::StatusOr<SessionInfo> session = core_.sessions.Get(log.session, absl::Now());
+      if (!session.ok()) return SessionError(session.status(), log.session);
+      FillSession(*session, response);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::ServerUnaryReactor* ListSessions(grpc::CallbackServerContext* context, const v1::ListSessionsRequest* request,
+                                         v1::ListSessionsResponse* response) override {
+    return RunUnary(core_, context, "palimpsest.v1.SessionService/ListSessions", [&](CallLog&) -> absl::Status {
+      Violations violations;
+      int32_t limit = 0;
+      CheckPageSize(request->page_size(), &limit, violations);
+      if (!violations.empty()) return violations.ToStatus();
+      absl::StatusOr<std::string> after = core_.pages.Read("sessions", request->page_token());
+      if (!after.ok()) return after.status();
+      // One more than asked for tells whether there is another page.
+      std::vector<SessionInfo> sessions = core_.sessions.List(*after, limit + 1, absl::Now());
+      if (static_cast<int32_t>(sessions.size()) > limit) {
+        sessions.pop_back();
+        response->set_next_page_token(core_.pages.Make("sessions", sessions.back().id));
+      }
+      for (const SessionInfo& session : sessions) FillSession(session, response->add_sessions());
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::ServerUnaryReactor* UpdateSession(grpc::CallbackServerContext* context, const v1::UpdateSessionRequest* request,
+                                          v1::Session* response) override {
+    return RunUnary(core_, context, "palimpsest.v1.SessionService/UpdateSession", [&](CallLog& log) -> absl::Status {
+      const v1::Session& wanted = request->session();
+      Violations violations;
+      CheckName("session.name", "sessions", wanted.name(), &log.session, violations);
+      absl::Duration ttl;
+      bool change_ttl = !request->has_update_mask() && wanted.has_ttl();
+      for (const std::string& path : request->update_mask().paths()) {
+        if (path == "ttl" || path == "*") {
+          change_ttl = true;
+        } else {
+          violations.Add("update_mask", absl::StrCat("names ", Quoted(path), "; accepted: \"ttl\", or no mask"));
+        }
+      }
+      if (wanted.has_ttl()) {
+        CheckTtl("session.ttl", wanted.ttl(), &ttl, violations);
+      } else if (change_ttl) {
+        violations.Add("session.ttl", "is named in update_mask but absent; accepted: a duration, 0 for no expiry");
+      }
+      if (!violations.empty()) return violations.ToStatus();
+
+      absl::StatusOr<SessionInfo> session = absl::InternalError("");
+      if (change_ttl) {
+        session = core_.sessions.UpdateTtl(log.session, ttl, wanted.etag(), absl::Now());
+        if (!session.ok()) return WithEtag(session.status(), core_, log.session, wanted.etag());
+      } else {
+        session = core_.sessions.Get(log.session, absl::Now());
+        if (!session.ok()) return SessionError(session.status(), log.session);
+        if (!wanted.etag().empty() && wanted.etag() != absl::StrCat(session->version)) {
+          return WithEtag(absl::AbortedError(absl::StrCat("sessions/", log.session, " has changed: its etag is \"",
+                                                          session->version, "\", not ", Quoted(wanted.etag()),
+                                                          "; get it again and retry")),
+                          core_, log.session, wanted.etag());
+        }
+      }
+      FillSession(*session, response);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::ServerUnaryReactor* ForkSession(grpc::CallbackServerContext* context, const v1::ForkSessionRequest* request,
+                                        v1::ForkSessionResponse* response) override {
+    constexpr char kMethod[] = "palimpsest.v1.SessionService/ForkSession";
+    return RunUnary(core_, context, kMethod, [&](CallLog& log) {
+      return Once(core_, kMethod, *request, response,
+                  [&](v1::ForkSessionResponse* made) -> absl::Status { return Fork(*request, log, made); });
+    });
+  }
+
+  grpc::ServerUnaryReactor* DeleteSession(grpc::CallbackServerContext* context, const v1::DeleteSessionRequest* request,
+                                          google::protobuf::Empty*) override {
+    return RunUnary(core_, context, "palimpsest.v1.SessionService/DeleteSession", [&](CallLog& log) -> absl::Status {
+      Violations violations;
+      CheckName("name", "sessions", request->name(), &log.session, violations);
+      if (!violations.empty()) return violations.ToStatus();
+      return WithEtag(core_.sessions.Delete(log.session, request->etag(), absl::Now()), core_, log.session,
+                      request->etag());
+    });
+  }
+
+ private:
+  absl::Status Create(const v1::CreateSessionRequest& request, CallLog& log, v1::Session* response) {
+    Violations violations;
+    if (!request.session_id().empty()) CheckNewId("session_id", request.session_id(), /*dots=*/false, violations);
+    std::string model_id;
+    std::string source;
+    CheckOptionalName("session.model", "models", request.session().model(), &model_id, violations);
+    if (request.has_source_session()) {
+      CheckName("source_session", "sessions", request.source_session(), &source, violations);
+    } else if (request.has_source_snapshot()) {
+      CheckName("source_snapshot", "snapshots", request.source_snapshot(), &source, violations);
+    }
+    SessionStore::NewSession session;
+    if (request.session().has_ttl()) {
+      absl::Duration ttl;
+      CheckTtl("session.ttl", request.session().ttl(), &ttl, violations);
+      session.ttl = ttl;
+    }
+    if (!violations.empty()) return violations.ToStatus();
+
+    const absl::Time now = absl::Now();
+    std::string source_model;
+    if (request.has_source_session()) {
+      absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(source, now);
+      if (!parked.ok()) return SessionError(parked.status(), source);
+      source_model = parked->model;
+      session.state = parked->state;
+    } else if (request.has_source_snapshot()) {
+      absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(source, now);
+      if (!info.ok()) return SnapshotError(info.status(), source);
+      absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(source, now);
+      if (!state.ok()) return SnapshotError(state.status(), source);
+      source_model = info->model;
+      session.state = *state;
+    }
+    if (!source_model.empty() && !model_id.empty() && model_id != source_model) {
+      return FieldViolation("session.model", absl::StrCat("is models/", model_id, ", but the source is of models/",
+                                                          source_model, "; accepted: that, or nothing"));
+    }
+    if (model_id.empty()) model_id = source_model;
+    // The reference keeps the model from being unloaded until its session is in the store, where unloading finds it.
+    absl::StatusOr<ModelRef> model = model_id.empty() ? core_.models.FindOnly() : core_.models.Find(model_id);
+    if (!model.ok()) return model.status();
+    if (session.state != nullptr && session.state->format != model->engine().state_format()) {
+      return WithReason(absl::FailedPreconditionError(
+                            absl::StrCat("the source is of an earlier models/", model->id(), " with other weights")),
+                        "MODEL_REPLACED");
+    }
+    log.model = model->id();
+    session.id = request.session_id();
+    session.model = model->id();
+    session.state_bytes = model->engine().state_format().bytes;
+    absl::StatusOr<SessionInfo> made = core_.sessions.Create(std::move(session), now);
+    if (!made.ok()) return SessionError(made.status(), request.session_id());
+    log.session = made->id;
+    FillSession(*made, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status Fork(const v1::ForkSessionRequest& request, CallLog& log, v1::ForkSessionResponse* response) {
+    Violations violations;
+    CheckName("name", "sessions", request.name(), &log.session, violations);
+    const int32_t named = request.session_ids_size();
+    const int32_t count = request.count() != 0 ? request.count() : named != 0 ? named : 1;
+    if (count < 1 || count > kMaxForks) {
+      const bool given = request.count() != 0;
+      violations.Add(
+          given ? "count" : "session_ids",
+          absl::StrCat(given ? "is " : "has ", count, given ? "" : " entries", "; accepted: 1 to ", kMaxForks));
+    } else if (named != 0 && named != count) {
+      violations.Add("session_ids",
+                     absl::StrCat("has ", named, " entries; accepted: none, or ", count, " as count says"));
+    } else {
+      for (int32_t i = 0; i < named; ++i) {
+        CheckNewId(absl::StrCat("session_ids[", i, "]"), request.session_ids(i), /*dots=*/false, violations);
+      }
+    }
+    std::optional<absl::Duration> ttl;
+    if (request.has_ttl()) CheckTtl("ttl", request.ttl(), &ttl.emplace(), violations);
+    if (!violations.empty()) return violations.ToStatus();
+
+    std::vector<std::string> ids(request.session_ids().begin(), request.session_ids().end());
+    ids.resize(count);
+    absl::StatusOr<std::vector<SessionInfo>> made = core_.sessions.Fork(log.session, std::move(ids), ttl, absl::Now());
+    if (!made.ok()) return SessionError(made.status(), log.session);
+    for (const SessionInfo& session : *made) FillSession(session, response->add_sessions());
+    return absl::OkStatus();
+  }
+
+  ServerCore& core_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeSessionService(ServerCore& core) {
+  return std::make_unique<SessionServiceImpl>(core);
+}
+
+}  // namespace palimpsest

@@ -1,0 +1,324 @@
+// SnapshotService. A state is larger than one message should be, so it comes and goes in pieces.
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "palimpsest/v1/snapshot.grpc.pb.h"
+#include "server/rpc/call.h"
+#include "server/rpc/checks.h"
+#include "server/rpc/once.h"
+#include "server/rpc/prepare.h"
+#include "server/rpc/resources.h"
+#include "server/rpc/services.h"
+#include "server/rpc/status.h"
+
+namespace palimpsest {
+namespace {
+
+constexpr size_t kPieceBytes = size_t{1} << 20;
+
+// A place among the transfers that may run at once.
+class TransferPlace {
+ public:
+  explicit TransferPlace(ServerCore& core) : core_(core) {}
+  ~TransferPlace() {
+    if (taken_) core_.transfers.fetch_sub(1);
+  }
+  absl::Status Take() {
+    if (core_.transfers.fetch_add(1) >= core_.limits.max_transfers) {
+      core_.transfers.fetch_sub(1);
+      return WithReason(
+          absl::ResourceExhaustedError(absl::StrCat(core_.limits.max_transfers, " snapshots are on their way already ",
+                                                    "(--max_transfers); retry when one has ended")),
+          "TRANSFER_LIMIT");
+    }
+    taken_ = true;
+    return absl::OkStatus();
+  }
+
+ private:
+  ServerCore& core_;
+  bool taken_ = false;
+};
+
+// Sends the bytes of a snapshot. Deletes itself when gRPC is done.
+class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotResponse> {
+ public:
+  DownloadCall(ServerCore& core, grpc::CallbackServerContext* context, const v1::DownloadSnapshotRequest& request)
+      : core_(core), call_(core, context, "palimpsest.v1.SnapshotService/DownloadSnapshot"), place_(core) {
+    status_ = Begin(request);
+    if (status_.ok()) {
+      WriteNext();
+    } else {
+      Finish(ToGrpc(status_));
+    }
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok) {
+      status_ = absl::CancelledError("the caller has gone");
+    } else if (sent_ < bytes_.size()) {
+      return WriteNext();
+    }
+    Finish(ToGrpc(status_));
+  }
+  void OnDone() override {
+    call_.End(status_);
+    delete this;
+  }
+
+ private:
+  absl::Status Begin(const v1::DownloadSnapshotRequest& request) {
+    if (!call_.admitted().ok()) return call_.admitted();
+    Violations violations;
+    std::string id;
+    CheckName("name", "snapshots", request.name(), &id, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(id, absl::Now());
+    if (!info.ok()) return SnapshotError(info.status(), id);
+    if (absl::Status status = place_.Take(); !status.ok()) return status;
+    absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(id, absl::Now());
+    if (!state.ok()) return SnapshotError(state.status(), id);
+    call_.log.model = info->model;
+    bytes_ = SerializeSnapshot(**state);
+    FillSnapshot(*info, message_.mutable_snapshot());
+    return absl::OkStatus();
+  }
+
+  void WriteNext() {
+    if (sent_ > 0) message_.clear_snapshot();
+    const size_t size = std::min(kPieceBytes, bytes_.size() - sent_);
+    message_.set_data(bytes_.substr(sent_, size));
+    sent_ += size;
+    StartWrite(&message_);
+  }
+
+  ServerCore& core_;
+  Call call_;
+  TransferPlace place_;
+  absl::Status status_;
+  std::string bytes_;
+  size_t sent_ = 0;
+  v1::DownloadSnapshotResponse message_;
+};
+
+// Takes the bytes of a snapshot. No model is referred to between pieces: a caller that stalls must not hold up an
+// unload. Deletes itself when gRPC is done.
+class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotRequest> {
+ public:
+  UploadCall(ServerCore& core, grpc::CallbackServerContext* context, v1::Snapshot* response)
+      : core_(core),
+        call_(core, context, "palimpsest.v1.SnapshotService/UploadSnapshot"),
+        place_(core),
+        context_(context),
+        response_(response) {
+    status_ = call_.admitted();
+    if (status_.ok()) status_ = place_.Take();
+    if (status_.ok()) {
+      StartRead(&message_);
+    } else {
+      Finish(ToGrpc(status_));
+    }
+  }
+
+  void OnReadDone(bool ok) override {
+    if (ok) {
+      status_ = Take();
+      if (status_.ok()) return StartRead(&message_);
+    } else if (context_->IsCancelled()) {
+      status_ = absl::CancelledError("the caller has gone");
+    } else {
+      status_ = Store();
+    }
+    Finish(ToGrpc(status_));
+  }
+  void OnDone() override {
+    call_.End(status_);
+    delete this;
+  }
+
+ private:
+  // The message that has come.
+  absl::Status Take() {
+    Violations violations;
+    if (first_) {
+      if (absl::Status status = TakeFirst(); !status.ok()) return status;
+      first_ = false;
+    } else if (!message_.snapshot_id().empty() || !message_.model().empty() || message_.has_snapshot()) {
+      violations.Add(!message_.snapshot_id().empty() ? "snapshot_id"
+                     : !message_.model().empty()     ? "model"
+                                                     : "snapshot",
+                     "is set in a later message; accepted: in the first only");
+    }
+    if (message_.data().size() > kPieceBytes) {
+      violations.Add("data",
+                     absl::StrCat("has ", message_.data().size(), " bytes; accepted: pieces of at most ", kPieceBytes));
+    }
+    if (!violations.empty()) return violations.ToStatus();
+    const int64_t size = static_cast<int64_t>(bytes_.size() + message_.data().size());
+    if (size > MaxSnapshotBytes(format_)) {
+      return WithoutRetry(WithReason(
+          absl::ResourceExhaustedError(absl::StrCat("data has ", size, " bytes so far; accepted: at most ",
+                                                    MaxSnapshotBytes(format_), ", a snapshot of models/", model_id_)),
+          "SNAPSHOT_TOO_LONG"));
+    }
+    bytes_ += message_.data();
+    return absl::OkStatus();
+  }
+
+  absl::Status TakeFirst() {
+    Violations violations;
+    if (!message_.snapshot_id().empty()) {
+      CheckNewId("snapshot_id", message_.snapshot_id(), /*dots=*/false, violations);
+    }
+    CheckOptionalName("model", "models", message_.model(), &model_id_, violations);
+    if (message_.snapshot().has_ttl()) CheckTtl("snapshot.ttl", message_.snapshot().ttl(), &ttl_, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::StatusOr<ModelRef> model = model_id_.empty() ? core_.models.FindOnly() : core_.models.Find(model_id_);
+    if (!model.ok()) return model.status();
+    snapshot_id_ = message_.snapshot_id();
+    model_id_ = model->id();
+    call_.log.model = model_id_;
+    format_ = model->engine().state_format();
+    return absl::OkStatus();
+  }
+
+  absl::Status Store() {
+    if (first_) {
+      return FieldViolation("data", "is missing: no message came; accepted: the bytes of a snapshot in pieces");
+    }
+    absl::StatusOr<ModelRef> model = core_.models.Find(model_id_);
+    if (!model.ok()) return model.status();
+    absl::StatusOr<StatePtr> state = ParseSnapshot(bytes_, model->engine().state_format());
+    if (!state.ok()) {
+      const std::string message(state.status().message());
+      if (state.status().code() == absl::StatusCode::kInvalidArgument) return FieldViolation("data", message);
+      return WithReason(absl::Status(state.status().code(), absl::StrCat("data: ", message)), "SNAPSHOT_REFUSED");
+    }
+    absl::StatusOr<SnapshotInfo> made =
+        core_.sessions.AddSnapshot(snapshot_id_, model_id_, std::move(*state), ttl_, absl::Now());
+    if (!made.ok()) return SnapshotError(made.status(), snapshot_id_);
+    FillSnapshot(*made, response_);
+    return absl::OkStatus();
+  }
+
+  ServerCore& core_;
+  Call call_;
+  TransferPlace place_;
+  grpc::CallbackServerContext* const context_;
+  v1::Snapshot* const response_;
+  v1::UploadSnapshotRequest message_;
+  absl::Status status_;
+  bool first_ = true;
+  std::string snapshot_id_;
+  std::string model_id_;
+  absl::Duration ttl_ = absl::InfiniteDuration();
+  StateFormat format_;
+  std::string bytes_;
+};
+
+class SnapshotServiceImpl final : public v1::SnapshotService::CallbackService {
+ public:
+  explicit SnapshotServiceImpl(ServerCore& core) : core_(core) {}
+
+  grpc::ServerUnaryReactor* CreateSnapshot(grpc::CallbackServerContext* context,
+                                           const v1::CreateSnapshotRequest* request, v1::Snapshot* response) override {
+    constexpr char kMethod[] = "palimpsest.v1.SnapshotService/CreateSnapshot";
+    return RunUnary(core_, context, kMethod, [&](CallLog& log) {
+      return Once(core_, kMethod, *request, response,
+                  [&](v1::Snapshot* made) -> absl::Status { return Create(*request, log, made); });
+    });
+  }
+
+  grpc::ServerUnaryReactor* GetSnapshot(grpc::CallbackServerContext* context, const v1::GetSnapshotRequest* request,
+                                        v1::Snapshot* response) override {
+    return RunUnary(core_, context, "palimpsest.v1.SnapshotService/GetSnapshot", [&](CallLog&) -> absl::Status {
+      Violations violations;
+      std::string id;
+      CheckName("name", "snapshots", request->name(), &id, violations);
+      if (!violations.empty()) return violations.ToStatus();
+      absl::StatusOr<SnapshotInfo> snapshot = core_.sessions.GetSnapshot(id, absl::Now());
+      if (!snapshot.ok()) return SnapshotError(snapshot.status(), id);
+      FillSnapshot(*snapshot, response);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::ServerUnaryReactor* ListSnapshots(grpc::CallbackServerContext* context, const v1::ListSnapshotsRequest* request,
+                                          v1::ListSnapshotsResponse* response) override {
+    return RunUnary(core_, context, "palimpsest.v1.SnapshotService/ListSnapshots", [&](CallLog&) -> absl::Status {
+      Violations violations;
+      int32_t limit = 0;
+      CheckPageSize(request->page_size(), &limit, violations);
+      if (!violations.empty()) return violations.ToStatus();
+      absl::StatusOr<std::string> after = core_.pages.Read("snapshots", request->page_token());
+      if (!after.ok()) return after.status();
+      std::vector<SnapshotInfo> snapshots = core_.sessions.ListSnapshots(*after, limit + 1, absl::Now());
+      if (static_cast<int32_t>(snapshots.size()) > limit) {
+        snapshots.pop_back();
+        response->set_next_page_token(core_.pages.Make("snapshots", snapshots.back().id));
+      }
+      for (const SnapshotInfo& snapshot : snapshots) FillSnapshot(snapshot, response->add_snapshots());
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::ServerUnaryReactor* DeleteSnapshot(grpc::CallbackServerContext* context,
+                                           const v1::DeleteSnapshotRequest* request,
+                                           google::protobuf::Empty*) override {
+    return RunUnary(core_, context, "palimpsest.v1.SnapshotService/DeleteSnapshot", [&](CallLog&) -> absl::Status {
+      Violations violations;
+      std::string id;
+      CheckName("name", "snapshots", request->name(), &id, violations);
+      if (!violations.empty()) return violations.ToStatus();
+      absl::Status status = core_.sessions.DeleteSnapshot(id, absl::Now());
+      return status.ok() ? status : SnapshotError(status, id);
+    });
+  }
+
+  grpc::ServerWriteReactor<v1::DownloadSnapshotResponse>* DownloadSnapshot(
+      grpc::CallbackServerContext* context, const v1::DownloadSnapshotRequest* request) override {
+    return new DownloadCall(core_, context, *request);
+  }
+
+  grpc::ServerReadReactor<v1::UploadSnapshotRequest>* UploadSnapshot(grpc::CallbackServerContext* context,
+                                                                     v1::Snapshot* response) override {
+    return new UploadCall(core_, context, response);
+  }
+
+ private:
+  absl::Status Create(const v1::CreateSnapshotRequest& request, CallLog& log, v1::Snapshot* response) {
+    Violations violations;
+    if (!request.snapshot_id().empty()) CheckNewId("snapshot_id", request.snapshot_id(), /*dots=*/false, violations);
+    CheckName("session", "sessions", request.session(), &log.session, violations);
+    absl::Duration ttl = absl::InfiniteDuration();
+    if (request.snapshot().has_ttl()) CheckTtl("snapshot.ttl", request.snapshot().ttl(), &ttl, violations);
+    if (!violations.empty()) return violations.ToStatus();
+
+    const absl::Time now = absl::Now();
+    absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(log.session, now);
+    if (!parked.ok()) return SessionError(parked.status(), log.session);
+    // As for a new session: while the model is referred to, unloading waits, and then finds the snapshot.
+    absl::StatusOr<ModelRef> model = core_.models.Find(parked->model);
+    if (!model.ok()) return model.status();
+    log.model = model->id();
+    StatePtr state = parked->state != nullptr ? parked->state : EmptyState(model->engine().state_format());
+    absl::StatusOr<SnapshotInfo> made =
+        core_.sessions.AddSnapshot(request.snapshot_id(), model->id(), std::move(state), ttl, now);
+    if (!made.ok()) return SnapshotError(made.status(), request.snapshot_id());
+    FillSnapshot(*made, response);
+    return absl::OkStatus();
+  }
+
+  ServerCore& core_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeSnapshotService(ServerCore& core) {
+  return std::make_unique<SnapshotServiceImpl>(core);
+}
+
+}  // namespace palimpsest
