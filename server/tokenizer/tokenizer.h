@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,19 +18,21 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // Loads what the folder holds: `tokenizer.model` (SentencePiece), or none and a vocabulary of 256 or more (bytes: id =
-  // byte). INVALID_ARGUMENT: the file is damaged, or has another number of pieces than `vocabulary`, or the folder holds
-  // only formats that are not supported (named).
+  // Loads what the folder holds: `tokenizer.model` (SentencePiece BPE or unigram), or none and a vocabulary of 256 or
+  // more (bytes: id = byte). INVALID_ARGUMENT, with the path and the cure: the file is damaged, or has another number
+  // of pieces than `vocabulary`, or the folder holds only formats that are not supported (named).
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder, int32_t vocabulary);
 
   // "sentencepiece" or "bytes".
   virtual std::string_view kind() const = 0;
   virtual int32_t vocabulary() const = 0;
   // Adds no beginning-of-text token. Any bytes in: what is not valid UTF-8 is encoded byte by byte where the vocabulary
-  // can, else as the unknown token.
-  virtual std::vector<int32_t> Encode(std::string_view text) const = 0;
-  // The bytes that the token stands for; empty for control tokens. `first` is true at the very start of a text, where
-  // SentencePiece drops the space that its dummy prefix added (only if the model adds one).
+  // can, else as the unknown token. `first` is true when nothing comes before the text: a SentencePiece model may then
+  // put a space in front (its dummy prefix), which it must not do in the middle of a text that comes in pieces.
+  // Takes time in proportion to the length of the text, or a logarithm more.
+  virtual std::vector<int32_t> Encode(std::string_view text, bool first = true) const = 0;
+  // The bytes that the token stands for; empty for control tokens and for ids outside the vocabulary. `first` is true
+  // for the first token of a text that stands for any bytes: the space that Encode put in front is dropped from it.
   virtual std::string_view Bytes(int32_t id, bool first = false) const = 0;
   // Concatenated bytes, with what is not valid UTF-8 replaced by U+FFFD.
   std::string Decode(std::span<const int32_t> ids) const;

@@ -1,0 +1,118 @@
+#include "server/tokenizer/tokenizer.h"
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "server/tokenizer/sentencepiece.h"
+
+namespace palimpsest {
+namespace {
+
+constexpr int32_t kByteVocabulary = 256;
+// The largest in use (256k pieces) has some 5 MB.
+constexpr uint64_t kMaxModelBytes = 64 << 20;
+
+class ByteTokenizer final : public Tokenizer {
+ public:
+  explicit ByteTokenizer(int32_t vocabulary) : vocabulary_(vocabulary) {
+    for (int byte = 0; byte < kByteVocabulary; ++byte) bytes_[byte] = static_cast<char>(byte);
+  }
+
+  std::string_view kind() const override { return "bytes"; }
+  int32_t vocabulary() const override { return vocabulary_; }
+
+  std::vector<int32_t> Encode(std::string_view text, bool /*first*/) const override {
+    std::vector<int32_t> ids;
+    ids.reserve(text.size());
+    for (const char byte : text) ids.push_back(static_cast<uint8_t>(byte));
+    return ids;
+  }
+
+  std::string_view Bytes(int32_t id, bool /*first*/) const override {
+    return id >= 0 && id < kByteVocabulary ? std::string_view(bytes_ + id, 1) : std::string_view();
+  }
+
+ private:
+  int32_t vocabulary_;
+  char bytes_[kByteVocabulary];
+};
+
+absl::Status Refuse(const std::filesystem::path& path, const std::string& why) {
+  return absl::InvalidArgumentError(absl::StrCat(path.string(), ": ", why));
+}
+
+absl::StatusOr<std::string> ReadModelFile(const std::filesystem::path& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) return Refuse(path, "is not a regular file");
+  const uint64_t size = std::filesystem::file_size(path, error);
+  if (error) return Refuse(path, error.message());
+  if (size > kMaxModelBytes) {
+    return Refuse(path, absl::StrCat("has ", size, " bytes, more than the ", kMaxModelBytes, " that a model may have"));
+  }
+  std::string bytes(size, '\0');
+  std::ifstream file(path, std::ios::binary);
+  if (!file.read(bytes.data(), static_cast<std::streamsize>(size))) return Refuse(path, "cannot be read");
+  return bytes;
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::filesystem::path& path, int32_t vocabulary) {
+  absl::StatusOr<std::string> bytes = ReadModelFile(path);
+  if (!bytes.ok()) return bytes.status();
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = MakeSentencePieceTokenizer(*bytes);
+  if (!tokenizer.ok()) return Refuse(path, std::string(tokenizer.status().message()));
+  if ((*tokenizer)->vocabulary() != vocabulary) {
+    return Refuse(path, absl::StrCat("has ", (*tokenizer)->vocabulary(), " pieces, but config.json says vocab_size ",
+                                     vocabulary, "; put the tokenizer that the model was trained with"));
+  }
+  return tokenizer;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& folder, int32_t vocabulary) {
+  const std::filesystem::path path(folder);
+  std::error_code error;
+  if (!std::filesystem::is_directory(path, error)) return Refuse(path, "is not a folder");
+  if (std::filesystem::exists(std::filesystem::symlink_status(path / "tokenizer.model", error))) {
+    return LoadSentencePiece(path / "tokenizer.model", vocabulary);
+  }
+  // A model with one of these was not trained on bytes: reading it so would give nonsense.
+  constexpr std::string_view kUnsupported[] = {
+      "tokenizer.json",          "vocab.json", "merges.txt", "vocab.txt", "tiktoken.model", "spiece.model",
+      "rwkv_vocab_v20230424.txt"};
+  for (const std::string_view name : kUnsupported) {
+    if (!std::filesystem::exists(path / name, error)) continue;
+    return Refuse(path / name,
+                  "is a tokenizer format that is not supported; put the model's SentencePiece file beside it as "
+                  "tokenizer.model, if it has one");
+  }
+  if (vocabulary < kByteVocabulary) {
+    return Refuse(path, absl::StrCat("has no tokenizer.model, and a vocabulary of ", vocabulary,
+                                     " is too small for bytes, which take ", kByteVocabulary,
+                                     "; put the model's tokenizer.model there"));
+  }
+  return std::make_unique<ByteTokenizer>(vocabulary);
+}
+
+std::string Tokenizer::Decode(std::span<const int32_t> ids) const {
+  Utf8Stream stream;
+  std::string text;
+  bool first = true;
+  for (const int32_t id : ids) {
+    text += stream.Push(Bytes(id, first));
+    first = first && Bytes(id).empty();
+  }
+  return text + stream.Flush();
+}
+
+}  // namespace palimpsest
