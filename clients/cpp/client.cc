@@ -226,9 +226,12 @@ class AsyncStream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
     StartRead(&message_);
   }
 
-  void OnDone(const grpc::Status& status) override {
-    const std::unique_ptr<AsyncStream> self(this);
-    on_done_(FromGrpc(status));
+  void OnDone(const grpc::Status& grpc_status) override {
+    // This ends first: once the caller knows, it may destroy its Cancellation.
+    const auto on_done = std::move(on_done_);
+    const absl::Status status = FromGrpc(grpc_status);
+    delete this;
+    on_done(status);
   }
 
  private:
@@ -243,7 +246,7 @@ class AsyncStream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
   const v1::GenerateRequest request_;
   v1::GenerateResponse message_;
   const std::function<void(const v1::GenerateResponse&)> on_message_;
-  const std::function<void(absl::Status)> on_done_;
+  std::function<void(absl::Status)> on_done_;
 };
 
 class GrpcClient final : public Client {

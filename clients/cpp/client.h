@@ -16,8 +16,7 @@
 // * the session's name in the metadata key `x-goog-request-params`, so that a balancer can route by it;
 // * snapshots as files or strings, sent in pieces of 1 MiB;
 // * errors as absl::Status, the details of google.rpc rendered into the message, one `field: cure` a line.
-#ifndef PALIMPSEST_CLIENTS_CPP_CLIENT_H_
-#define PALIMPSEST_CLIENTS_CPP_CLIENT_H_
+#pragma once
 
 #include <cstdint>
 #include <functional>
@@ -198,5 +197,3 @@ std::string ErrorReason(const absl::Status& status);
 std::optional<absl::Duration> RetryDelay(const absl::Status& status);
 
 }  // namespace palimpsest::client
-
-#endif  // PALIMPSEST_CLIENTS_CPP_CLIENT_H_

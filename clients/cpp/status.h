@@ -1,6 +1,5 @@
 // From a gRPC status to an absl::Status that a person can read.
-#ifndef PALIMPSEST_CLIENTS_CPP_STATUS_H_
-#define PALIMPSEST_CLIENTS_CPP_STATUS_H_
+#pragma once
 
 #include <grpcpp/support/status.h>
 
@@ -14,5 +13,3 @@ namespace palimpsest::client {
 absl::Status FromGrpc(const grpc::Status& status);
 
 }  // namespace palimpsest::client
-
-#endif  // PALIMPSEST_CLIENTS_CPP_STATUS_H_

@@ -1,0 +1,169 @@
+// `palimpsest models ...` and `palimpsest health`.
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "clients/cpp/cli/command.h"
+
+namespace palimpsest::cli {
+namespace {
+
+std::string ConditionText(const Terminal& terminal, v1::Model::Condition condition) {
+  switch (condition) {
+    case v1::Model::CONDITION_LOADING:
+      return terminal.Out(Style::kYellow, "loading");
+    case v1::Model::CONDITION_READY:
+      return terminal.Out(Style::kGreen, "ready");
+    case v1::Model::CONDITION_UNLOADING:
+      return terminal.Out(Style::kYellow, "unloading");
+    default:
+      return "unspecified";
+  }
+}
+
+void PrintOne(const Context& context, const v1::Model& model) {
+  const std::pair<const char*, std::string> lines[] = {
+      {"name", model.name()},
+      {"condition", ConditionText(context.terminal, model.condition())},
+      {"architecture", model.architecture()},
+      {"parameters", FormatCount(model.parameter_count())},
+      {"weights", absl::StrCat(FormatCount(model.weight_bytes()), " bytes of ", model.weight_dtype())},
+      {"vocabulary", absl::StrCat(FormatCount(model.vocabulary_size()), " (", model.tokenizer(), ")")},
+      {"state", absl::StrCat(FormatCount(model.state_bytes()), " bytes")},
+      {"slots", FormatCount(model.slots())},
+      {"fingerprint", model.fingerprint()},
+      {"backend", model.backend()}};
+  for (const auto& [name, value] : lines) std::printf("%-14s%s\n", name, value.c_str());
+}
+
+class List : public Command {
+ public:
+  List()
+      : Command({.name = "models list",
+                 .summary = "list the models that are loaded",
+                 .description = "Lists the models that the server has loaded."}) {}
+  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON, one model to a line"); }
+  absl::Status Run(Context& context) override {
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    ASSIGN_OR_RETURN(const std::vector<v1::Model> models, client->ListModels(context.Call()));
+    if (json_) {
+      for (const v1::Model& model : models) std::puts(ToJson(model, /*indented=*/false).c_str());
+      return absl::OkStatus();
+    }
+    if (models.empty()) return absl::OkStatus();
+    Table table({"NAME", "CONDITION", "ARCHITECTURE", ">PARAMETERS", "WEIGHTS", ">STATE BYTES", ">SLOTS", "BACKEND"});
+    for (const v1::Model& model : models) {
+      table.Add({model.name(), ConditionText(context.terminal, model.condition()), model.architecture(),
+                 FormatCount(model.parameter_count()),
+                 absl::StrCat(FormatBytes(model.weight_bytes()), " ", model.weight_dtype()),
+                 FormatCount(model.state_bytes()), FormatCount(model.slots()), model.backend()});
+    }
+    std::fputs(table.Render(context.terminal).c_str(), stdout);
+    return absl::OkStatus();
+  }
+
+ private:
+  bool json_ = false;
+};
+
+class Get : public Command {
+ public:
+  Get()
+      : Command({.name = "models get",
+                 .arguments = "MODEL",
+                 .summary = "show a model",
+                 .description = "Shows what the server says of a model.",
+                 .min_arguments = 1,
+                 .max_arguments = 1}) {}
+  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON"); }
+  absl::Status Run(Context& context) override {
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    ASSIGN_OR_RETURN(const v1::Model model,
+                     client->GetModel(ResourceName("models", context.arguments[0]), context.Call()));
+    if (json_) {
+      std::puts(ToJson(model, /*indented=*/true).c_str());
+    } else {
+      PrintOne(context, model);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  bool json_ = false;
+};
+
+class Load : public Command {
+ public:
+  Load()
+      : Command({.name = "models load",
+                 .arguments = "ID PATH",
+                 .summary = "load a checkpoint under a name",
+                 .description = "Loads the checkpoint in folder PATH, relative to the server's --model_root, and waits "
+                                "until it is ready.",
+                 .min_arguments = 2,
+                 .max_arguments = 2}) {}
+  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON"); }
+  absl::Status Run(Context& context) override {
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    const std::string id(absl::StripPrefix(context.arguments[0], "models/"));
+    ASSIGN_OR_RETURN(const v1::Model model, client->LoadModel(id, context.arguments[1], context.Call()));
+    if (json_) {
+      std::puts(ToJson(model, /*indented=*/true).c_str());
+    } else {
+      PrintOne(context, model);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  bool json_ = false;
+};
+
+class Unload : public Command {
+ public:
+  Unload()
+      : Command({.name = "models unload",
+                 .arguments = "MODEL",
+                 .summary = "unload a model",
+                 .description = "Unloads a model once the calls that use it have ended. Its sessions and snapshots are "
+                                "deleted.",
+                 .min_arguments = 1,
+                 .max_arguments = 1}) {}
+  absl::Status Run(Context& context) override {
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    return client->UnloadModel(ResourceName("models", context.arguments[0]), context.Call());
+  }
+};
+
+class HealthCheck : public Command {
+ public:
+  HealthCheck()
+      : Command({.name = "health",
+                 .arguments = "[SERVICE]",
+                 .summary = "ask whether the server serves",
+                 .description = "Prints what the server says of itself, or of one service such as "
+                                "palimpsest.v1.GenerationService. The exit code is 0 only if it is SERVING.",
+                 .max_arguments = 1}) {}
+  absl::Status Run(Context& context) override {
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    const std::string service = context.arguments.empty() ? "" : context.arguments[0];
+    ASSIGN_OR_RETURN(const client::Health health, client->CheckHealth(service, context.Call()));
+    const bool serving = health == client::Health::kServing;
+    const std::string name(client::HealthName(health));
+    std::puts(context.terminal.Out(serving ? Style::kGreen : Style::kRed, name).c_str());
+    if (!serving) return absl::UnavailableError(absl::StrCat(context.server.server, " is ", name));
+    return absl::OkStatus();
+  }
+};
+
+}  // namespace
+
+void AddModels(Commands& commands) {
+  commands.push_back(std::make_unique<List>());
+  commands.push_back(std::make_unique<Get>());
+  commands.push_back(std::make_unique<Load>());
+  commands.push_back(std::make_unique<Unload>());
+  commands.push_back(std::make_unique<HealthCheck>());
+}
+
+}  // namespace palimpsest::cli

@@ -1,0 +1,253 @@
+// `palimpsest session ...`.
+#include "clients/cpp/cli/sessions.h"
+
+#include <cstdio>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "clients/cpp/cli/command.h"
+#include "clients/cpp/cli/sampling_flags.h"
+
+namespace palimpsest::cli {
+
+absl::Status WaitUntilFree(client::Client& client, const std::string& name) {
+  const absl::Time give_up = absl::Now() + absl::Seconds(5);
+  while (true) {
+    ASSIGN_OR_RETURN(const v1::Session session, client.GetSession(name));
+    if (session.condition() != v1::Session::CONDITION_ACTIVE) return absl::OkStatus();
+    if (absl::Now() > give_up) return absl::AbortedError(absl::StrCat(name, " is still held by the cancelled call"));
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+}
+
+absl::Status DeleteWhenFree(client::Client& client, const std::string& name) {
+  const absl::Time give_up = absl::Now() + absl::Seconds(5);
+  while (true) {
+    const absl::Status status = client.DeleteSession(name);
+    if (!absl::IsAborted(status) || absl::Now() > give_up) return status;
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+}
+
+namespace {
+
+std::string ConditionText(const Terminal& terminal, v1::Session::Condition condition) {
+  switch (condition) {
+    case v1::Session::CONDITION_IDLE:
+      return "idle";
+    case v1::Session::CONDITION_ACTIVE:
+      return terminal.Out(Style::kGreen, "active");
+    case v1::Session::CONDITION_QUARANTINED:
+      return terminal.Out(Style::kRed, "quarantined");
+    default:
+      return "unspecified";
+  }
+}
+
+std::string TtlText(const v1::Session& session) {
+  if (!session.has_ttl() || (session.ttl().seconds() == 0 && session.ttl().nanos() == 0)) return "-";
+  return absl::FormatDuration(absl::Seconds(session.ttl().seconds()) + absl::Nanoseconds(session.ttl().nanos()));
+}
+
+void Print(const Context& context, const std::vector<v1::Session>& sessions, bool json, bool as_list) {
+  if (json) {
+    for (const v1::Session& session : sessions) std::puts(ToJson(session, /*indented=*/!as_list).c_str());
+    return;
+  }
+  if (sessions.empty()) return;
+  Table table({"NAME", "MODEL", "CONDITION", ">POSITION", ">STATE BYTES", "TTL", "EXPIRES"});
+  for (const v1::Session& session : sessions) {
+    table.Add({session.name(), session.model(), ConditionText(context.terminal, session.condition()),
+               FormatCount(session.position()), FormatCount(session.state_bytes()), TtlText(session),
+               FormatTime(session.has_expire_time(), session.expire_time().seconds())});
+  }
+  std::fputs(table.Render(context.terminal).c_str(), stdout);
+}
+
+class Create : public Command {
+ public:
+  Create()
+      : Command({.name = "session create",
+                 .arguments = "[ID]",
+                 .summary = "make a session, empty or from a session or snapshot",
+                 .description = "Makes a session: a named sequence that outlives a request. Without ID the server "
+                                "makes up a name.",
+                 .max_arguments = 1}) {}
+  void AddFlags(FlagSet& flags) override {
+    flags.Add("model", &model_, "MODEL", "which model; not needed when the server has one, or with a source");
+    flags.Add("from_session", &from_session_, "SESSION", "begin as a copy of this session");
+    flags.Add("from_snapshot", &from_snapshot_, "SNAPSHOT", "begin from this snapshot");
+    flags.Add("ttl", &ttl_, "TIME", "delete it when unused for so long; 0: never. The server has a default");
+    flags.Add("json", &json_, "", "print JSON");
+  }
+  absl::Status Run(Context& context) override {
+    if (!from_session_.empty() && !from_snapshot_.empty()) {
+      return UsageError("--from_session and --from_snapshot exclude each other");
+    }
+    v1::CreateSessionRequest request;
+    if (!context.arguments.empty())
+      request.set_session_id(std::string(absl::StripPrefix(context.arguments[0], "sessions/")));
+    request.mutable_session()->set_model(ResourceName("models", model_));
+    if (ttl_) SetDuration(*ttl_, request.mutable_session()->mutable_ttl());
+    if (!from_session_.empty()) request.set_source_session(ResourceName("sessions", from_session_));
+    if (!from_snapshot_.empty()) request.set_source_snapshot(ResourceName("snapshots", from_snapshot_));
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    ASSIGN_OR_RETURN(const v1::Session session, client->CreateSession(request, context.Call()));
+    Print(context, {session}, json_, /*as_list=*/false);
+    return absl::OkStatus();
+  }
+
+ private:
+  std::string model_, from_session_, from_snapshot_;
+  std::optional<absl::Duration> ttl_;
+  bool json_ = false;
+};
+
+class Get : public Command {
+ public:
+  Get()
+      : Command({.name = "session get",
+                 .arguments = "SESSION",
+                 .summary = "show a session",
+                 .description = "Shows what the server says of a session.",
+                 .min_arguments = 1,
+                 .max_arguments = 1}) {}
+  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON"); }
+  absl::Status Run(Context& context) override {
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    ASSIGN_OR_RETURN(const v1::Session session,
+                     client->GetSession(ResourceName("sessions", context.arguments[0]), context.Call()));
+    Print(context, {session}, json_, /*as_list=*/false);
+    return absl::OkStatus();
+  }
+
+ private:
+  bool json_ = false;
+};
+
+class List : public Command {
+ public:
+  List()
+      : Command(
+            {.name = "session list", .summary = "list the sessions", .description = "Lists all sessions by name."}) {}
+  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON, one session to a line"); }
+  absl::Status Run(Context& context) override {
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    ASSIGN_OR_RETURN(const std::vector<v1::Session> sessions, client->ListSessions(context.Call()));
+    Print(context, sessions, json_, /*as_list=*/true);
+    return absl::OkStatus();
+  }
+
+ private:
+  bool json_ = false;
+};
+
+class Fork : public Command {
+ public:
+  Fork()
+      : Command({.name = "session fork",
+                 .arguments = "SESSION [ID...]",
+                 .summary = "copy a session, as often as wanted",
+                 .description =
+                     "Makes copies of a session: one for each ID, or --count with names that the server "
+                     "makes up. All or none are made. A copy costs one state, whatever the session has read.",
+                 .min_arguments = 1,
+                 .max_arguments = 1025}) {}
+  void AddFlags(FlagSet& flags) override {
+    flags.Add("count", &count_, "N", "number of copies; the number of IDs, or 1, if not given");
+    flags.Add("ttl", &ttl_, "TIME", "of the copies; the parent's if not given");
+    flags.Add("json", &json_, "", "print JSON, one session to a line");
+  }
+  absl::Status Run(Context& context) override {
+    v1::ForkSessionRequest request;
+    request.set_name(ResourceName("sessions", context.arguments[0]));
+    for (size_t i = 1; i < context.arguments.size(); ++i) {
+      request.add_session_ids(std::string(absl::StripPrefix(context.arguments[i], "sessions/")));
+    }
+    ASSIGN_OR_RETURN(const int32_t count, ToInt32("count", count_.value_or(0)));
+    request.set_count(count);
+    if (ttl_) SetDuration(*ttl_, request.mutable_ttl());
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    ASSIGN_OR_RETURN(const std::vector<v1::Session> copies, client->ForkSession(request, context.Call()));
+    Print(context, copies, json_, /*as_list=*/true);
+    return absl::OkStatus();
+  }
+
+ private:
+  std::optional<int64_t> count_;
+  std::optional<absl::Duration> ttl_;
+  bool json_ = false;
+};
+
+class Update : public Command {
+ public:
+  Update()
+      : Command({.name = "session update",
+                 .arguments = "SESSION",
+                 .summary = "change a session's time to live",
+                 .description = "Changes how long a session lives after its last use.",
+                 .min_arguments = 1,
+                 .max_arguments = 1}) {}
+  void AddFlags(FlagSet& flags) override {
+    flags.Add("ttl", &ttl_, "TIME", "delete it when unused for so long; 0: never");
+    flags.Add("etag", &etag_, "ETAG", "only if the session still has this etag (session get --json shows it)");
+    flags.Add("json", &json_, "", "print JSON");
+  }
+  absl::Status Run(Context& context) override {
+    if (!ttl_) return UsageError("--ttl is needed");
+    v1::UpdateSessionRequest request;
+    request.mutable_session()->set_name(ResourceName("sessions", context.arguments[0]));
+    request.mutable_session()->set_etag(etag_);
+    SetDuration(*ttl_, request.mutable_session()->mutable_ttl());
+    request.mutable_update_mask()->add_paths("ttl");
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    ASSIGN_OR_RETURN(const v1::Session session, client->UpdateSession(request, context.Call()));
+    Print(context, {session}, json_, /*as_list=*/false);
+    return absl::OkStatus();
+  }
+
+ private:
+  std::optional<absl::Duration> ttl_;
+  std::string etag_;
+  bool json_ = false;
+};
+
+class Delete : public Command {
+ public:
+  Delete()
+      : Command({.name = "session delete",
+                 .arguments = "SESSION...",
+                 .summary = "delete sessions",
+                 .description = "Deletes sessions, in the order given, up to the first that cannot be.",
+                 .min_arguments = 1,
+                 .max_arguments = std::numeric_limits<size_t>::max()}) {}
+  void AddFlags(FlagSet& flags) override {
+    flags.Add("etag", &etag_, "ETAG", "only if the session still has this etag");
+  }
+  absl::Status Run(Context& context) override {
+    if (!etag_.empty() && context.arguments.size() > 1) return UsageError("--etag goes with one session");
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    for (const std::string& name : context.arguments) {
+      RETURN_IF_ERROR(client->DeleteSession(ResourceName("sessions", name), etag_, context.Call()));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  std::string etag_;
+};
+
+}  // namespace
+
+void AddSessions(Commands& commands) {
+  commands.push_back(std::make_unique<Create>());
+  commands.push_back(std::make_unique<Get>());
+  commands.push_back(std::make_unique<List>());
+  commands.push_back(std::make_unique<Fork>());
+  commands.push_back(std::make_unique<Update>());
+  commands.push_back(std::make_unique<Delete>());
+}
+
+}  // namespace palimpsest::cli
