@@ -185,7 +185,7 @@ TEST_P(SamplingTest, DrawsEachTokenAsOftenAsTheReferenceSays) {
     settings.seed = 123;
     c.change(settings);
     const std::vector<double> probability = SamplingDistributionReference(logits, settings, c.recent);
-    constexpr int64_t kDraws = 20000;
+    constexpr int64_t kDraws = 10000;
     std::vector<int64_t> counts(c.vocabulary, 0);
     for (int64_t position = 0; position < kDraws; ++position) {
       ++counts[DrawAt(logits, settings, position, c.recent)];
