@@ -391,7 +391,6 @@ void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item,
 
 void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now) {
   const EngineRequest& request = sequence.request;
-  const bool first = sequence.head.position == 0;
   sequence.head.Append(answer.token);
   ++sequence.generated_tokens;
   ++counted_.generated_tokens;
@@ -410,7 +409,8 @@ void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time
   if (sequence.IsStopToken(answer.token)) {
     reason = EndReason::kStopToken;
   } else {
-    ReplyText::Piece piece = sequence.reply.Push(tokenizer_->Bytes(answer.token, first));
+    // Never the first token of a text: there is a context to go on from.
+    ReplyText::Piece piece = sequence.reply.Push(tokenizer_->Bytes(answer.token));
     delta.text = std::move(piece.text);
     sequence.head.undecoded = sequence.reply.undecoded();
     if (piece.stop >= 0) {

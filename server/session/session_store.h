@@ -95,8 +95,8 @@ class SessionStore {
     std::string id;     // empty: one is made, of a letter and 16 random hexadecimal digits
     std::string model;  // id
     int64_t state_bytes = 0;
-    StatePtr state;                     // null: empty
-    std::optional<absl::Duration> ttl;  // absent: the default
+    StatePtr state = nullptr;                          // null: empty
+    std::optional<absl::Duration> ttl = std::nullopt;  // absent: the default
   };
   // ALREADY_EXISTS: the id is taken.  RESOURCE_EXHAUSTED: max_sessions.
   absl::StatusOr<SessionInfo> Create(NewSession session, absl::Time now);
