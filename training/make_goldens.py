@@ -61,7 +61,7 @@ CASES = (
     Case(  # HV = 2H and odd head sizes: K 24, V 40
         "gated_grouped_values",
         "F32",
-        _model("gated_deltanet", head_dim=24, expand_v=1.67, num_v_heads=4, hidden_size=40, tie_word_embeddings=True),
+        _model("gated_deltanet", head_dim=24, expand_v=5 / 3, num_v_heads=4, hidden_size=40, tie_word_embeddings=True),
     ),
     Case(
         "gated_no_conv_sharded",
