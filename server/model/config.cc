@@ -284,14 +284,17 @@ absl::Status ModelConfig::AddGenerationConfig(std::string_view text) {
 }
 
 absl::StatusOr<ModelConfig> ModelConfig::FromFolder(const std::string& folder) {
+  const auto in_folder = [&](const absl::Status& status) {
+    return absl::Status(status.code(), absl::StrCat(folder, "/", status.message()));
+  };
   absl::StatusOr<std::string> text = ReadSmallFile(folder + "/config.json", kMaxConfigBytes);
   if (!text.ok()) return text.status();
   absl::StatusOr<ModelConfig> config = FromJson(*text);
-  if (!config.ok()) return config;
+  if (!config.ok()) return in_folder(config.status());
   absl::StatusOr<std::string> generation = ReadSmallFile(folder + "/generation_config.json", kMaxConfigBytes);
   if (absl::IsNotFound(generation.status())) return config;
   if (!generation.ok()) return generation.status();
-  if (absl::Status status = config->AddGenerationConfig(*generation); !status.ok()) return status;
+  if (absl::Status status = config->AddGenerationConfig(*generation); !status.ok()) return in_folder(status);
   return config;
 }
 

@@ -117,6 +117,8 @@ std::vector<int32_t> Slice(const std::vector<int32_t>& tokens, size_t begin, siz
 struct Case {
   const char* name;
   RandomCheckpointSpec spec;
+
+  friend void PrintTo(const Case& row, std::ostream* out) { *out << row.name; }
 };
 
 RandomCheckpointSpec DeltaNet() {

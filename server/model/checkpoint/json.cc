@@ -11,74 +11,80 @@
 namespace palimpsest {
 namespace {
 
-// Depth of nesting, without building anything.
-int32_t Depth(std::string_view text) {
-  int32_t depth = 0, deepest = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      deepest = std::max(deepest, ++depth);
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
+using nlohmann::json;
+
+// Looks at the text once without building anything: is it JSON, not too deep, and no key given twice in an object? (The
+// library's parser keeps the last of equal keys without a word, and two readers of one file must not see two models.
+// Its callbacks would tell, but make it search a whole object after each of its members.)
+class Watch : public json::json_sax_t {
+ public:
+  explicit Watch(int32_t max_depth) : max_depth_(max_depth) {}
+
+  const std::string& problem() const { return problem_; }
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(std::size_t) override { return Open(); }
+  bool start_array(std::size_t) override { return Open(); }
+  bool end_object() override { return Close(); }
+  bool end_array() override { return Close(); }
+  bool key(string_t& key) override {
+    if (keys_.back().insert(key).second) return true;
+    return Fail(absl::StrCat("names the key ", Quoted(key), " twice"));
   }
-  return deepest;
-}
+  bool parse_error(std::size_t, const std::string&, const json::exception& error) override {
+    // The library puts its own tag first and quotes the text around the place, which may be long and is not ours.
+    const std::string_view what = error.what();
+    const size_t tag = what.find("] ");
+    const std::string_view reason = tag == std::string_view::npos ? what : what.substr(tag + 2);
+    return Fail(absl::StrCat("not valid JSON: ", absl::CHexEscape(std::string(reason.substr(0, 160)))));
+  }
+
+ private:
+  bool Open() {
+    keys_.emplace_back();
+    if (static_cast<int32_t>(keys_.size()) <= max_depth_) return true;
+    return Fail(absl::StrCat("nested deeper than ", max_depth_, ", which is not read"));
+  }
+  bool Close() {
+    keys_.pop_back();
+    return true;
+  }
+  bool Fail(std::string problem) {
+    problem_ = std::move(problem);
+    return false;  // stop reading
+  }
+
+  const int32_t max_depth_;
+  std::vector<std::unordered_set<std::string>> keys_;  // of each open object; empty for a list
+  std::string problem_;
+};
 
 }  // namespace
 
 std::string Quoted(std::string_view text) {
   constexpr size_t kLongest = 80;
   const bool cut = text.size() > kLongest;
-  return absl::StrCat("'", absl::Utf8SafeCHexEscape(std::string(text.substr(0, kLongest))), cut ? "..." : "", "'");
+  return absl::StrCat("'", absl::CHexEscape(std::string(text.substr(0, kLongest))), cut ? "..." : "", "'");
 }
 
-absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text, const std::string& where,
-                                               const JsonLimits& limits) {
-  using nlohmann::json;
+absl::StatusOr<json> ParseJsonObject(std::string_view text, const std::string& where, const JsonLimits& limits) {
   if (static_cast<int64_t>(text.size()) > limits.max_bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat(where, ": has ", text.size(), " bytes, at most ", limits.max_bytes, " are read"));
   }
-  if (const int32_t depth = Depth(text); depth > limits.max_depth) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(where, ": nested ", depth, " deep, at most ", limits.max_depth, " are read"));
+  Watch watch(limits.max_depth);
+  if (!json::sax_parse(text, &watch)) return absl::InvalidArgumentError(absl::StrCat(where, ": ", watch.problem()));
+  json value = json::parse(text, /*cb=*/nullptr, /*allow_exceptions=*/false);
+  if (!value.is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat(where, ": expected an object, got ", value.type_name()));
   }
-  // The parser keeps the last of equal keys without a word; two readers of one file must not see two models.
-  std::vector<std::unordered_set<std::string>> keys;
-  std::string repeated;
-  const auto watch = [&](int, json::parse_event_t event, json& value) {
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key) {
-      const auto& key = value.get_ref<const std::string&>();
-      if (!keys.back().insert(key).second && repeated.empty()) repeated = key.empty() ? "\"\"" : key;
-    }
-    return true;
-  };
-  try {
-    json value = json::parse(text, watch);
-    if (!repeated.empty()) {
-      return absl::InvalidArgumentError(absl::StrCat(where, ": names the key ", Quoted(repeated), " twice"));
-    }
-    if (!value.is_object()) {
-      return absl::InvalidArgumentError(absl::StrCat(where, ": expected an object, got ", value.type_name()));
-    }
-    return value;
-  } catch (const json::exception& error) {
-    // The library puts its own tag first and quotes the text around the place, which may be long and is not ours.
-    const std::string_view what = error.what();
-    const size_t tag = what.find("] ");
-    const std::string_view reason = tag == std::string_view::npos ? what : what.substr(tag + 2);
-    return absl::InvalidArgumentError(
-        absl::StrCat(where, ": not valid JSON: ", absl::Utf8SafeCHexEscape(std::string(reason.substr(0, 160)))));
-  }
+  return value;
 }
 
 }  // namespace palimpsest

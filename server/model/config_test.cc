@@ -1,0 +1,329 @@
+#include "server/model/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "server/model/testing/safetensors_writer.h"
+
+namespace palimpsest {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+// The settings of a small good config with some keys changed; a key set to "<none>" is taken out.
+std::string Config(const std::string& model_type, const nlohmann::json& changes) {
+  nlohmann::json config = {{"model_type", model_type}, {"vocab_size", 512},      {"hidden_size", 64},
+                           {"num_hidden_layers", 2},   {"num_heads", 4},         {"intermediate_size", 96},
+                           {"eos_token_id", 2},        {"bos_token_id", nullptr}};
+  if (model_type == "gated_deltanet") config["head_dim"] = 16;
+  for (const auto& [key, value] : changes.items()) {
+    if (value == "<none>") {
+      config.erase(key);
+    } else {
+      config[key] = value;
+    }
+  }
+  return config.dump();
+}
+
+ModelConfig Parsed(const std::string& text) {
+  absl::StatusOr<ModelConfig> config = ModelConfig::FromJson(text);
+  EXPECT_TRUE(config.ok()) << config.status();
+  return config.ok() ? *config : ModelConfig();
+}
+
+TEST(ModelConfig, DeltaNetTakesTheDefaultsOfItsClass) {
+  const ModelConfig config = Parsed(R"({"model_type": "delta_net"})");
+  EXPECT_EQ(config.architecture, "delta_net");
+  EXPECT_EQ(config.vocabulary, 32000);
+  EXPECT_EQ(config.hidden, 2048);
+  EXPECT_EQ(config.layers, 24);
+  EXPECT_EQ(config.mlp_inner, 5632);
+  EXPECT_FLOAT_EQ(config.norm_eps, 1e-6f);
+  EXPECT_FALSE(config.tied_embeddings);
+  EXPECT_EQ(config.bos_token, 1);
+  EXPECT_THAT(config.eos_tokens, ElementsAre(2));
+  const MixerConfig& mixer = config.mixer;
+  EXPECT_EQ(mixer.shape.heads, 16);
+  EXPECT_EQ(mixer.shape.value_heads, 16);
+  EXPECT_EQ(mixer.shape.key_dim, 128);
+  EXPECT_EQ(mixer.shape.value_dim, 128);
+  EXPECT_EQ(mixer.rule, UpdateRule::kDelta);
+  EXPECT_EQ(mixer.feature_map, FeatureMapKind::kSilu);
+  EXPECT_EQ(mixer.key_norm, KeyNorm::kL2);
+  EXPECT_TRUE(mixer.learned_beta);
+  EXPECT_EQ(mixer.beta_scale, 1.0f);
+  EXPECT_FALSE(mixer.output_gate);
+  EXPECT_EQ(mixer.gate_activation, GateActivation::kNone);
+  EXPECT_EQ(mixer.conv_width, 4);
+  EXPECT_FALSE(mixer.conv_bias);
+}
+
+TEST(ModelConfig, GatedDeltaNetTakesTheDefaultsOfItsClass) {
+  const ModelConfig config = Parsed(R"({"model_type": "gated_deltanet"})");
+  EXPECT_EQ(config.layers, 21);
+  EXPECT_EQ(config.mixer.shape.heads, 6);
+  EXPECT_EQ(config.mixer.shape.value_heads, 6);
+  EXPECT_EQ(config.mixer.shape.key_dim, 256);
+  EXPECT_EQ(config.mixer.shape.value_dim, 512);
+  EXPECT_EQ(config.mixer.rule, UpdateRule::kGatedDelta);
+  EXPECT_TRUE(config.mixer.output_gate);
+  EXPECT_EQ(config.mixer.gate_activation, GateActivation::kSilu);
+}
+
+TEST(ModelConfig, ReadsEverySettingOfDeltaNet) {
+  const ModelConfig config = Parsed(Config("delta_net", {{"expand_k", 0.5},
+                                                         {"expand_v", 2},
+                                                         {"qk_norm", "sum"},
+                                                         {"qk_activation", "elu"},
+                                                         {"use_beta", false},
+                                                         {"use_gate", true},
+                                                         {"allow_neg_eigval", true},
+                                                         {"conv_size", 7},
+                                                         {"norm_eps", 1e-5},
+                                                         {"tie_word_embeddings", true},
+                                                         {"hidden_act", "silu"},
+                                                         {"eos_token_id", {7, 3}},
+                                                         {"bos_token_id", 0}}));
+  EXPECT_EQ(config.mixer.shape.key_dim, 8);
+  EXPECT_EQ(config.mixer.shape.value_dim, 32);
+  EXPECT_EQ(config.mixer.key_norm, KeyNorm::kSum);
+  EXPECT_EQ(config.mixer.feature_map, FeatureMapKind::kElu1);
+  EXPECT_FALSE(config.mixer.learned_beta);
+  EXPECT_TRUE(config.mixer.output_gate);
+  EXPECT_EQ(config.mixer.gate_activation, GateActivation::kSilu);
+  EXPECT_EQ(config.mixer.beta_scale, 2.0f);
+  EXPECT_EQ(config.mixer.conv_width, 7);
+  EXPECT_FLOAT_EQ(config.norm_eps, 1e-5f);
+  EXPECT_TRUE(config.tied_embeddings);
+  EXPECT_THAT(config.eos_tokens, ElementsAre(3, 7));
+  EXPECT_EQ(config.bos_token, 0);
+}
+
+TEST(ModelConfig, ReadsEverySettingOfGatedDeltaNet) {
+  const ModelConfig config = Parsed(Config("gated_deltanet", {{"num_v_heads", 8},
+                                                              {"expand_v", 1.5},
+                                                              {"use_gate", false},
+                                                              {"allow_neg_eigval", true},
+                                                              {"use_short_conv", false},
+                                                              {"eos_token_id", nullptr}}));
+  EXPECT_EQ(config.mixer.shape.heads, 4);
+  EXPECT_EQ(config.mixer.shape.value_heads, 8);
+  EXPECT_EQ(config.mixer.shape.key_dim, 16);
+  EXPECT_EQ(config.mixer.shape.value_dim, 24);
+  EXPECT_FALSE(config.mixer.output_gate);
+  EXPECT_EQ(config.mixer.beta_scale, 2.0f);
+  EXPECT_EQ(config.mixer.conv_width, 0);
+  EXPECT_THAT(config.eos_tokens, IsEmpty());
+  EXPECT_EQ(config.bos_token, -1);
+}
+
+// The sizes of section 1 of fla's rule: two thirds of the ratio, cut to an integer, then up to a multiple of 256.
+TEST(ModelConfig, DerivesTheInnerSize) {
+  const auto inner = [](const nlohmann::json& changes) {
+    nlohmann::json all = {{"intermediate_size", nullptr}, {"num_heads", 1}, {"expand_k", 0.01}, {"expand_v", 0.01}};
+    all.update(changes);
+    return Parsed(Config("delta_net", all)).mlp_inner;
+  };
+  EXPECT_EQ(inner({{"hidden_size", 768}}), 2048);
+  EXPECT_EQ(inner({{"hidden_size", 1024}}), 2816);
+  EXPECT_EQ(inner({{"hidden_size", 2048}, {"hidden_ratio", nullptr}}), 5632);
+  EXPECT_EQ(inner({{"hidden_size", 2560}, {"hidden_ratio", 4}}), 6912);
+  EXPECT_EQ(inner({{"hidden_size", 4096}, {"intermediate_size", "<none>"}}), 11008);
+  EXPECT_EQ(inner({{"hidden_size", 768}, {"hidden_ratio", 1.5}}), 768);
+  EXPECT_EQ(inner({{"hidden_size", 768}, {"intermediate_size", 100}}), 100);
+}
+
+TEST(ModelConfig, DefaultTokenIdsOutsideASmallVocabularyMeanNone) {
+  const ModelConfig config =
+      Parsed(Config("delta_net", {{"vocab_size", 2}, {"eos_token_id", "<none>"}, {"bos_token_id", "<none>"}}));
+  EXPECT_EQ(config.bos_token, 1);
+  EXPECT_THAT(config.eos_tokens, IsEmpty());
+}
+
+TEST(ModelConfig, AcceptsKeysThatDoNotChangeTheModel) {
+  Parsed(Config("gated_deltanet", {{"architectures", {"GatedDeltaNetForCausalLM"}},
+                                   {"torch_dtype", "bfloat16"},
+                                   {"transformers_version", "4.51.3"},
+                                   {"initializer_range", 0.006},
+                                   {"fuse_norm", true},
+                                   {"fuse_swiglu", true},
+                                   {"fuse_cross_entropy", true},
+                                   {"use_cache", true},
+                                   {"attn_mode", "chunk"},
+                                   {"use_l2warp", false},
+                                   {"max_position_embeddings", 8192},
+                                   {"pad_token_id", 100000},
+                                   {"norm_first", false},
+                                   {"attn", nullptr},
+                                   {"attnres_block_size", nullptr},
+                                   {"conv_bias", true}}));
+}
+
+TEST(ModelConfig, GenerationConfigAddsEndOfTextIds) {
+  ModelConfig config = Parsed(Config("delta_net", {}));
+  EXPECT_TRUE(config.AddGenerationConfig(R"({"eos_token_id": [5, 2, 5], "temperature": 0.7, "top_p": [1]})").ok());
+  EXPECT_THAT(config.eos_tokens, ElementsAre(2, 5));
+  EXPECT_TRUE(config.AddGenerationConfig(R"({"eos_token_id": 9})").ok());
+  EXPECT_TRUE(config.AddGenerationConfig("{}").ok());
+  EXPECT_THAT(config.eos_tokens, ElementsAre(2, 5, 9));
+  const absl::Status bad = config.AddGenerationConfig(R"({"eos_token_id": 512})");
+  EXPECT_EQ(bad.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(bad.message()), HasSubstr("generation_config.json: 'eos_token_id' is 512, expected an id"));
+  EXPECT_THAT(config.eos_tokens, ElementsAre(2, 5, 9));
+  EXPECT_FALSE(config.AddGenerationConfig("[1]").ok());
+}
+
+TEST(ModelConfig, CanonicalTextIsTheSameForTheSameFunction) {
+  const auto canonical = [](const nlohmann::json& changes) { return Parsed(Config("delta_net", changes)).Canonical(); };
+  const std::string base = canonical({});
+  EXPECT_EQ(base, canonical({{"qk_norm", "l2"}, {"expand_k", 1}, {"fuse_norm", false}, {"eos_token_id", 3}}));
+  for (const nlohmann::json& change : std::initializer_list<nlohmann::json>{{{"qk_norm", "sum"}},
+                                                                            {{"qk_activation", "relu"}},
+                                                                            {{"use_beta", false}},
+                                                                            {{"allow_neg_eigval", true}},
+                                                                            {{"use_gate", true}},
+                                                                            {{"use_short_conv", false}},
+                                                                            {{"conv_size", 3}},
+                                                                            {{"norm_eps", 2e-6}},
+                                                                            {{"num_heads", 8}},
+                                                                            {{"vocab_size", 513}},
+                                                                            {{"tie_word_embeddings", true}}}) {
+    EXPECT_NE(base, canonical(change)) << change;
+  }
+}
+
+struct BadConfig {
+  const char* name;
+  std::string text;
+  const char* words;
+
+  friend void PrintTo(const BadConfig& row, std::ostream* out) { *out << row.name; }
+};
+
+std::vector<BadConfig> BadConfigs() {
+  const auto delta = [](const nlohmann::json& changes) { return Config("delta_net", changes); };
+  const auto gated = [](const nlohmann::json& changes) { return Config("gated_deltanet", changes); };
+  std::string deep = "{\"a\":" + std::string(40, '[') + std::string(40, ']') + "}";
+  return {
+      {"empty", "", "config.json: not valid JSON"},
+      {"not_json", "{\"model_type\": delta_net}", "config.json: not valid JSON: parse error at line 1, column 16"},
+      {"not_an_object", "[1, 2]", "config.json: expected an object, got array"},
+      {"nested_too_deeply", deep, "config.json: nested deeper than 16, which is not read"},
+      {"too_long", std::string((1 << 20) + 1, ' '), "config.json: has 1048577 bytes, at most 1048576 are read"},
+      {"key_given_twice", R"({"model_type": "delta_net", "vocab_size": 5, "vocab_size": 6})",
+       "names the key 'vocab_size' twice"},
+      {"bytes_that_are_no_text", "{\"model_type\": \"\xff\xfe\"}", "not valid JSON"},
+      {"no_model_type", "{}", "'model_type' is missing or not a string; palimpsest runs delta_net, gated_deltanet"},
+      {"model_type_not_a_string", R"({"model_type": 3})", "'model_type' is missing or not a string"},
+      {"model_type_not_known", delta({{"model_type", "llama"}}), "model_type 'llama' is not known; palimpsest runs"},
+      {"hybrid_qwen3_next", delta({{"model_type", "qwen3_next"}}),
+       "model_type 'qwen3_next' is not supported: it mixes in softmax attention over the whole context, so its state "
+       "has no fixed size"},
+      {"hybrid_qwen3_5", delta({{"model_type", "qwen3_5"}}), "'qwen3_5' is not supported: it mixes in softmax"},
+      {"hybrid_kimi", delta({{"model_type", "kimi_linear"}}), "'kimi_linear' is not supported: it mixes in softmax"},
+      {"rwkv7", delta({{"model_type", "rwkv7"}}), "'rwkv7' is not supported: its update is diagonal plus low rank"},
+      {"kda", delta({{"model_type", "kda"}}), "'kda' is not supported: its decay is per key channel"},
+      {"gla", delta({{"model_type", "gla"}}), "'gla' is not supported: its decay is per key channel"},
+      {"delta_product", delta({{"model_type", "gated_deltaproduct"}}), "it writes several times per token"},
+      {"attention_layers", gated({{"attn", {{"layers", {1}}, {"num_heads", 4}}}}),
+       "'attn' is of type object, only null is supported: softmax attention layers have no state of fixed size"},
+      {"residual_attention", gated({{"attnres_block_size", 4}}), "'attnres_block_size' is 4, only null is supported"},
+      {"hidden_act_gelu", delta({{"hidden_act", "gelu"}}), "'hidden_act' is 'gelu', expected 'swish' or 'silu'"},
+      {"hidden_act_powlu", delta({{"hidden_act", "powlu"}}), "'hidden_act' is 'powlu', expected"},
+      {"hidden_act_null", delta({{"hidden_act", nullptr}}), "'hidden_act' is null, expected a string"},
+      {"shared_convolution", delta({{"share_conv_kernel", true}}),
+       "'share_conv_kernel' is true, only false or null is supported"},
+      {"quantised", delta({{"quantization_config", {{"bits", 4}}}}), "'quantization_config' is of type object, only"},
+      {"unknown_key", delta({{"use_mva", true}}),
+       "unknown key 'use_mva': palimpsest does not know whether it changes the model; remove it if it does not"},
+      {"key_of_the_other_architecture", gated({{"qk_norm", "sum"}}), "unknown key 'qk_norm'"},
+      {"unknown_key_that_is_hostile", delta({{std::string("a\n\x1b[2J") + std::string(500, 'x'), 1}}),
+       "unknown key 'a\\n\\x1b[2Jxxx"},
+      {"no_heads", delta({{"num_heads", 0}}), "'num_heads' is 0, expected an integer from 1 to 4096"},
+      {"heads_negative", delta({{"num_heads", -4}}), "'num_heads' is -4, expected an integer from 1 to 4096"},
+      {"heads_not_an_integer", delta({{"num_heads", 4.5}}), "'num_heads' is 4.5, expected an integer"},
+      {"heads_a_string", delta({{"num_heads", "4"}}), "'num_heads' is '4', expected an integer"},
+      {"heads_a_huge_number", delta({{"num_heads", 18446744073709551615u}}), "'num_heads' is 18446744073709551615"},
+      {"heads_do_not_divide", delta({{"num_heads", 5}}),
+       "hidden_size 64 times expand_k 1 is 64, which num_heads 5 does not divide into head sizes"},
+      {"heads_wider_than_the_keys", delta({{"expand_k", 0.01}}), "hidden_size 64 times expand_k 0.01 is 0"},
+      {"value_heads_not_a_multiple", gated({{"num_v_heads", 6}}),
+       "'num_v_heads' is 6, expected a multiple of num_heads, which is 4"},
+      {"head_too_wide", gated({{"head_dim", 2048}}), "'head_dim' is 2048, expected an integer from 1 to 1024"},
+      {"value_head_too_wide", gated({{"head_dim", 1024}, {"expand_v", 2.0}}),
+       "head_dim 1024 times expand_v 2 is 2048, expected a value head size from 1 to 1024"},
+      {"value_head_empty", gated({{"expand_v", 0.01}}), "head_dim 16 times expand_v 0.01 is 0, expected"},
+      {"expand_infinite", "{\"model_type\": \"delta_net\", \"expand_k\": 1e999}", "not valid JSON"},
+      {"expand_negative", delta({{"expand_v", -1}}), "'expand_v' is -1, expected a number from"},
+      {"hidden_size_too_large", delta({{"hidden_size", 1 << 20}}), "'hidden_size' is 1048576, expected an integer"},
+      {"vocabulary_too_large", delta({{"vocab_size", 1 << 22}}), "'vocab_size' is 4194304, expected an integer"},
+      {"layers_too_many", delta({{"num_hidden_layers", 2000}}), "'num_hidden_layers' is 2000, expected an integer"},
+      {"layers_null", delta({{"num_hidden_layers", nullptr}}), "'num_hidden_layers' is null, expected an integer"},
+      {"inner_size_zero", delta({{"intermediate_size", 0}}), "'intermediate_size' is 0, expected an integer from 1"},
+      {"inner_size_too_large", delta({{"intermediate_size", nullptr}, {"hidden_size", 131072}, {"hidden_ratio", 4}}),
+       "gives an intermediate size of 349696, expected 1 to 131072"},
+      {"state_too_large", gated({{"num_hidden_layers", 1024}, {"num_heads", 64}, {"head_dim", 512}, {"expand_v", 2.0}}),
+       "one state takes 139049566208 bytes, expected at most 1073741824"},
+      {"heads_together_too_wide", gated({{"num_heads", 4096}, {"head_dim", 64}, {"expand_v", 1}}),
+       "all heads together are 262144 wide for keys and 262144 for values, expected at most 131072"},
+      {"convolution_of_none", delta({{"conv_size", 0}}), "'conv_size' is 0, expected an integer from 1 to 64"},
+      {"convolution_too_wide", delta({{"conv_size", 65}}), "'conv_size' is 65, expected an integer from 1 to 64"},
+      {"epsilon_zero", delta({{"norm_eps", 0}}), "'norm_eps' is 0, expected a number from"},
+      {"epsilon_a_string", delta({{"norm_eps", "1e-6"}}), "'norm_eps' is '1e-6', expected a number"},
+      {"norm_of_keys_unknown", delta({{"qk_norm", "l1"}}), "'qk_norm' is 'l1', expected 'l2' or 'sum'"},
+      {"activation_unknown", delta({{"qk_activation", "gelu"}}),
+       "'qk_activation' is 'gelu', expected 'silu' or 'relu' or 'elu' or 'identity'"},
+      {"gate_a_number", delta({{"use_gate", 1}}), "'use_gate' is 1, expected true or false"},
+      {"tied_null", delta({{"tie_word_embeddings", nullptr}}), "'tie_word_embeddings' is null, expected true or false"},
+      {"end_of_text_outside", delta({{"eos_token_id", 512}}),
+       "'eos_token_id' is 512, expected an id from 0 to 511 (vocab_size is 512), a list of ids, or null"},
+      {"end_of_text_negative", delta({{"eos_token_id", {1, -1}}}), "'eos_token_id' is -1, expected an id"},
+      {"end_of_text_a_string", delta({{"eos_token_id", "</s>"}}), "'eos_token_id' is '</s>', expected an id"},
+      {"end_of_text_too_many", delta({{"eos_token_id", std::vector<int>(2000, 1)}}), "lists 2000 ids, at most 1024"},
+      {"beginning_of_text_a_list", delta({{"bos_token_id", {1, 2}}}), "'bos_token_id' is a list, expected one id"},
+  };
+}
+
+class BadConfigTest : public ::testing::TestWithParam<BadConfig> {};
+INSTANTIATE_TEST_SUITE_P(ModelConfig, BadConfigTest, ::testing::ValuesIn(BadConfigs()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(BadConfigTest, IsRefusedWithTheKeyNamed) {
+  const absl::StatusOr<ModelConfig> config = ModelConfig::FromJson(GetParam().text);
+  ASSERT_FALSE(config.ok());
+  EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(config.status().message()), HasSubstr(GetParam().words));
+  EXPECT_LT(config.status().message().size(), 400);
+}
+
+TEST(ModelConfig, FromFolderReadsBothFilesAndNamesTheFolder) {
+  const std::string folder = ::testing::TempDir() + "/palimpsest_config_test";
+  std::filesystem::remove_all(folder);
+  EXPECT_EQ(ModelConfig::FromFolder(folder).status().code(), absl::StatusCode::kNotFound);
+  std::filesystem::create_directories(folder);
+  EXPECT_EQ(ModelConfig::FromFolder(folder).status().code(), absl::StatusCode::kNotFound);
+  testing::WriteFile(folder + "/config.json", Config("delta_net", {}));
+  ASSERT_TRUE(ModelConfig::FromFolder(folder).ok());
+  EXPECT_THAT(ModelConfig::FromFolder(folder)->eos_tokens, ElementsAre(2));
+  testing::WriteFile(folder + "/generation_config.json", R"({"eos_token_id": 11})");
+  EXPECT_THAT(ModelConfig::FromFolder(folder)->eos_tokens, ElementsAre(2, 11));
+  testing::WriteFile(folder + "/generation_config.json", "{");
+  EXPECT_THAT(std::string(ModelConfig::FromFolder(folder).status().message()),
+              HasSubstr(folder + "/generation_config.json: not valid JSON"));
+  testing::WriteFile(folder + "/config.json", Config("delta_net", {{"num_heads", 0}}));
+  EXPECT_THAT(std::string(ModelConfig::FromFolder(folder).status().message()),
+              HasSubstr(folder + "/config.json: 'num_heads' is 0"));
+  std::filesystem::remove(folder + "/config.json");
+  std::filesystem::create_directory(folder + "/config.json");
+  EXPECT_THAT(std::string(ModelConfig::FromFolder(folder).status().message()), HasSubstr("not a regular file"));
+}
+
+}  // namespace
+}  // namespace palimpsest
