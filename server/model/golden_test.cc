@@ -1,0 +1,159 @@
+// The forward pass against the reference models of training/: logits of committed checkpoints over 512 tokens, however
+// the tokens are fed. What the goldens are and how they are made: tests/golden/README.md.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/common/aligned_buffer.h"
+#include "server/model/checkpoint/safetensors.h"
+#include "server/model/model.h"
+
+namespace palimpsest {
+namespace {
+
+constexpr double kTolerance = 1e-4;  // of float32 log-probabilities
+
+std::vector<std::string> GoldenFolders() {
+  std::vector<std::string> folders;
+  for (const auto& entry : std::filesystem::directory_iterator(PALIMPSEST_SOURCE_DIR "/tests/golden")) {
+    if (entry.is_directory()) folders.push_back(entry.path().filename().string());
+  }
+  std::ranges::sort(folders);
+  return folders;
+}
+
+template <typename T>
+std::vector<T> Values(const TensorMap& tensors, const std::string& name, DType dtype) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end() || found->second.dtype != dtype) {
+    ADD_FAILURE() << "golden.safetensors: no " << name << " of type " << NameOf(dtype);
+    return {};
+  }
+  std::vector<T> values(found->second.elements());
+  std::memcpy(values.data(), found->second.data, values.size() * sizeof(T));
+  return values;
+}
+
+struct Golden {
+  std::vector<int32_t> tokens;
+  std::vector<float> next_logprob;  // of tokens[t + 1] after tokens[.. t]
+  std::vector<int32_t> rows;        // where all log-probabilities are given
+  std::vector<float> row_logprobs;  // [rows, vocabulary]
+};
+
+class GoldenTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    const std::string folder = PALIMPSEST_SOURCE_DIR "/tests/golden/" + GetParam();
+    const absl::StatusOr<WeightFiles> file = WeightFiles::OpenFile(folder + "/golden.safetensors");
+    ASSERT_TRUE(file.ok()) << file.status();
+    golden_.tokens = Values<int32_t>(file->tensors(), "tokens", DType::kI32);
+    golden_.next_logprob = Values<float>(file->tensors(), "next_logprob", DType::kF32);
+    golden_.rows = Values<int32_t>(file->tensors(), "rows", DType::kI32);
+    golden_.row_logprobs = Values<float>(file->tensors(), "row_logprobs", DType::kF32);
+    absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, {.math = ModelOptions::Math::kF32});
+    ASSERT_TRUE(model.ok()) << model.status();
+    model_ = *std::move(model);
+    ASSERT_EQ(golden_.tokens.size(), 512);
+    ASSERT_EQ(golden_.next_logprob.size(), golden_.tokens.size() - 1);
+    ASSERT_GE(golden_.rows.size(), 2);
+    ASSERT_EQ(golden_.row_logprobs.size(), golden_.rows.size() * model_->config().vocabulary);
+  }
+
+  // Log-probabilities [tokens, vocabulary] of one sequence fed in pieces of these lengths, the last repeated.
+  std::vector<double> LogProbabilities(const std::vector<int32_t>& lengths) {
+    const int32_t vocabulary = model_->config().vocabulary;
+    const auto count = static_cast<int32_t>(golden_.tokens.size());
+    std::vector<double> result;
+    AlignedBytes state(model_->layout().bytes());
+    ThreadPool pool(2);
+    Workspace workspace;
+    size_t piece = 0;
+    for (int32_t at = 0; at < count;) {
+      const int32_t length = std::min(lengths[std::min(piece++, lengths.size() - 1)], count - at);
+      const int32_t row_begin[] = {0, length}, slot[] = {0};
+      std::vector<int32_t> rows(length);
+      std::iota(rows.begin(), rows.end(), 0);
+      std::vector<float> logits(int64_t{length} * vocabulary);
+      model_->Forward({&pool},
+                      {.tokens = std::span(golden_.tokens).subspan(at, length),
+                       .rows = {1, row_begin, slot},
+                       .states = state.data(),
+                       .state_stride = state.size(),
+                       .logit_rows = rows},
+                      workspace, logits.data());
+      for (int32_t row = 0; row < length; ++row) {
+        const auto begin = logits.begin() + int64_t{row} * vocabulary;
+        const double largest = *std::max_element(begin, begin + vocabulary);
+        double sum = 0;
+        for (int32_t i = 0; i < vocabulary; ++i) sum += std::exp(begin[i] - largest);
+        for (int32_t i = 0; i < vocabulary; ++i) result.push_back(begin[i] - largest - std::log(sum));
+      }
+      at += length;
+    }
+    return result;
+  }
+
+  void ExpectGolden(const std::vector<int32_t>& lengths) {
+    const int32_t vocabulary = model_->config().vocabulary;
+    const std::vector<double> logprobs = LogProbabilities(lengths);
+    double worst_next = 0, worst_row = 0;
+    for (size_t t = 0; t < golden_.next_logprob.size(); ++t) {
+      const double got = logprobs[t * vocabulary + golden_.tokens[t + 1]];
+      ASSERT_TRUE(std::isfinite(got)) << "after token " << t;
+      worst_next = std::max(worst_next, std::fabs(got - golden_.next_logprob[t]));
+    }
+    for (size_t r = 0; r < golden_.rows.size(); ++r) {
+      for (int32_t i = 0; i < vocabulary; ++i) {
+        const double got = logprobs[int64_t{golden_.rows[r]} * vocabulary + i];
+        worst_row = std::max(worst_row, std::fabs(got - golden_.row_logprobs[r * vocabulary + i]));
+      }
+    }
+    EXPECT_LT(worst_next, kTolerance);
+    EXPECT_LT(worst_row, kTolerance);
+    RecordProperty("worst", absl::StrCat(std::max(worst_next, worst_row)));
+  }
+
+  std::unique_ptr<Model> model_;
+  Golden golden_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Golden, GoldenTest, ::testing::ValuesIn(GoldenFolders()),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(GoldenTest, BySteps) { ExpectGolden({1}); }
+TEST_P(GoldenTest, ByChunks) { ExpectGolden({64}); }
+TEST_P(GoldenTest, InOneCall) { ExpectGolden({512}); }
+TEST_P(GoldenTest, ByPiecesThatAreNoChunks) { ExpectGolden({37}); }
+TEST_P(GoldenTest, ByAMixture) { ExpectGolden({3, 1, 1, 64, 5, 128, 1, 63, 65, 2, 1}); }
+
+TEST(GoldenModels, CoverBothArchitecturesAndEverySetting) {
+  bool delta = false, gated = false, sharded = false, no_conv = false, odd = false, bf16 = false, grouped = false;
+  for (const std::string& name : GoldenFolders()) {
+    const std::string folder = PALIMPSEST_SOURCE_DIR "/tests/golden/" + name;
+    const absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder);
+    ASSERT_TRUE(model.ok()) << model.status();
+    const ModelConfig& config = (*model)->config();
+    delta |= config.architecture == "delta_net";
+    gated |= config.architecture == "gated_deltanet";
+    sharded |= std::filesystem::exists(folder + "/model.safetensors.index.json");
+    no_conv |= config.mixer.conv_width == 0;
+    odd |= config.hidden % 16 != 0 || config.mixer.shape.key_dim % 8 != 0;
+    bf16 |= (*model)->weight_dtype() == DType::kBF16;
+    grouped |= config.mixer.shape.value_heads != config.mixer.shape.heads;
+  }
+  EXPECT_TRUE(delta && gated && sharded && no_conv && odd && bf16 && grouped)
+      << delta << gated << sharded << no_conv << odd << bf16 << grouped;
+}
+
+}  // namespace
+}  // namespace palimpsest
