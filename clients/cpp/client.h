@@ -45,10 +45,10 @@ namespace palimpsest::client {
 struct ConnectOptions {
   // Encrypts, and checks the server's certificate against `ca_file`, or the system's authorities if that is empty.
   bool tls = false;
-  std::string ca_file;
+  std::string ca_file = "";
   // The client's own certificate and key, for servers that ask for one. Both or neither; they imply `tls`.
-  std::string certificate_file;
-  std::string key_file;
+  std::string certificate_file = "";
+  std::string key_file = "";
 
   // Largest message sent or received. An inline state must fit: raise it together with the server's limit.
   int max_message_bytes = 64 << 20;
@@ -115,8 +115,8 @@ using ByteSink = std::function<absl::Status(std::string_view)>;
 using ByteSource = std::function<absl::StatusOr<std::string>()>;
 
 struct UploadSnapshotOptions {
-  std::string snapshot_id;                    // empty: the server makes one
-  std::string model;                          // `models/{model}`; may be empty when the server has one model
+  std::string snapshot_id = "";               // empty: the server makes one
+  std::string model = "";                     // `models/{model}`; may be empty when the server has one model
   absl::Duration ttl = absl::ZeroDuration();  // zero: never expires
 };
 

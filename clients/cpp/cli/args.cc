@@ -80,7 +80,9 @@ struct DefaultText {
   std::string operator()(const std::string* target) const {
     return target->empty() ? "" : absl::StrReplaceAll(*target, {{"\n", "\\n"}});
   }
-  std::string operator()(const absl::Duration* target) const { return absl::FormatDuration(*target); }
+  std::string operator()(const absl::Duration* target) const {
+    return *target == absl::InfiniteDuration() ? "" : absl::FormatDuration(*target);
+  }
   template <typename T>
   std::string operator()(const T*) const {
     return "";  // optionals and lists begin unset

@@ -44,8 +44,9 @@ TextPieces::TextPieces(Read read, size_t piece_bytes)
 absl::StatusOr<std::string> TextPieces::Next() {
   while (!ended_ && buffer_.size() < piece_bytes_) {
     const size_t had = buffer_.size();
-    buffer_.resize(piece_bytes_);
-    const absl::StatusOr<size_t> count = read_(buffer_.data() + had, piece_bytes_ - had);
+    const size_t wanted = std::min<size_t>(piece_bytes_ - had, 1 << 16);
+    buffer_.resize(had + wanted);
+    const absl::StatusOr<size_t> count = read_(buffer_.data() + had, wanted);
     buffer_.resize(had + count.value_or(0));
     if (!count.ok()) return count.status();
     ended_ = *count == 0;
