@@ -34,6 +34,19 @@ float Sum(const float* x, int64_t n) {
   return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(a, b), hn::Add(c, e))));
 }
 
+// x = x * x, in four streams; n as above.
+void Square(float* x, int64_t n) {
+  const int64_t quarter = n / 4;
+  const int64_t lanes = hn::Lanes(d);
+  for (int64_t i = 0; i < quarter; i += lanes) {
+    for (float* at = x + i; at < x + n; at += quarter) {
+      hwy::Prefetch(at + 512);
+      const auto value = hn::Load(d, at);
+      hn::Store(hn::Mul(value, value), d, at);
+    }
+  }
+}
+
 // Ten chains of multiply-adds, enough to hide a latency of five. Returns the operations done.
 double MultiplyAdd(int64_t rounds, float* sink) {
   // Different starts, or the compiler would see ten times the same chain and compute it once.
@@ -75,6 +88,7 @@ namespace palimpsest {
 namespace {
 
 HWY_EXPORT(Sum);
+HWY_EXPORT(Square);
 HWY_EXPORT(MultiplyAdd);
 
 template <typename Body>
@@ -102,6 +116,12 @@ MachineBounds MeasureMachineBounds(ThreadPool& pool) {
       });
     });
     bounds.read_bytes_per_second = std::max(bounds.read_bytes_per_second, kFloats * 4 / reading);
+    const double updating = Seconds([&] {
+      pool.ParallelFor(kFloats, 1024, [&](int64_t begin, int64_t end) {
+        HWY_DYNAMIC_DISPATCH(Square)(memory.data() + begin, end - begin);
+      });
+    });
+    bounds.update_bytes_per_second = std::max(bounds.update_bytes_per_second, 2.0 * kFloats * 4 / updating);
     const double computing = Seconds([&] {
       pool.Run([&](int part) { done[part * 8] = HWY_DYNAMIC_DISPATCH(MultiplyAdd)(2'000'000, &sink[part * 16]); });
     });

@@ -6,8 +6,9 @@
 namespace palimpsest {
 
 struct MachineBounds {
-  double read_bytes_per_second = 0.0;  // all threads of the pool together, from memory
-  double f32_flops_per_second = 0.0;   // multiply-adds count two; all threads together, from registers
+  double read_bytes_per_second = 0.0;    // all threads of the pool together, from memory
+  double update_bytes_per_second = 0.0;  // the same, each byte read and written back counting two
+  double f32_flops_per_second = 0.0;     // multiply-adds count two; all threads together, from registers
 };
 
 // Takes about a second; the best of several rounds, since whatever else runs on the machine only takes away.

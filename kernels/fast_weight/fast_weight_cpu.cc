@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kernels/fast_weight/fast_weight_head.h"
@@ -27,6 +28,10 @@ constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
 constexpr int kBlock = 2 * kLanes;  // columns that a product takes at once
 constexpr int kTileRows = kLanes == 16 ? 8 : kLanes == 8 ? 4 : 2;
 constexpr int kChunk = FastWeightParams::kChunk;
+
+// A step works on a few rows of the state at once and prefetches, in the order of memory, the rows that many groups
+// ahead: several interleaved rows hide from the processor that memory is read from end to end.
+constexpr int kPrefetchGroups = 2;
 
 // The first `lanes` values at `from`, zero beyond; `lanes` may be anything.
 HWY_INLINE V LoadPart(const float* from, int64_t lanes) {
@@ -54,6 +59,7 @@ HWY_INLINE void StepRows(const HeadRows& head, float beta, float decay, int32_t 
   const int32_t K = head.key_dim;
   const int32_t whole = K / kLanes * kLanes;
   float* HWY_RESTRICT S = head.state + int64_t{v} * K;
+  for (int32_t i = 0; i < kRows * K; i += 16) hwy::Prefetch(S + kPrefetchGroups * kRows * K + i);
   V u[kRows];
   for (int r = 0; r < kRows; ++r) u[r] = hn::Set(d, head.v[v + r]);
   if constexpr (kSolve) {
@@ -61,7 +67,9 @@ HWY_INLINE void StepRows(const HeadRows& head, float beta, float decay, int32_t 
     for (V& sum : read) sum = hn::Zero(d);
     for (int32_t c = 0; c < whole; c += kLanes) {
       const V k = hn::LoadU(d, head.k + c);
-      for (int r = 0; r < kRows; ++r) read[r] = hn::MulAdd(hn::LoadU(d, S + r * K + c), k, read[r]);
+      for (int r = 0; r < kRows; ++r) {
+        read[r] = hn::MulAdd(hn::LoadU(d, S + r * K + c), k, read[r]);
+      }
     }
     if (whole < K) {
       const V k = LoadPart(head.k + whole, K - whole);
