@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import palimpsest
 import pytest
 from conftest import Connect
+
+import palimpsest
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and "
 HERE = pathlib.Path(__file__).parent
@@ -33,7 +34,7 @@ def running_server(folder: pathlib.Path) -> Iterator[str]:
     log_file = folder / "log"
     command = [
         os.environ["PALIMPSEST_SERVER_BINARY"],
-        f"--model={os.environ['PALIMPSEST_TEST_MODEL']}",
+        f"--model=test={os.environ['PALIMPSEST_TEST_MODEL']}",
         "--host=127.0.0.1",
         "--port=0",
         f"--port_file={port_file}",
@@ -208,7 +209,7 @@ def test_lists_go_through_all_pages(client: Any) -> None:
 
 def test_closing_frees_the_session(client: Any) -> None:
     with client.create_session() as session:
-        stream = session.generate(PROMPT, max_tokens=100_000 // 100, ignore_end_of_text=True)
+        stream = session.generate(PROMPT, max_tokens=1000, ignore_end_of_text=True)
         next(stream)
         stream.close()
         give_up = time.monotonic() + 30
