@@ -252,9 +252,10 @@ TEST_F(GenerationTest, ADeadlineEndsTheReply) {
   EXPECT_LT(reply.tokens.size(), 60000);
 }
 
-TEST_F(GenerationTest, ASlowReaderGetsEveryTokenAndHoldsUpNobody) {
+TEST_F(GenerationTest, ASlowReadersSequenceStopsUntilItReadsAndHoldsUpNobody) {
   // So much that neither gRPC's buffers nor the socket's hold it.
-  v1::GenerateRequest request = Ask("hello", 4000);
+  constexpr int kTokens = 20000;
+  v1::GenerateRequest request = Ask("hello", kTokens);
   request.set_top_logprobs(20);
   grpc::ClientContext context;
   const auto reader = server_.generation().Generate(&context, request);
@@ -263,17 +264,27 @@ TEST_F(GenerationTest, ASlowReaderGetsEveryTokenAndHoldsUpNobody) {
   std::vector<int32_t> ids;
   for (const auto& token : message.tokens()) ids.push_back(token.id());
 
+  const auto generated = [this] { return server_.Metric("palimpsest_generated_tokens_total{model=\"tiny\"}"); };
+  double before = -1;
+  for (double now = generated(); now != before; now = generated()) {
+    before = now;
+    absl::SleepFor(absl::Milliseconds(300));
+  }
+  EXPECT_LT(before, kTokens);
+  EXPECT_EQ(server_.Metric("palimpsest_slots{model=\"tiny\",condition=\"used\"}"), 1);
   for (int i = 0; i < 3; ++i) {
     const Reply other = server_.Generate(Ask("others", 20));
     ASSERT_TRUE(other.status.ok());
   }
+  EXPECT_EQ(generated(), before + 60);
+
   while (reader->Read(&message)) {
     for (const auto& token : message.tokens()) ids.push_back(token.id());
   }
   ASSERT_TRUE(reader->Finish().ok());
-  EXPECT_EQ(message.finish().usage().generated_tokens(), 4000);
-  EXPECT_THAT(ids, SizeIs(4000));
-  EXPECT_EQ(ids, server_.Generate(Ask("hello", 4000)).ids());
+  EXPECT_EQ(message.finish().usage().generated_tokens(), kTokens);
+  EXPECT_THAT(ids, SizeIs(kTokens));
+  EXPECT_EQ(ids, server_.Generate(Ask("hello", kTokens)).ids());
 }
 
 TEST_F(GenerationTest, NumbersThatAreNotFiniteEndTheirOwnCallOnly) {
