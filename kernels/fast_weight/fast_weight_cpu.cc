@@ -489,8 +489,10 @@ int64_t CostOf(const FastWeightParams& params, int32_t sequence) {
 }  // namespace
 
 void FastWeight(const ExecContext& ctx, const FastWeightParams& params) {
-  const auto [heads, value_heads, K, V] = params.shape;
-  PALIMPSEST_CHECK(heads >= 1 && value_heads % heads == 0 && K >= 1 && V >= 1);
+  const int32_t value_heads = params.shape.value_heads;
+  const int64_t K = params.shape.key_dim;
+  const int64_t V = params.shape.value_dim;
+  PALIMPSEST_CHECK(params.shape.heads >= 1 && value_heads % params.shape.heads == 0 && K >= 1 && V >= 1);
   const FastWeightKernels kernels = HWY_DYNAMIC_DISPATCH(Kernels)();
 
   // All heads of all sequences lie on a line, as long as they cost, and each thread takes its share of the line. The
@@ -507,7 +509,7 @@ void FastWeight(const ExecContext& ctx, const FastWeightParams& params) {
       const int64_t cost = CostOf(params, s);
       for (int32_t h = 0; h < value_heads; ++h, begin += cost) {
         if (params.rows.length(s) == 1) {
-          const auto row_at = [&](int64_t point) {
+          const auto row_at = [begin, V](int64_t point) {
             return point >= begin + V ? V : std::max<int64_t>(point - begin, 0) / kRowGrain * kRowGrain;
           };
           const int64_t v_begin = row_at(part_begin);
