@@ -10,6 +10,13 @@ if(PALIMPSEST_SANITIZE)
   target_compile_options(palimpsest_options INTERFACE -fsanitize=${PALIMPSEST_SANITIZE} -fno-sanitize-recover=all)
   target_link_options(palimpsest_options INTERFACE -fsanitize=${PALIMPSEST_SANITIZE})
 endif()
+if(PALIMPSEST_SANITIZE MATCHES "thread")
+  # Every program gets mutexes that the sanitizer can see; the file says why.
+  add_library(palimpsest_tsan OBJECT ${CMAKE_CURRENT_LIST_DIR}/tsan_mutex.cc)
+  target_compile_options(palimpsest_tsan PRIVATE -fsanitize=thread)
+  target_sources(palimpsest_options INTERFACE
+    $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>:$<TARGET_OBJECTS:palimpsest_tsan>>)
+endif()
 
 # palimpsest_room(NAME SOURCES file... [LINKS library...])
 function(palimpsest_room name)

@@ -143,7 +143,7 @@ TEST(Status, FitsIntoTheMetadataThatClientsTakeWhateverWasSent) {
   const grpc::Status status = ToGrpc(violations.ToStatus());
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(DetailsOf(status).fields, SizeIs(8));
-  EXPECT_THAT(status.error_message(), SizeIs(Lt(1100)));
+  EXPECT_THAT(status.error_message(), SizeIs(Lt(1000)));
   // The details travel in base64.
   EXPECT_LT(status.error_message().size() + status.error_details().size() * 4 / 3, 8192);
 }

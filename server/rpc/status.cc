@@ -18,9 +18,9 @@ constexpr absl::string_view kTypePrefix = "type.googleapis.com/";
 constexpr absl::string_view kNoRetry = "palimpsest.dev/no_retry";
 constexpr absl::string_view kDomain = "palimpsest.dev";
 // All of an error travels in the trailing metadata, of which a client takes 8 KiB.
-constexpr size_t kMaxMessageBytes = 1024;
+constexpr size_t kMaxMessageBytes = 800;
 constexpr size_t kMaxViolations = 8;
-constexpr size_t kMaxViolationBytes = 240;
+constexpr size_t kMaxViolationBytes = 200;
 
 template <class Detail>
 std::string UrlOf() {
@@ -137,7 +137,7 @@ absl::Status Violations::ToStatus() const {
     const auto& [field, what] = fields_[i];
     auto* violation = detail.add_field_violations();
     violation->set_field(field);
-    violation->set_description(absl::StrCat(field, " ", what));
+    violation->set_description(what);
     absl::StrAppend(&message, i == 0 ? "" : ". Also: ", field, " ", what);
   }
   if (told < fields_.size()) absl::StrAppend(&message, ". And ", fields_.size() - told, " more");
