@@ -17,13 +17,15 @@ namespace {
 
 // Kept by each thread between calls; bounded by the vocabulary.
 struct Scratch {
-  std::vector<float> adjusted;  // logits after bias and penalties
-  std::vector<int32_t> recent;  // penalty window, sorted
-  std::vector<float> maxima;    // of CollectTop
-  std::vector<RankKey> keys;    // candidates
-  std::vector<double> shares;   // weights of the candidates
-  std::vector<float> weights;   // of the whole vocabulary
-  std::vector<double> block_sums;
+  std::vector<float> adjusted;      // logits after bias and penalties
+  std::vector<int32_t> recent;      // penalty window, sorted
+  std::vector<float> maxima;        // of CollectTop
+  std::vector<float> weights;       // by id: softmax weight relative to the most probable token's
+  std::vector<double> block_sums;   // of the weights
+  std::vector<RankKey> keys;        // candidates
+  std::vector<RankKey> border;      // candidates of which some are kept
+  std::vector<double> bucket_sums;  // of the weights of candidates with like logits
+  std::vector<float> shares;        // weights of the candidates that are kept, else 0
 };
 
 float ClampToFloat(double value) {
@@ -63,13 +65,11 @@ std::span<const float> Adjust(std::span<const float> logits, const SamplingSetti
   return scratch.adjusted;
 }
 
-// Softmax weights at a temperature, relative to the most probable token's.
+// Softmax at a temperature.
 struct Softmax {
   std::span<const float> logits;
   float max;
   float scale;  // 1 / temperature
-
-  double WeightOf(RankKey key) const { return std::exp((double{logits[IndexOf(key)]} - max) * scale); }
 };
 
 // Where the running sum of `weights` passes `point`. Rounding may keep the sum from doing so: then it is the last token
@@ -103,51 +103,74 @@ int32_t DrawFromAll(const Softmax& softmax, float min_p, double uniform, Scratch
   return static_cast<int32_t>(begin + IndexAtSum(weights, point - before));
 }
 
-// Fills scratch.keys with a set that holds the nucleus, and returns the sum of all weights, also of those left out.
-// Each token left out has less than 1/(2 n) of the (1 - top_p) that the nucleus may lack, so all of them together lack
-// less.
+// Fills scratch.keys with the top_k most probable tokens, and in their weights. Returns the sum of those.
+double CollectTopK(const Softmax& softmax, int32_t top_k, Scratch& scratch) {
+  CollectTop(softmax.logits, top_k, scratch.maxima, scratch.keys);
+  scratch.weights.resize(softmax.logits.size());
+  double total = 0.0;
+  for (const RankKey key : scratch.keys) {
+    const int32_t id = IndexOf(key);
+    scratch.weights[id] = static_cast<float>(std::exp((double{softmax.logits[id]} - softmax.max) * softmax.scale));
+    total += scratch.weights[id];
+  }
+  return total;
+}
+
+// Fills scratch.keys with a set that holds the nucleus, and in all weights. Returns the sum of those, also of tokens
+// left out: each of them has less than 1/(2 n) of the (1 - top_p) that the nucleus may lack, so all of them together
+// do.
 double CollectNucleusCandidates(const Softmax& softmax, float top_p, Scratch& scratch) {
-  const double total = ExpSum(softmax.logits, softmax.max, softmax.scale, 0.0f, nullptr, nullptr);
+  scratch.weights.resize(softmax.logits.size());
+  const double total =
+      ExpSum(softmax.logits, softmax.max, softmax.scale, 0.0f, scratch.weights.data(), /*block_sums=*/nullptr);
   const double least = (1.0 - top_p) * total / (2.0 * static_cast<double>(softmax.logits.size()));
   CollectAtLeast(softmax.logits, ClampToFloat(softmax.max + std::log(least) / softmax.scale), scratch.keys);
   return total;
 }
 
-// Cuts `keys` to the fewest, first in rank first, whose weights sum to at least `goal`. Sorts only as far as it must.
-void CutToNucleus(const Softmax& softmax, double goal, std::vector<RankKey>& keys) {
+// Cuts scratch.keys to the fewest, first in rank first, whose weights sum to at least `goal`. A nucleus can be most of
+// the vocabulary, so it is not sorted: buckets of like logits are summed from the greatest down, and only the one where
+// the sum passes the goal is.
+void CutToNucleus(double goal, Scratch& scratch) {
+  constexpr int kBucketBits = 12;
+  const auto bucket_of = [](RankKey key) { return static_cast<int64_t>(key >> (64 - kBucketBits)); };
+  scratch.bucket_sums.assign(1 << kBucketBits, 0.0);
+  for (const RankKey key : scratch.keys) scratch.bucket_sums[bucket_of(key)] += scratch.weights[IndexOf(key)];
   double sum = 0.0;
-  size_t sorted = 0;
-  for (size_t step = 64; sorted < keys.size(); step *= 4) {
-    const size_t end = std::min(keys.size(), sorted + step);
-    if (end < keys.size()) {
-      std::nth_element(keys.begin() + sorted, keys.begin() + end, keys.end(), std::greater<>());
-    }
-    std::sort(keys.begin() + sorted, keys.begin() + end, std::greater<>());
-    while (sorted < end) {
-      sum += softmax.WeightOf(keys[sorted++]);
-      if (sum >= goal) return keys.resize(sorted);
-    }
+  int64_t bucket = (1 << kBucketBits) - 1;
+  while (bucket > 0 && sum + scratch.bucket_sums[bucket] < goal) sum += scratch.bucket_sums[bucket--];
+
+  // Without branches, which would be a coin's toss each.
+  scratch.border.resize(scratch.keys.size());
+  size_t kept = 0;
+  size_t at_border = 0;
+  for (const RankKey key : scratch.keys) {
+    scratch.keys[kept] = key;
+    scratch.border[at_border] = key;
+    kept += bucket_of(key) > bucket ? 1 : 0;
+    at_border += bucket_of(key) == bucket ? 1 : 0;
+  }
+  scratch.keys.resize(kept);
+  scratch.border.resize(at_border);
+  std::sort(scratch.border.begin(), scratch.border.end(), std::greater<>());
+  for (const RankKey key : scratch.border) {
+    if (sum >= goal && !scratch.keys.empty()) break;
+    scratch.keys.push_back(key);
+    sum += scratch.weights[IndexOf(key)];
   }
 }
 
 // Each step takes the probabilities that the step before left, renormalised.
 int32_t DrawFromSome(const Softmax& softmax, const SamplingSettings& s, double uniform, Scratch& scratch) {
+  const bool has_top_k = s.top_k > 0 && s.top_k < static_cast<int64_t>(softmax.logits.size());
+  const double collected =
+      has_top_k ? CollectTopK(softmax, s.top_k, scratch) : CollectNucleusCandidates(softmax, s.top_p, scratch);
+  if (s.top_p < 1.0f) CutToNucleus(s.top_p * collected, scratch);
   double total = 0.0;
-  if (s.top_k > 0 && s.top_k < static_cast<int64_t>(softmax.logits.size())) {
-    CollectTop(softmax.logits, s.top_k, scratch.maxima, scratch.keys);
-    if (s.top_p < 1.0f) {
-      for (const RankKey key : scratch.keys) total += softmax.WeightOf(key);
-    }
-  } else {
-    total = CollectNucleusCandidates(softmax, s.top_p, scratch);
-  }
-  if (s.top_p < 1.0f) CutToNucleus(softmax, s.top_p * total, scratch.keys);
-
-  total = 0.0;
   scratch.shares.clear();
   for (const RankKey key : scratch.keys) {
-    const double weight = softmax.WeightOf(key);
-    scratch.shares.push_back(weight >= s.min_p ? weight : 0.0);
+    const float weight = scratch.weights[IndexOf(key)];
+    scratch.shares.push_back(weight >= s.min_p ? weight : 0.0f);
     total += scratch.shares.back();
   }
   return IndexOf(scratch.keys[IndexAtSum(scratch.shares, uniform * total)]);
