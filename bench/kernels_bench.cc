@@ -5,9 +5,11 @@
 // Weights and states are laid out for a whole model, so that one iteration, a pass over all its layers, finds nothing
 // in the caches that a real token would not. Every op is verified against its reference before it is timed.
 //
-// Counters: bytes/s of weights read (or of state, read and written), with their share of what reading (or updating)
-// memory reaches at best, and flop/s, with their share of the float32 bound. Of the two shares the larger one says what
-// the op is bound by. A share of memory's bound above one means that the data came from a cache.
+// Counters: bytes of weights read (or of state, read and written) per second, with their share of what reading (or
+// updating) memory reaches at best, and flops per second, with their share of the float32 bound. Of the two shares the
+// larger one says what the op is bound by. A share of memory's bound above one means that the data came from a cache.
+// Rates are per second of wall clock; with one thread, per second of its processor time, so that a busy machine takes
+// bandwidth from the figures but not time.
 
 #include <benchmark/benchmark.h>
 
@@ -47,10 +49,10 @@ std::vector<float> Normal(int64_t n, uint32_t seed, float scale = 1.0f) {
 void Count(benchmark::State& state, const MachineBounds& bounds, double bytes, double bytes_per_second, double flops) {
   using benchmark::Counter;
   const auto rate = Counter::kIsIterationInvariantRate;
-  state.counters["bytes"] = Counter(bytes, rate, Counter::kIs1000);
-  state.counters["of_memory_bound"] = Counter(bytes / bytes_per_second, rate);
-  state.counters["flop"] = Counter(flops, rate, Counter::kIs1000);
-  state.counters["of_f32_bound"] = Counter(flops / bounds.f32_flops_per_second, rate);
+  state.counters["bytes_per_second"] = Counter(bytes, rate, Counter::kIs1000);
+  state.counters["memory_share"] = Counter(bytes / bytes_per_second, rate);
+  state.counters["flops_per_second"] = Counter(flops, rate, Counter::kIs1000);
+  state.counters["f32_share"] = Counter(flops / bounds.f32_flops_per_second, rate);
 }
 
 // ---------------------------------------------------------------------------------------------------- linear
@@ -130,7 +132,7 @@ void BenchLinear(benchmark::State& state, Machine& machine, const ModelShape& mo
   }
   Count(state, machine.bounds, static_cast<double>(weights.bytes), machine.bounds.read_bytes_per_second,
         2.0 * weights.elements * rows);
-  state.counters["tokens"] = benchmark::Counter(rows, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["tokens_per_second"] = benchmark::Counter(rows, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 // ------------------------------------------------------------------------------------------------- fast weight
@@ -220,13 +222,14 @@ void BenchChunk(benchmark::State& state, Machine& machine, FastWeightShape shape
   const double solve = rule == UpdateRule::kSum ? 0.0 : 2.0 * K * V + C * (K + V);
   const double flops = (4.0 * K * V + C * (K + V) + solve) * shape.value_heads * layers * model.rows();
   Count(state, machine.bounds, 2.0 * model.state_bytes(), machine.bounds.update_bytes_per_second, flops);
-  state.counters["tokens"] =
+  state.counters["tokens_per_second"] =
       benchmark::Counter(static_cast<double>(model.rows()), benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void Register(Machine& machine) {
-  const auto milliseconds = [](benchmark::internal::Benchmark* b) {
-    return b->Unit(benchmark::kMillisecond)->UseRealTime();
+  const auto milliseconds = [&machine](benchmark::internal::Benchmark* b) {
+    b->Unit(benchmark::kMillisecond);
+    return machine.pool.size() > 1 ? b->UseRealTime() : b;
   };
   struct Kind {
     const char* name;
