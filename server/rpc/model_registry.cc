@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/common/check.h"
-#include "kernels/linear/linear.h"
+#include "kernels/common/simd.h"
 #include "server/rpc/status.h"
 
 namespace palimpsest {
