@@ -278,8 +278,7 @@ absl::Status ModelConfig::AddGenerationConfig(std::string_view text) {
   if (absl::Status status = keys.Finish(); !status.ok()) return status;
   eos_tokens.insert(eos_tokens.end(), added.begin(), added.end());
   std::ranges::sort(eos_tokens);
-  const auto repeated = std::ranges::unique(eos_tokens);
-  eos_tokens.erase(repeated.begin(), repeated.end());
+  eos_tokens.erase(std::unique(eos_tokens.begin(), eos_tokens.end()), eos_tokens.end());
   return absl::OkStatus();
 }
 

@@ -50,6 +50,7 @@ TensorToWrite MakeTensor(std::string name, DType dtype, std::vector<int64_t> sha
   for (int64_t dim : tensor.shape) elements *= dim;
   PALIMPSEST_CHECK(elements == static_cast<int64_t>(values.size()));
   tensor.bytes.resize(values.size() * SizeOf(dtype));
+  if (values.empty()) return tensor;
   if (dtype == DType::kF32) {
     std::memcpy(tensor.bytes.data(), values.data(), tensor.bytes.size());
     return tensor;
