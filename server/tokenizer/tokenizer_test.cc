@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <random>
@@ -301,6 +302,33 @@ TEST(SentencePieceTest, DecodeJoinsByteTokensToCharacters) {
             "\xF0\x9F\x98\x80");
   EXPECT_EQ(tokenizer->Decode(std::vector<int32_t>{byte_id(0xF0), byte_id(0x9F), byte_id('x')}), "\xEF\xBF\xBDx");
   EXPECT_EQ(tokenizer->Decode(std::vector<int32_t>{byte_id('x'), byte_id(0xF0)}), "x\xEF\xBF\xBD");
+}
+
+std::string FileBytes(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+TEST(SentencePieceTest, TheBundledTokenizersGiveBackTextFilesAndAgreeWithTheLibrary) {
+  const std::filesystem::path root = PALIMPSEST_SOURCE_DIR;
+  int tokenizers = 0;
+  for (const auto& checkpoint : std::filesystem::directory_iterator(root / "checkpoints")) {
+    if (!std::filesystem::exists(checkpoint.path() / "tokenizer.model")) continue;
+    SCOPED_TRACE(checkpoint.path().string());
+    ++tokenizers;
+    const std::string model = FileBytes(checkpoint.path() / "tokenizer.model");
+    const std::unique_ptr<Tokenizer> tokenizer = Make(model);
+    const SentencePieceOracle oracle(model);
+    for (const auto& entry : std::filesystem::directory_iterator(root / "server" / "tokenizer")) {
+      const std::string text = FileBytes(entry.path());
+      ASSERT_FALSE(text.empty());
+      const std::vector<int32_t> ids = tokenizer->Encode(text);
+      EXPECT_EQ(tokenizer->Decode(ids), text);
+      EXPECT_TRUE(ids == oracle.Encode(text)) << entry.path();
+      EXPECT_LT(ids.size(), text.size());
+    }
+  }
+  EXPECT_GT(tokenizers, 0);
 }
 
 // Pieces of the wire format, to write models that no trainer would.
