@@ -8,8 +8,8 @@
 // Counters: bytes of weights read (or of state, read and written) per second, with their share of what reading (or
 // updating) memory reaches at best, and flops per second, with their share of the float32 bound. Of the two shares the
 // larger one says what the op is bound by. A share of memory's bound above one means that the data came from a cache.
-// Rates are per second of wall clock; with one thread, per second of its processor time, so that a busy machine takes
-// bandwidth from the figures but not time.
+// Seconds, of the bounds too, are of the wall clock; with one thread they are of its processor time, so that a busy
+// machine takes bandwidth from the figures but not time.
 
 #include <benchmark/benchmark.h>
 
@@ -35,7 +35,8 @@ namespace {
 struct Machine {
   ThreadPool pool;
   MachineBounds bounds;
-  explicit Machine(int threads) : pool(threads), bounds(MeasureMachineBounds(pool)) {}
+  explicit Machine(int threads)
+      : pool(threads), bounds(MeasureMachineBounds(pool, threads == 1 ? BenchClock::kThread : BenchClock::kWall)) {}
 };
 
 std::vector<float> Normal(int64_t n, uint32_t seed, float scale = 1.0f) {

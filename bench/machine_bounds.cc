@@ -78,8 +78,9 @@ double MultiplyAdd(int64_t rounds, float* sink) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
 #include <vector>
 
 #include "kernels/common/aligned_buffer.h"
@@ -91,16 +92,20 @@ HWY_EXPORT(Sum);
 HWY_EXPORT(Square);
 HWY_EXPORT(MultiplyAdd);
 
-template <typename Body>
-double Seconds(const Body& body) {
-  const auto begin = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+double Now(BenchClock clock) {
+  timespec now;
+  clock_gettime(clock == BenchClock::kWall ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 }  // namespace
 
-MachineBounds MeasureMachineBounds(ThreadPool& pool) {
+MachineBounds MeasureMachineBounds(ThreadPool& pool, BenchClock clock) {
+  const auto seconds = [clock](const auto& body) {
+    const double begin = Now(clock);
+    body();
+    return Now(clock) - begin;
+  };
   constexpr int64_t kFloats = int64_t{64} << 20;  // 256 MiB: far above any cache
   constexpr int kRounds = 8;
   AlignedArray<float> memory(kFloats);
@@ -109,20 +114,20 @@ MachineBounds MeasureMachineBounds(ThreadPool& pool) {
   std::vector<double> done(pool.size() * 8);
   MachineBounds bounds;
   for (int round = 0; round < kRounds; ++round) {
-    const double reading = Seconds([&] {
+    const double reading = seconds([&] {
       pool.ParallelFor(kFloats, 1024, [&](int64_t begin, int64_t end) {
         volatile float keep = HWY_DYNAMIC_DISPATCH(Sum)(memory.data() + begin, end - begin);
         static_cast<void>(keep);
       });
     });
     bounds.read_bytes_per_second = std::max(bounds.read_bytes_per_second, kFloats * 4 / reading);
-    const double updating = Seconds([&] {
+    const double updating = seconds([&] {
       pool.ParallelFor(kFloats, 1024, [&](int64_t begin, int64_t end) {
         HWY_DYNAMIC_DISPATCH(Square)(memory.data() + begin, end - begin);
       });
     });
     bounds.update_bytes_per_second = std::max(bounds.update_bytes_per_second, 2.0 * kFloats * 4 / updating);
-    const double computing = Seconds([&] {
+    const double computing = seconds([&] {
       pool.Run([&](int part) { done[part * 8] = HWY_DYNAMIC_DISPATCH(MultiplyAdd)(2'000'000, &sink[part * 16]); });
     });
     double operations = 0.0;
