@@ -8,6 +8,7 @@
 #include <string>
 
 #include "server/model/testing/safetensors_writer.h"
+#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {
@@ -304,8 +305,8 @@ TEST_P(BadConfigTest, IsRefusedWithTheKeyNamed) {
 }
 
 TEST(ModelConfig, FromFolderReadsBothFilesAndNamesTheFolder) {
-  const std::string folder = ::testing::TempDir() + "/palimpsest_config_test";
-  std::filesystem::remove_all(folder);
+  const testing::TemporaryFolder parent;
+  const std::string folder = parent.path() + "/checkpoint";
   EXPECT_EQ(ModelConfig::FromFolder(folder).status().code(), absl::StatusCode::kNotFound);
   std::filesystem::create_directories(folder);
   EXPECT_EQ(ModelConfig::FromFolder(folder).status().code(), absl::StatusCode::kNotFound);

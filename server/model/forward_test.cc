@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -16,22 +15,17 @@
 #include "server/model/model.h"
 #include "server/model/testing/forward_reference.h"
 #include "server/model/testing/random_checkpoint.h"
+#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {
 
 using testing::RandomCheckpointSpec;
 
-std::string FolderOf(const std::string& name) {
-  const std::string folder = ::testing::TempDir() + "/palimpsest_forward_test_" + name;
-  std::filesystem::remove_all(folder);
-  return folder;
-}
-
 std::unique_ptr<Model> LoadRandom(const RandomCheckpointSpec& spec, const ModelOptions& options = {}) {
-  const std::string folder = FolderOf("checkpoint");
-  testing::WriteRandomCheckpoint(folder, spec);
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, options);
+  const testing::TemporaryFolder folder;
+  testing::WriteRandomCheckpoint(folder.path(), spec);
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder.path(), options);
   EXPECT_TRUE(model.ok()) << model.status();
   return model.ok() ? *std::move(model) : nullptr;
 }

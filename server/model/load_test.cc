@@ -18,6 +18,7 @@
 #include "kernels/common/aligned_buffer.h"
 #include "server/model/model.h"
 #include "server/model/testing/random_checkpoint.h"
+#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {
@@ -28,18 +29,12 @@ using testing::RandomCheckpointSpec;
 using testing::TensorToWrite;
 using Tensors = std::vector<TensorToWrite>;
 
-std::string NewFolder() {
-  const std::string folder = ::testing::TempDir() + "/palimpsest_load_test";
-  std::filesystem::remove_all(folder);
-  std::filesystem::create_directories(folder);
-  return folder;
-}
-
 // The checkpoint of `spec` with its tensors changed.
 absl::StatusOr<std::unique_ptr<Model>> LoadChanged(const RandomCheckpointSpec& spec,
                                                    const std::function<void(Tensors&)>& change,
                                                    const ModelOptions& options = {}) {
-  const std::string folder = NewFolder();
+  const testing::TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
   testing::WriteFile(folder + "/config.json", testing::RandomCheckpointConfig(spec));
   Tensors tensors = testing::RandomCheckpointTensors(spec);
   change(tensors);
@@ -243,7 +238,8 @@ TEST(Load, ProjectionsOfUnlikeTypesAreWidened) {
 TEST(Load, TensorsNeedNotBeAligned) {
   const RandomCheckpointSpec spec;
   const auto aligned = MustLoad(spec, Unchanged);
-  const std::string folder = NewFolder();
+  const testing::TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
   testing::WriteRandomCheckpoint(folder, spec);
   // One more space at the end of the header moves all tensors to odd addresses.
   std::string file = testing::SerializeSafetensors(testing::RandomCheckpointTensors(spec));
@@ -343,12 +339,13 @@ TEST_P(BadCheckpointTest, IsRefusedWithTheTensorNamed) {
   const auto model = LoadChanged({}, GetParam().change);
   ASSERT_FALSE(model.ok());
   EXPECT_EQ(model.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(model.status().message()), HasSubstr("palimpsest_load_test: "));
+  EXPECT_THAT(std::string(model.status().message()), MatchesRegex(".*/palimpsest_test_[^/]*: .*"));
   EXPECT_THAT(std::string(model.status().message()), HasSubstr(GetParam().words));
 }
 
 TEST(Load, MissingFilesAreNotFound) {
-  const std::string folder = NewFolder();
+  const testing::TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
   EXPECT_EQ(Model::Load(folder + "/nowhere").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(Model::Load(folder).status().code(), absl::StatusCode::kNotFound);
   testing::WriteFile(folder + "/config.json", testing::RandomCheckpointConfig({}));
@@ -359,7 +356,8 @@ TEST(Load, MissingFilesAreNotFound) {
 
 // Sizes that only the config knows: nothing is allocated before the file has agreed to them.
 TEST(Load, AConfigOfAHugeModelBesideASmallFileIsRefused) {
-  const std::string folder = NewFolder();
+  const testing::TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
   testing::WriteRandomCheckpoint(folder, {});
   testing::WriteFile(folder + "/config.json",
                      R"({"model_type": "gated_deltanet", "vocab_size": 2000000, "hidden_size": 131072,
@@ -370,7 +368,8 @@ TEST(Load, AConfigOfAHugeModelBesideASmallFileIsRefused) {
 }
 
 TEST(Load, ATruncatedFileIsDataLoss) {
-  const std::string folder = NewFolder();
+  const testing::TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
   testing::WriteRandomCheckpoint(folder, {});
   const std::string path = folder + "/model.safetensors";
   std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
@@ -386,7 +385,8 @@ TEST(Load, DamagedCheckpointsNeverCrash) {
   spec.key_dim = 4, spec.value_dim = 4, spec.vocabulary = 8;
   const std::string config = testing::RandomCheckpointConfig(spec);
   const std::string weights = testing::SerializeSafetensors(testing::RandomCheckpointTensors(spec));
-  const std::string folder = NewFolder();
+  const testing::TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
   uint64_t random = 3;
   const auto draw = [&](uint64_t below) {
     random = random * 6364136223846793005u + 1442695040888963407u;

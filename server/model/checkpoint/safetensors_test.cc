@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/model/testing/safetensors_writer.h"
+#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {
@@ -241,11 +242,6 @@ TEST(Safetensors, AnyBytesInStatusOut) {
 
 class WeightFilesTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = ::testing::TempDir() + "/palimpsest_safetensors_test";
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
-  }
   void WriteIndex(const nlohmann::json& weight_map) {
     WriteFile(folder_ + "/model.safetensors.index.json", nlohmann::json{{"weight_map", weight_map}}.dump());
   }
@@ -254,7 +250,8 @@ class WeightFilesTest : public ::testing::Test {
     EXPECT_EQ(files.status().code(), code) << files.status();
     EXPECT_THAT(std::string(files.status().message()), HasSubstr(words));
   }
-  std::string folder_;
+  const testing::TemporaryFolder temporary_;
+  const std::string folder_ = temporary_.path();
 };
 
 TEST_F(WeightFilesTest, ReadsOneFile) {
