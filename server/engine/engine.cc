@@ -1,5 +1,6 @@
 #include "server/engine/engine.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -268,6 +269,7 @@ EngineStats Engine::Impl::stats() const {
 }
 
 void Engine::Impl::Loop() {
+  pthread_setname_np(pthread_self(), "engine");
   const bool finite = stepper_.WarmUp();
   {
     absl::MutexLock lock(&mu_);

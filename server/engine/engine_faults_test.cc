@@ -79,6 +79,18 @@ TEST_F(EngineFaults, ARequestThatEndsBeforeItsFirstTokenLeavesTheSessionAsItWas)
   EXPECT_THAT(sink->Wait().status.message(), HasSubstr("stands at position 8"));
   EXPECT_EQ(sink->Wait().position, 8);
   EXPECT_EQ(Parked("a"), before);
+  // After its prompt: a reader who has no room from the start keeps the first token from being sampled.
+  const int64_t prompt_tokens = engine->stats().prompt_tokens;
+  auto full = std::make_shared<RecordingSink>();
+  full->ReadSlowly(-1000);
+  request = OnSession("a", Generate(RandomTokens(10, 3), kEndless));
+  request.sink = full;
+  Submit(*engine, std::move(request), &id);
+  while (engine->stats().prompt_tokens < prompt_tokens + 10) std::this_thread::yield();
+  engine->Cancel(id);
+  EXPECT_EQ(full->Wait().status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(full->Wait().position, 8);
+  EXPECT_EQ(Parked("a"), before);
   // In the queue.
   RequestId holder_id = 0;
   const auto holder = Submit(*engine, Generate(RandomTokens(1, 4), kEndless), &holder_id);
@@ -96,7 +108,7 @@ TEST_F(EngineFaults, DeadlinesEndWhatRunsAndWhatWaits) {
   const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 1});
   NewSession("a");
   EngineRequest running = OnSession("a", Generate(RandomTokens(3, 6), kEndless));
-  running.deadline = absl::Now() + absl::Milliseconds(300);
+  running.deadline = absl::Now() + absl::Seconds(2);
   EngineRequest waiting = Generate(RandomTokens(3, 7), 5);
   waiting.deadline = absl::Now() + absl::Milliseconds(100);
   EngineRequest late = Generate(RandomTokens(3, 7), 5);
@@ -110,7 +122,7 @@ TEST_F(EngineFaults, DeadlinesEndWhatRunsAndWhatWaits) {
   EXPECT_FALSE(first->finished());
   EXPECT_EQ(first->Wait().status.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(store_.Get("a", absl::Now())->position, 3 + std::ssize(first->ids()));
-  EXPECT_GE(first->Wait().total_time, absl::Milliseconds(250));
+  EXPECT_GE(first->Wait().total_time, absl::Milliseconds(1900));
 }
 
 TEST_F(EngineFaults, ASlowReaderIsLeftOutAndLosesNothing) {
@@ -148,7 +160,7 @@ TEST_F(EngineFaults, AnEngineWithOnlySlowReadersSleepsAndKeepsDeadlines) {
   slow->ReadSlowly(0);
   EngineRequest request = Generate(RandomTokens(2, 9), kEndless);
   request.sink = slow;
-  request.deadline = absl::Now() + absl::Milliseconds(200);
+  request.deadline = absl::Now() + absl::Seconds(2);
   Submit(*engine, std::move(request));
   slow->WaitForTokens(2);
   const int64_t iterations = engine->stats().iterations;
@@ -184,7 +196,7 @@ TEST_F(EngineFaults, DrainingLetsEndWhatCanAndKeepsSessions) {
   const auto endless = Submit(*engine, OnSession("endless", Generate(RandomTokens(3, 12), kEndless)));
   const auto ends = Submit(*engine, OnSession("short", Generate(RandomTokens(3, 13), 40)));
   const auto follows = Submit(*engine, Generate(RandomTokens(3, 14), 20));
-  std::thread drain([&] { engine->Drain(absl::Now() + absl::Seconds(1)); });
+  std::thread drain([&] { engine->Drain(absl::Now() + absl::Seconds(2)); });
   const auto refused = [&] {
     EngineRequest request = Generate(RandomTokens(1, 15), 1);
     request.sink = std::make_shared<RecordingSink>();

@@ -92,7 +92,10 @@ SampleRow& Stepper::AddAnswer(int32_t row) {
 void Stepper::Forward() {
   const int64_t vocabulary = model_.config().vocabulary;
   const int64_t needed = std::ssize(logit_rows_) * vocabulary;
-  if (logits_.size() < needed) logits_ = AlignedArray<float>(needed);
+  if (logits_.size() < needed) {
+    logits_ = {};  // never both at once
+    logits_ = AlignedArray<float>(needed);
+  }
   row_begin_.push_back(static_cast<int32_t>(tokens_.size()));
   ForwardBatch batch;
   batch.tokens = tokens_;
