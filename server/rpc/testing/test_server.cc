@@ -190,6 +190,7 @@ v1::GenerateRequest Ask(const std::string& text, int32_t max_tokens) {
   v1::GenerateRequest request;
   request.set_text(text);
   request.mutable_sampling()->set_temperature(0);
+  (*request.mutable_sampling()->mutable_logit_bias())[kPoisonToken] = -100;
   request.mutable_stop()->set_max_tokens(max_tokens);
   return request;
 }

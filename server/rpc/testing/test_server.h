@@ -90,7 +90,7 @@ class TestServer {
   std::unique_ptr<v1::ModelService::Stub> models_;
 };
 
-// A request for `max_tokens` after `text`, greedy.
+// A request for `max_tokens` after `text`, greedy. The poison is not sampled.
 v1::GenerateRequest Ask(const std::string& text, int32_t max_tokens = 8);
 
 // What an error carries beside code and message.
