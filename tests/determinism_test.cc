@@ -111,7 +111,12 @@ Reply Continue(Stubs& stubs, const std::string& session) {
 Reply ContinueInline(Stubs& stubs, const std::string& state) {
   v1::GenerateRequest request = Continuation();
   request.set_state(state);
-  return GenerateOk(stubs, request);
+  // As with a session, the bytes of an unfinished character stay in the state; without one they would end the text.
+  request.set_return_state(true);
+  Reply reply = GenerateOk(stubs, request);
+  EXPECT_FALSE(reply.state.empty());
+  reply.state.clear();
+  return reply;
 }
 
 // Reads a beginning into a session, with a reply.
