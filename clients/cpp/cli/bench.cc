@@ -292,7 +292,7 @@ class Bench : public Command {
       // Drawn before the turn comes, so that drawing delays no request.
       const v1::GenerateRequest request = NextRequest(model, prompts, random);
       if (rate_) due += absl::Seconds(random.Exponential(1 / *rate_));
-      if (!wait_for_turn(due)) break;
+      if (!wait_for_turn(due) || scope.interrupted()) break;
       recorder.Start(request, rate_ ? due : absl::Now());
     }
     while (!recorder.WaitUntil(0, absl::Now() + absl::Milliseconds(100))) show();

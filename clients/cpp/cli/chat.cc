@@ -143,15 +143,21 @@ class Chat : public Command {
     if (!line.empty()) {
       request_.set_text(absl::StrCat(begun_ ? separator_ : "", absl::StrReplaceAll(template_, {{"{}", line}})));
     }
-    begun_ = true;
     Interrupt::Scope scope(context_->interrupt);
     const auto stream = client_->Generate(request_, context_->Call(scope.cancellation()));
+    bool any = false;
     for (v1::GenerateResponse message; stream->Next(message);) {
       std::fwrite(message.text().data(), 1, message.text().size(), stdout);
       std::fflush(stdout);
+      any = true;
     }
-    std::puts("");
     const absl::Status status = stream->Finish().status();
+    if (status.ok() || any || scope.interrupted()) {
+      begun_ = true;
+      std::puts("");
+    } else {
+      ForgetLast();  // refused: there is nothing to undo
+    }
     if (scope.interrupted()) {
       context_->interrupt.Forgive();
       return WaitUntilFree(*client_, name_);
@@ -172,6 +178,12 @@ class Chat : public Command {
       undo_.pop_front();
     }
     return absl::OkStatus();
+  }
+
+  void ForgetLast() {
+    if (undo_.empty()) return;
+    (void)client_->DeleteSession(undo_.back());
+    undo_.pop_back();
   }
 
   absl::Status Do(const std::string& line) {
@@ -196,7 +208,7 @@ class Chat : public Command {
 
   absl::Status PrintInfo() {
     ASSIGN_OR_RETURN(const v1::Session session, client_->GetSession(name_, context_->Call()));
-    std::printf("%s of %s: %s tokens read, state of %s bytes, %zu turns to undo\n", session.name().c_str(),
+    std::printf("%s of %s: %s tokens read, state of %s bytes, turns to undo: %zu\n", session.name().c_str(),
                 session.model().c_str(), FormatCount(session.position()).c_str(),
                 FormatCount(session.state_bytes()).c_str(), undo_.size());
     return absl::OkStatus();
@@ -212,8 +224,7 @@ class Chat : public Command {
     if (!status.ok()) {
       return absl::Status(status.code(), absl::StrCat(status.message(), "\n  the earlier state is in ", fork));
     }
-    undo_.pop_back();
-    (void)client_->DeleteSession(fork);
+    ForgetLast();
     return absl::OkStatus();
   }
 

@@ -397,6 +397,7 @@ TEST(FormatTest, NumbersReadWell) {
   EXPECT_EQ(FormatCount(-1234567), "-1,234,567");
   EXPECT_EQ(FormatBytes(999), "999 B");
   EXPECT_EQ(FormatBytes(2359296), "2.36 MB");
+  EXPECT_EQ(FormatSeconds(0), "0 s");
   EXPECT_EQ(FormatSeconds(0.0000123), "12.3 us");
   EXPECT_EQ(FormatSeconds(0.0123), "12.3 ms");
   EXPECT_EQ(FormatSeconds(4.2), "4.20 s");

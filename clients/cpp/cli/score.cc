@@ -90,7 +90,8 @@ class Score : public Command {
     if (totals.sent_bytes > 0 && (status.ok() || context.interrupt.exit_code() != 0)) {
       Report(context.terminal, path, session.model(), totals, absl::ToDoubleSeconds(absl::Now() - start));
     } else if (status.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, " is empty: there is nothing to score"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(path == "-" ? "stdin" : path, " is empty: there is nothing to score"));
     }
     return status;
   }

@@ -103,6 +103,7 @@ std::string FormatBytes(int64_t bytes) {
 
 std::string FormatSeconds(double seconds) {
   if (!std::isfinite(seconds)) return "-";
+  if (seconds == 0) return "0 s";
   if (seconds < 0.9995e-3) return absl::StrCat(FormatSignificant(seconds * 1e6, 3), " us");
   if (seconds < 0.9995) return absl::StrCat(FormatSignificant(seconds * 1e3, 3), " ms");
   if (seconds < 59.95) return absl::StrCat(FormatSignificant(seconds, 3), " s");
