@@ -1,0 +1,410 @@
+// The command line as its user meets it: the real binary against the real server with the bundled checkpoint.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "clients/cpp/client.h"
+#include "tests/support/checkpoints.h"
+#include "tests/support/server_process.h"
+
+namespace palimpsest {
+namespace {
+
+using ::testing::AllOf;
+using testing::BundledCheckpoint;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using testing::ServerProcess;
+using ::testing::StartsWith;
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+class CliE2eTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    server_ = ServerProcess::Start(BundledCheckpoint()).release();
+    ASSERT_NE(server_, nullptr);
+  }
+  static void TearDownTestSuite() {
+    delete server_;
+    server_ = nullptr;
+  }
+
+  struct Result {
+    int exit_code;
+    std::string out;
+    std::string err;
+  };
+
+  // A run of the command line with its output in files: no terminal anywhere.
+  class Running {
+   public:
+    Running(std::vector<std::string> arguments, const std::string& input) {
+      stem_ = absl::StrCat(::testing::TempDir(), "cli_e2e_", getpid(), "_", count_++);
+      std::ofstream(stem_ + ".in", std::ios::binary) << input;
+      arguments.insert(arguments.begin(), PALIMPSEST_CLI_BINARY);
+      std::vector<char*> argv;
+      for (std::string& argument : arguments) argv.push_back(argument.data());
+      argv.push_back(nullptr);
+      std::string address = absl::StrCat("PALIMPSEST_SERVER=", server_->target());
+      std::string path = absl::StrCat("PATH=", getenv("PATH"));
+      char* environment[] = {address.data(), path.data(), nullptr};
+      posix_spawn_file_actions_t files;
+      posix_spawn_file_actions_init(&files);
+      posix_spawn_file_actions_addopen(&files, STDIN_FILENO, (stem_ + ".in").c_str(), O_RDONLY, 0);
+      posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, (stem_ + ".out").c_str(), O_CREAT | O_WRONLY | O_TRUNC,
+                                       0600);
+      posix_spawn_file_actions_addopen(&files, STDERR_FILENO, (stem_ + ".err").c_str(), O_CREAT | O_WRONLY | O_TRUNC,
+                                       0600);
+      EXPECT_EQ(posix_spawn(&pid_, argv[0], &files, nullptr, argv.data(), environment), 0);
+      posix_spawn_file_actions_destroy(&files);
+    }
+    ~Running() {
+      if (pid_ > 0) {
+        kill(pid_, SIGKILL);
+        waitpid(pid_, nullptr, 0);
+      }
+      for (const char* suffix : {".in", ".out", ".err"}) std::remove((stem_ + suffix).c_str());
+    }
+
+    void Interrupt() { kill(pid_, SIGINT); }
+    std::string OutSoFar() const { return ReadFile(stem_ + ".out"); }
+
+    // The exit code, or 128 + the signal that ended it.
+    Result Wait() {
+      int status = 0;
+      const absl::Time give_up = absl::Now() + absl::Seconds(120);
+      while (waitpid(pid_, &status, WNOHANG) == 0) {
+        if (absl::Now() > give_up) {
+          ADD_FAILURE() << "still running after two minutes";
+          kill(pid_, SIGKILL);
+          waitpid(pid_, &status, 0);
+          break;
+        }
+        absl::SleepFor(absl::Milliseconds(5));
+      }
+      pid_ = -1;
+      return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), OutSoFar(), ReadFile(stem_ + ".err")};
+    }
+
+   private:
+    static inline int count_ = 0;
+    std::string stem_;
+    pid_t pid_ = -1;
+  };
+
+  static Result Run(const std::vector<std::string>& arguments, const std::string& input = "") {
+    return Running(arguments, input).Wait();
+  }
+  // Of a run that must succeed.
+  static std::string Out(const std::vector<std::string>& arguments, const std::string& input = "") {
+    const Result result = Run(arguments, input);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return result.out;
+  }
+  static std::unique_ptr<client::Client> Connect() { return *client::Client::Connect(server_->target()); }
+  static std::string TempFile(const std::string& name, const std::string& content = "") {
+    const std::string path = absl::StrCat(::testing::TempDir(), "cli_e2e_", getpid(), "_", name);
+    std::ofstream(path, std::ios::binary) << content;
+    return path;
+  }
+
+  // English enough, with paragraphs, runs of spaces and characters of several bytes.
+  static std::string Text(int paragraphs) {
+    std::string text;
+    for (int i = 0; i < paragraphs; ++i) {
+      absl::StrAppend(&text, "The old king asked his ", i % 3, " daughters what they had seen in the wood.\n",
+                      "\xe2\x80\x9cNothing,\xe2\x80\x9d said the eldest,  \xe2\x80\x9c"
+                      "but trees ",
+                      i, " years old.\xe2\x80\x9d\n\n");
+    }
+    return text;
+  }
+
+  static inline ServerProcess* server_ = nullptr;
+};
+
+TEST_F(CliE2eTest, GenerateStreamsPlainTextAndTheSameSeedGivesTheSame) {
+  const std::vector<std::string> command = {"generate", "Once upon a time", "--max_tokens=40", "--seed", "7"};
+  const std::string text = Out(command);
+  EXPECT_GT(text.size(), 40u);
+  EXPECT_THAT(text, Not(HasSubstr("\x1b")));
+  EXPECT_EQ(Out(command), text);
+  EXPECT_EQ(Out({"generate", "--max_tokens=40", "--seed", "7"}, "Once upon a time"), text) << "the prompt from stdin";
+
+  std::vector<std::string> with_stats = command;
+  with_stats.push_back("--stats");
+  const Result result = Run(with_stats);
+  EXPECT_EQ(result.out, text) << "the numbers go to stderr";
+  EXPECT_THAT(result.err, AllOf(HasSubstr("generated 40"), HasSubstr("first token"), HasSubstr("tokens/s"),
+                                HasSubstr("bytes"), HasSubstr("seed 7")));
+}
+
+TEST_F(CliE2eTest, GenerateAsJsonIsOneObjectALineAndEndsWithTheFinish) {
+  std::string text;
+  int tokens = 0;
+  nlohmann::json last;
+  for (const auto& line : std::vector<std::string>(absl::StrSplit(
+           Out({"generate", "Once", "--max_tokens", "12", "--seed", "1", "--json", "--top_logprobs", "2"}), '\n',
+           absl::SkipEmpty()))) {
+    last = nlohmann::json::parse(line);
+    text += last.value("text", "");
+    for (const auto& token : last.value("tokens", nlohmann::json::array())) {
+      ++tokens;
+      EXPECT_EQ(token["top"].size(), 2u);
+    }
+  }
+  EXPECT_EQ(tokens, 12);
+  EXPECT_EQ(last["finish"]["reason"], "FINISH_REASON_LENGTH");
+  EXPECT_EQ(text, Out({"generate", "Once", "--max_tokens", "12", "--seed", "1"}));
+}
+
+TEST_F(CliE2eTest, TokenizeAndDetokenizeAreInverses) {
+  const std::string text = Text(3);
+  EXPECT_EQ(Out({"detokenize"}, Out({"tokenize"}, text)), text);
+}
+
+TEST_F(CliE2eTest, ScoreInPiecesIsTheScoreOfTheWhole) {
+  const std::string text = Text(60);
+  const std::string path = TempFile("score.txt", text);
+  // The truth: one call without a session.
+  v1::ScoreRequest request;
+  request.set_text(text);
+  const auto whole = Connect()->Score(request);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  const double bits_per_byte = -whole->total_logprob() / std::log(2.0) / whole->scored_bytes();
+  for (const char* piece_bytes : {"1000000", "4096", "512"}) {
+    const auto json = nlohmann::json::parse(Out({"score", path, "--json", "--piece_bytes", piece_bytes}));
+    EXPECT_EQ(json["tokens"], whole->scored_tokens() + 1) << piece_bytes;
+    EXPECT_EQ(json["bytes"], text.size());
+    EXPECT_NEAR(json["total_logprob"], whole->total_logprob(), 1e-3 * std::fabs(whole->total_logprob())) << piece_bytes;
+    EXPECT_NEAR(json["bits_per_byte"], bits_per_byte, 1e-3 * bits_per_byte) << piece_bytes;
+    EXPECT_NEAR(json["perplexity"], std::exp(-whole->total_logprob() / whole->scored_tokens()), 0.5);
+  }
+  EXPECT_EQ(Out({"tokenize", "--count", "--file", path}), absl::StrCat(whole->scored_tokens() + 1, "\n"));
+  EXPECT_THAT(Out({"score", "-"}, text), HasSubstr("bits per byte"));
+  EXPECT_EQ(Out({"session", "list"}), "") << "its sessions are gone";
+  std::remove(path.c_str());
+}
+
+TEST_F(CliE2eTest, ScoreAfterASessionLeavesTheSessionAsItIs) {
+  Out({"session", "create", "context"});
+  Out({"generate", "The old king asked his", "--session", "context", "--max_tokens", "0"});
+  const auto alone = nlohmann::json::parse(Out({"score", "-", "--json"}, " daughters"));
+  const auto after = nlohmann::json::parse(Out({"score", "-", "--json", "--after", "context"}, " daughters"));
+  EXPECT_EQ(after["scored_tokens"], alone["scored_tokens"].get<int>() + 1) << "a context predicts the first token too";
+  const std::string count = Out({"tokenize", "The old king asked his", "--count"});
+  EXPECT_EQ(nlohmann::json::parse(Out({"session", "get", "context", "--json"}))["position"],
+            std::string(absl::StripSuffix(count, "\n")));
+  Out({"session", "delete", "context"});
+}
+
+TEST_F(CliE2eTest, CtrlCEndsWorkWith130AndLeavesNothingBehind) {
+  const std::string path = TempFile("long.txt", Text(20000));
+  Running score({"score", path}, "");
+  absl::SleepFor(absl::Seconds(1));
+  score.Interrupt();
+  const Result scored = score.Wait();
+  EXPECT_EQ(scored.exit_code, 130);
+  EXPECT_THAT(scored.err, HasSubstr("interrupted"));
+  std::remove(path.c_str());
+
+  Running generate({"generate", "Once", "--max_tokens", "60000", "--ignore_end_of_text"}, "");
+  for (int i = 0; i < 2000 && generate.OutSoFar().empty(); ++i) absl::SleepFor(absl::Milliseconds(5));
+  generate.Interrupt();
+  const Result generated = generate.Wait();
+  EXPECT_EQ(generated.exit_code, 130);
+  EXPECT_GT(generated.out.size(), 0u);
+
+  Running bench({"bench", "--requests", "100000", "--concurrency", "4", "--warmup", "0"}, "");
+  absl::SleepFor(absl::Seconds(1));
+  bench.Interrupt();
+  const Result benched = bench.Wait();
+  EXPECT_EQ(benched.exit_code, 130);
+  EXPECT_THAT(benched.out, HasSubstr("completed")) << "what was done so far is reported";
+
+  EXPECT_EQ(Out({"session", "list"}), "");
+  double used = -1;
+  for (int i = 0; i < 1000 && used != 0; ++i) {
+    used = server_->Metric("palimpsest_slots", "used");
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  EXPECT_EQ(used, 0) << "every slot is back";
+}
+
+TEST_F(CliE2eTest, AStateGoesThroughFilesAndGivesTheSameText) {
+  Out({"session", "create", "story", "--ttl", "10m"});
+  Out({"generate", "It was a dark night.", "--session", "story", "--max_tokens", "8", "--seed", "1"});
+  Out({"snapshot", "create", "story", "then"});
+  const std::string path = TempFile("state");
+  Out({"snapshot", "download", "then", path});
+  Out({"snapshot", "upload", path, "again"});
+  Out({"session", "create", "copy", "--from_snapshot", "again"});
+  Out({"session", "fork", "story", "left", "right"});
+  const std::string text = Out({"generate", "--session", "story", "--max_tokens", "20", "--temperature", "0"});
+  EXPECT_FALSE(text.empty());
+  EXPECT_EQ(Out({"generate", "--session", "copy", "--max_tokens", "20", "--temperature", "0"}), text);
+  EXPECT_EQ(Out({"generate", "--session", "left", "--max_tokens", "20", "--temperature", "0"}), text);
+  EXPECT_EQ(Out({"generate", "--state_in", path, "--max_tokens", "20", "--temperature", "0"}), text);
+  const auto digest = [&](const char* name) {
+    return nlohmann::json::parse(Out({"snapshot", "get", name, "--json"}))["state_digest"].get<std::string>();
+  };
+  EXPECT_EQ(digest("then"), digest("again"));
+  EXPECT_THAT(Out({"session", "update", "right", "--ttl", "30m"}), HasSubstr("30m"));
+  EXPECT_THAT(Out({"session", "list"}), AllOf(HasSubstr("sessions/copy"), HasSubstr("sessions/right")));
+  Out({"session", "delete", "story", "copy", "left", "sessions/right"});
+  Out({"snapshot", "delete", "then", "again"});
+  EXPECT_EQ(Out({"snapshot", "list"}), "");
+  std::remove(path.c_str());
+}
+
+TEST_F(CliE2eTest, ChatUndoesSavesAndLoads) {
+  const std::string path = TempFile("chat");
+  const Result chat =
+      Run({"chat", "--max_tokens", "5", "--seed", "3"},
+          absl::StrCat("/info\nHello there\n/info\n/save ", path, "\nAnd then\n/undo\n/info\n/reset\n/info\n", "/load ",
+                       path, "\n/info\n/nonsense\n/quit\n"));
+  EXPECT_EQ(chat.exit_code, 0) << chat.err;
+  std::vector<std::string> positions;
+  for (const auto& line : std::vector<std::string>(absl::StrSplit(chat.out, '\n'))) {
+    const size_t begin = line.find(": ");
+    const size_t end = line.find(" tokens read, state");
+    if (end != std::string::npos) positions.push_back(line.substr(begin + 2, end - begin - 2));
+  }
+  ASSERT_EQ(positions.size(), 5u) << chat.out;
+  EXPECT_EQ(positions[0], "0");
+  EXPECT_NE(positions[1], "0");
+  EXPECT_EQ(positions[2], positions[1]) << "undone";
+  EXPECT_EQ(positions[3], "0") << "reset";
+  EXPECT_EQ(positions[4], positions[1]) << "loaded";
+  EXPECT_THAT(chat.err, HasSubstr("there is no /nonsense"));
+  EXPECT_EQ(Out({"session", "list"}), "") << "its session and its copies for undo are gone";
+  std::remove(path.c_str());
+}
+
+TEST_F(CliE2eTest, BenchReportsWhatItSent) {
+  const std::string json_path = TempFile("bench.json");
+  const std::string svg_path = TempFile("bench.svg");
+  const std::string table =
+      Out({"bench", "--requests", "20", "--concurrency", "4", "--prompt_tokens", "uniform:4:16", "--output_tokens",
+           "fixed:8", "--slo_ttft", "60s", "--json", json_path, "--svg", svg_path});
+  EXPECT_THAT(table, AllOf(HasSubstr("20 of 20 completed"), HasSubstr("(100.0% of all)"), HasSubstr("p99")));
+  const auto json = nlohmann::json::parse(ReadFile(json_path));
+  EXPECT_EQ(json["completed"], 20);
+  EXPECT_EQ(json["generated_tokens"], 160);
+  EXPECT_GE(json["prompt_tokens"], 80);
+  EXPECT_LE(json["prompt_tokens"], 320);
+  EXPECT_GT(json["time_to_first_token_seconds"]["p50"], 0);
+  EXPECT_GE(json["end_to_end_seconds"]["p50"], json["time_to_first_token_seconds"]["p50"]);
+  EXPECT_THAT(ReadFile(svg_path), AllOf(StartsWith("<svg"), HasSubstr("</svg>")));
+
+  const auto open_loop =
+      nlohmann::json::parse(Out({"bench", "--rate", "40", "--requests", "20", "--output_tokens", "2", "--json", "-"}));
+  EXPECT_EQ(open_loop["completed"], 20);
+  std::remove(json_path.c_str());
+  std::remove(svg_path.c_str());
+}
+
+TEST_F(CliE2eTest, ModelsAndHealthTellOfTheServer) {
+  EXPECT_EQ(Out({"health"}), "SERVING\n");
+  const auto models = nlohmann::json::parse(Out({"models", "list", "--json"}));
+  EXPECT_THAT(Out({"models", "get", models["name"]}), HasSubstr(models["fingerprint"].get<std::string>()));
+  const std::string colored = Out({"models", "list", "--color=always"});
+  EXPECT_THAT(colored, HasSubstr("\x1b["));
+}
+
+TEST_F(CliE2eTest, WhatGoesWrongIsSaidWithItsExitCode) {
+  const std::string binary = TempFile("binary", "abc\xff");
+  const std::string unreachable = "127.0.0.1:1";
+  const struct {
+    std::vector<std::string> arguments;
+    int exit_code;
+    const char* message;
+  } rows[] = {
+      {{}, 2, "Usage: palimpsest COMMAND"},
+      {{"nonsense"}, 2, "there is no command nonsense"},
+      {{"session"}, 2, "session create"},
+      {{"generate", "a", "b"}, 2, "generate takes [PROMPT]"},
+      {{"generate", "a", "--temprature", "1"}, 2, "did you mean --temperature?"},
+      {{"generate", "a", "--temperature", "300"}, 1, "INVALID_ARGUMENT: sampling.temperature"},
+      {{"generate", "a", "--session", "x", "--state_in", "y"}, 2, "exclude each other"},
+      {{"generate", "a", "--model", "nope"}, 1, "NOT_FOUND"},
+      {{"generate", "a", "--session", "nope"}, 1, "NOT_FOUND"},
+      {{"generate", "a", "--server", unreachable}, 1, "cannot reach 127.0.0.1:1"},
+      {{"session", "get", "nope"}, 1, "NOT_FOUND"},
+      {{"session", "update", "nope"}, 2, "--ttl is needed"},
+      {{"score", "/nonexistent/file"}, 1, "/nonexistent/file"},
+      {{"score", binary}, 1, "byte 3 of the text is not part of valid UTF-8"},
+      {{"score", "-"}, 1, "stdin is empty"},
+      {{"snapshot", "upload", binary}, 1, "palimpsest: "},
+      {{"detokenize", "99999999"}, 1, "INVALID_ARGUMENT"},
+      {{"detokenize", "x"}, 2, "\"x\" is not a token id"},
+      {{"bench", "--rate", "1", "--concurrency", "1"}, 2, "exclude each other"},
+      {{"top", "--once", "--metrics", "http://127.0.0.1:1/metrics"}, 1, "127.0.0.1:1"},
+      {{"health", "no.such.Service"}, 1, "SERVICE_UNKNOWN"},
+  };
+  for (const auto& row : rows) {
+    const Result result = Run(row.arguments);
+    const std::string command = absl::StrJoin(row.arguments, " ");
+    EXPECT_EQ(result.exit_code, row.exit_code) << command << "\n" << result.err;
+    EXPECT_THAT(result.err, HasSubstr(row.message)) << command;
+  }
+  EXPECT_EQ(Out({"session", "list"}), "") << "no error left a session behind";
+  std::remove(binary.c_str());
+}
+
+TEST_F(CliE2eTest, EveryCommandExplainsItself) {
+  const std::string overview = Out({"--help"});
+  EXPECT_THAT(overview, HasSubstr("Commands:"));
+  for (const char* command : {"generate",
+                              "chat",
+                              "score",
+                              "tokenize",
+                              "detokenize",
+                              "session create",
+                              "session get",
+                              "session list",
+                              "session fork",
+                              "session update",
+                              "session delete",
+                              "snapshot create",
+                              "snapshot get",
+                              "snapshot list",
+                              "snapshot download",
+                              "snapshot upload",
+                              "snapshot delete",
+                              "models list",
+                              "models get",
+                              "models load",
+                              "models unload",
+                              "health",
+                              "top",
+                              "bench"}) {
+    EXPECT_THAT(overview, HasSubstr(absl::StrCat("\n  ", command, " ")));
+    std::vector<std::string> arguments = absl::StrSplit(command, ' ');
+    arguments.push_back("--help");
+    EXPECT_THAT(Out(arguments), StartsWith(absl::StrCat("Usage: palimpsest ", command)));
+  }
+}
+
+}  // namespace
+}  // namespace palimpsest
