@@ -37,7 +37,7 @@ ModelInfo Describe(const std::string& id, const Engine& engine) {
   info.weight_bytes = model.weight_bytes();
   info.vocabulary = model.config().vocabulary;
   info.state_bytes = model.layout().bytes();
-  info.slots = engine.stats().slots;
+  info.slots = engine.options().slots;
   info.fingerprint = model.fingerprint();
   info.tokenizer = std::string(engine.tokenizer().kind());
   info.backend = absl::StrCat("cpu (", SimdTargetName(), ", ", threads, threads == 1 ? " thread" : " threads",
