@@ -366,6 +366,25 @@ TEST(SentencePieceTest, UnusedPiecesLeadToOthersButAreNotUsed) {
   }
 }
 
+TEST(SentencePieceTest, UnigramPassesOverUnusedPieces) {
+  const std::string model = kUnknown + Piece("a", 1, -4) + Piece("b", 1, -5) + Piece("ab", 5, -1) +
+                            Piece("\xE2\x96\x81", 1, -7) + Bytes(2, Integer(3, 1));
+  EXPECT_THAT(Make(model)->Encode("ab", false), ElementsAre(1, 2));
+  EXPECT_EQ(Make(model)->Encode("abab b"), SentencePieceOracle(model).Encode("abab b"));
+}
+
+TEST(SentencePieceTest, UserDefinedPiecesJoinNoOther) {
+  const std::string model = kUnknown + Piece("ab", 4) + Piece("abc", 1, -1) + Piece("c", 1, -2) +
+                            Piece("\xE2\x96\x81", 1, -3) +
+                            Piece(
+                                "\xE2\x96\x81"
+                                "ab",
+                                1, -1) +
+                            BpeSpec();
+  EXPECT_THAT(Make(model)->Encode("abc", false), ElementsAre(1, 3));
+  EXPECT_EQ(Make(model)->Encode("abc ab"), SentencePieceOracle(model).Encode("abc ab"));
+}
+
 TEST(SentencePieceTest, NestedUserDefinedPiecesOfAnyDepthAreMatched) {
   std::string model = kUnknown + Piece("\xE2\x96\x81", 1);
   for (int length = 1; length <= 200; ++length) model += Piece(std::string(length, 'a'), 4);
