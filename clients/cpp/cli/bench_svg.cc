@@ -11,9 +11,9 @@ namespace palimpsest::cli {
 namespace {
 
 constexpr double kWidth = 1140;
-constexpr double kHeight = 420;
-constexpr double kTop = 118;     // of the plots
-constexpr double kBottom = 356;  // likewise
+constexpr double kHeight = 452;
+constexpr double kTop = 150;     // of the plots
+constexpr double kBottom = 388;  // likewise
 constexpr double kPanelWidth = 310;
 constexpr double kPanelStep = 370;
 constexpr double kLeft = 56;
@@ -42,7 +42,7 @@ struct Panel {
 std::string DrawPanel(const Panel& panel, double left) {
   const double right = left + kPanelWidth;
   std::string svg;
-  absl::StrAppendFormat(&svg, "<text x='%.0f' y='%.0f' class='title'>%s</text>\n", left, kTop - 14, panel.title);
+  absl::StrAppendFormat(&svg, "<text x='%.0f' y='%.0f' class='title'>%s</text>\n", left, kTop - 28, panel.title);
   const auto y_of = [](double share) { return kBottom - share * (kBottom - kTop); };
   for (const int percent : {0, 25, 50, 75, 100}) {
     const double y = y_of(percent / 100.0);
@@ -124,14 +124,19 @@ std::string ReportSvg(const BenchReport& report) {
   absl::StrAppendFormat(&svg, "<text x='%.0f' y='36' class='head'>%s: %s generated tokens/s</text>\n", kLeft - 32,
                         Escape(setup.model),
                         report.seconds > 0 ? FormatSignificant(report.generated_tokens / report.seconds, 4) : "-");
-  std::string sub = absl::StrCat(FormatCount(report.completed), " of ", FormatCount(report.requests), " requests in ",
-                                 FormatSeconds(report.seconds), "; ", setup.load, "; prompts ", setup.prompt_lengths,
-                                 ", outputs ", setup.output_lengths, " tokens; ", setup.backend);
+  std::string outcome = absl::StrCat(FormatCount(report.completed), " of ", FormatCount(report.requests),
+                                     " requests completed in ", FormatSeconds(report.seconds));
   if (HasSlo(report)) {
-    absl::StrAppendFormat(&sub, "; %.1f%% within limits",
+    absl::StrAppendFormat(&outcome, "; %.1f%% within limits",
                           report.requests > 0 ? 100.0 * report.within_slo / report.requests : 0.0);
   }
-  absl::StrAppendFormat(&svg, "<text x='%.0f' y='60' class='sub'>%s</text>\n", kLeft - 32, Escape(sub));
+  const std::string load =
+      absl::StrCat(setup.load, "; prompts ", setup.prompt_lengths, ", outputs ", setup.output_lengths, " tokens");
+  double y = 58;
+  for (const std::string& line : {absl::StrCat(outcome, "; ", setup.backend), load}) {
+    absl::StrAppendFormat(&svg, "<text x='%.0f' y='%.0f' class='sub'>%s</text>\n", kLeft - 32, y, Escape(line));
+    y += 19;
+  }
   const Panel panels[] = {{"Time to first token", "#2a6fbb", report.first_token, setup.slo_first_token},
                           {"Time per output token", "#2f9e6e", report.per_token, setup.slo_per_token},
                           {"End to end", "#8a5cb8", report.end_to_end, std::nullopt}};
