@@ -207,7 +207,7 @@ TEST_F(CliE2eTest, ScoreInPiecesIsTheScoreOfTheWhole) {
 }
 
 TEST_F(CliE2eTest, ScoreAfterASessionLeavesTheSessionAsItIs) {
-  Out({"session", "create", "context"});
+  Out({"session", "create", "--id", "context"});
   Out({"generate", "The old king asked his", "--session", "context", "--max_tokens", "0"});
   const auto alone = nlohmann::json::parse(Out({"score", "-", "--json"}, " daughters"));
   const auto after = nlohmann::json::parse(Out({"score", "-", "--json", "--after", "context"}, " daughters"));
@@ -254,7 +254,7 @@ TEST_F(CliE2eTest, CtrlCEndsWorkWith130AndLeavesNothingBehind) {
 TEST_F(CliE2eTest, AStateGoesThroughFilesAndGivesTheSameText) {
   Out({"session", "create", "story", "--ttl", "10m"});
   Out({"generate", "It was a dark night.", "--session", "story", "--max_tokens", "8", "--seed", "1"});
-  Out({"snapshot", "create", "story", "then"});
+  Out({"snapshot", "create", "--session", "story", "--id", "then"});
   const std::string path = TempFile("state");
   Out({"snapshot", "download", "then", path});
   Out({"snapshot", "upload", path, "again"});
@@ -328,6 +328,7 @@ TEST_F(CliE2eTest, ModelsAndHealthTellOfTheServer) {
   EXPECT_EQ(Out({"health"}), "SERVING\n");
   const auto models = nlohmann::json::parse(Out({"models", "list", "--json"}));
   EXPECT_THAT(Out({"models", "get", models["name"]}), HasSubstr(models["fingerprint"].get<std::string>()));
+  EXPECT_EQ(Out({"models"}), Out({"models", "list"}));
   const std::string colored = Out({"models", "list", "--color=always"});
   EXPECT_THAT(colored, HasSubstr("\x1b["));
 }
@@ -351,6 +352,9 @@ TEST_F(CliE2eTest, WhatGoesWrongIsSaidWithItsExitCode) {
       {{"generate", "a", "--session", "nope"}, 1, "NOT_FOUND"},
       {{"generate", "a", "--server", unreachable}, 1, "cannot reach 127.0.0.1:1"},
       {{"session", "get", "nope"}, 1, "NOT_FOUND"},
+      {{"session", "create", "a", "--id", "b"}, 2, "not both"},
+      {{"snapshot", "create"}, 2, "takes SESSION [ID]"},
+      {{"snapshot", "create", "a", "b", "--id", "c"}, 2, "given twice"},
       {{"session", "update", "nope"}, 2, "--ttl is needed"},
       {{"score", "/nonexistent/file"}, 1, "/nonexistent/file"},
       {{"score", binary}, 1, "byte 3 of the text is not part of valid UTF-8"},

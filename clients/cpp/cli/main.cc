@@ -108,6 +108,12 @@ int Main(std::vector<std::string> arguments) {
     return 0;
   }
 
+  // `palimpsest models` alone lists them.
+  if (arguments[0] == "models" && !help &&
+      (arguments.size() == 1 || (absl::StartsWith(arguments[1], "--") && arguments[1] != "--help"))) {
+    arguments.insert(arguments.begin() + 1, "list");
+  }
+
   // The longest name that the arguments begin with.
   Command* command = nullptr;
   size_t words = 0;

@@ -76,6 +76,7 @@ class Create : public Command {
                                 "makes up a name.",
                  .max_arguments = 1}) {}
   void AddFlags(FlagSet& flags) override {
+    flags.Add("id", &id_, "ID", "another way to give ID");
     flags.Add("model", &model_, "MODEL", "which model; not needed when the server has one, or with a source");
     flags.Add("from_session", &from_session_, "SESSION", "begin as a copy of this session");
     flags.Add("from_snapshot", &from_snapshot_, "SNAPSHOT", "begin from this snapshot");
@@ -87,8 +88,11 @@ class Create : public Command {
       return UsageError("--from_session and --from_snapshot exclude each other");
     }
     v1::CreateSessionRequest request;
-    if (!context.arguments.empty())
-      request.set_session_id(std::string(absl::StripPrefix(context.arguments[0], "sessions/")));
+    if (!context.arguments.empty()) {
+      if (!id_.empty()) return UsageError("give ID or --id, not both");
+      id_ = context.arguments[0];
+    }
+    request.set_session_id(std::string(absl::StripPrefix(id_, "sessions/")));
     request.mutable_session()->set_model(ResourceName("models", model_));
     if (ttl_) SetDuration(*ttl_, request.mutable_session()->mutable_ttl());
     if (!from_session_.empty()) request.set_source_session(ResourceName("sessions", from_session_));
@@ -100,7 +104,7 @@ class Create : public Command {
   }
 
  private:
-  std::string model_, from_session_, from_snapshot_;
+  std::string id_, model_, from_session_, from_snapshot_;
   std::optional<absl::Duration> ttl_;
   bool json_ = false;
 };

@@ -34,18 +34,23 @@ class Create : public Command {
                  .arguments = "SESSION [ID]",
                  .summary = "keep a session's state as it is now",
                  .description = "Makes a snapshot of a session. Without ID the server makes up a name.",
-                 .min_arguments = 1,
                  .max_arguments = 2}) {}
   void AddFlags(FlagSet& flags) override {
+    flags.Add("session", &session_, "SESSION", "another way to give SESSION");
+    flags.Add("id", &id_, "ID", "another way to give ID");
     flags.Add("ttl", &ttl_, "TIME", "delete it after this long; not given: never");
     flags.Add("json", &json_, "", "print JSON");
   }
   absl::Status Run(Context& context) override {
-    v1::CreateSnapshotRequest request;
-    request.set_session(ResourceName("sessions", context.arguments[0]));
-    if (context.arguments.size() > 1) {
-      request.set_snapshot_id(std::string(absl::StripPrefix(context.arguments[1], "snapshots/")));
+    for (const std::string& argument : context.arguments) {
+      std::string& next = session_.empty() ? session_ : id_;
+      if (!next.empty()) return UsageError("SESSION and ID are given twice");
+      next = argument;
     }
+    if (session_.empty()) return UsageError("snapshot create takes SESSION [ID]; none was given");
+    v1::CreateSnapshotRequest request;
+    request.set_session(ResourceName("sessions", session_));
+    request.set_snapshot_id(std::string(absl::StripPrefix(id_, "snapshots/")));
     if (ttl_) SetDuration(*ttl_, request.mutable_snapshot()->mutable_ttl());
     ASSIGN_OR_RETURN(const auto client, context.Connect());
     ASSIGN_OR_RETURN(const v1::Snapshot snapshot, client->CreateSnapshot(request, context.Call()));
@@ -54,6 +59,7 @@ class Create : public Command {
   }
 
  private:
+  std::string session_, id_;
   std::optional<absl::Duration> ttl_;
   bool json_ = false;
 };
