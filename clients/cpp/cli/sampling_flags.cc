@@ -33,6 +33,7 @@ void SamplingFlags::Add(FlagSet& flags) {
   flags.Add("stop", &stop, "TEXT", "end before this text (\\n and so on as in C); may be given often");
   flags.Add("stop_id", &stop_ids, "ID,...", "end at these token ids");
   flags.Add("ignore_end_of_text", &ignore_end_of_text, "", "go on past the model's end-of-text token");
+  flags.Add("ignore_eos", &ignore_end_of_text, "", "the same, as other servers call it");
 }
 
 absl::Status SamplingFlags::Fill(v1::GenerateRequest& request) const {
