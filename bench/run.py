@@ -130,9 +130,9 @@ def model_section(size: str, math: str, data: dict[str, Any]) -> list[str]:
             f"{percent(engine['share_of_forward'])} of the bare forward pass at that batch."
         )
     if grpc := data.get("served"):
-        rate = grpc["output_tokens_per_second"]
+        rate = grpc["generated_tokens_per_second"]
         lines.append(
-            f"Through gRPC with {grpc['concurrency']} streams, client on the same machine: {rate:.0f} tokens/s, "
+            f"Through gRPC with {data['engine']['streams']} streams, client on the same machine: {rate:.0f} tokens/s, "
             f"{percent(rate / data['engine']['tokens_per_second'])} of the engine alone."
         )
     lines.append("")

@@ -247,6 +247,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
         }
       } else {
         failure = finish_->status.ok() ? absl::CancelledError("the caller has gone") : EngineError(finish_->status);
+        ended_ = true;  // here, under the lock: two threads may come this far, and gRPC is told once
       }
     }
     if (!failure.ok()) return End(failure);

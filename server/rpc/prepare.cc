@@ -55,10 +55,12 @@ struct Context {
     return absl::OkStatus();
   }
 
-  absl::Status ReadTokens(const ModelRef& model, std::vector<int32_t>* tokens) {
+  // After ReadState: whether the text begins the context decides on SentencePiece's dummy prefix.
+  absl::Status ReadTokens(const ModelRef& model, EngineRequest* request) {
+    std::vector<int32_t>* const tokens = &request->prompt;
     if (!wire.text().empty()) {
       if (absl::Status status = CheckPromptBytes("text", wire.text().size(), core.limits); !status.ok()) return status;
-      *tokens = model.tokenizer().Encode(wire.text());
+      *tokens = model.tokenizer().Encode(wire.text(), /*first=*/request->initial == nullptr);
     } else if (wire.has_tokens()) {
       Violations violations;
       CheckIds("tokens.ids", wire.tokens().ids(), model.vocabulary(), violations);
@@ -159,8 +161,8 @@ absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& ca
   }
   if (!violations.empty()) return violations.ToStatus();
 
-  if (absl::Status status = context.ReadTokens(*model, &request->prompt); !status.ok()) return status;
   if (absl::Status status = context.ReadState(*model, request); !status.ok()) return status;
+  if (absl::Status status = context.ReadTokens(*model, request); !status.ok()) return status;
   if (request->prompt.empty() && request->initial == nullptr && request->max_tokens > 0) {
     return WithReason(absl::FailedPreconditionError("there is nothing to continue from: the context and the prompt are "
                                                     "empty; give text or tokens"),
@@ -184,7 +186,8 @@ absl::Status Prepare(ServerCore& core, const v1::ScoreRequest& wire, Call& call,
   if (!violations.empty()) return violations.ToStatus();
 
   if (absl::Status status = context.FindModel(model); !status.ok()) return status;
-  if (absl::Status status = context.ReadTokens(*model, &request->prompt); !status.ok()) return status;
+  if (absl::Status status = context.ReadState(*model, request); !status.ok()) return status;
+  if (absl::Status status = context.ReadTokens(*model, request); !status.ok()) return status;
   const int64_t values = static_cast<int64_t>(request->prompt.size()) * (1 + wire.top_logprobs());
   if ((wire.return_tokens() || wire.top_logprobs() > 0) && values > core.limits.max_scored_values) {
     return WithoutRetry(WithReason(absl::ResourceExhaustedError(absl::StrCat(
@@ -193,7 +196,6 @@ absl::Status Prepare(ServerCore& core, const v1::ScoreRequest& wire, Call& call,
                                        "for fewer alternatives, or score in pieces through a session")),
                                    "ANSWER_TOO_LONG"));
   }
-  if (absl::Status status = context.ReadState(*model, request); !status.ok()) return status;
   request->kind = EngineRequest::Kind::kScore;
   request->max_tokens = 0;
   request->want_logprobs = true;

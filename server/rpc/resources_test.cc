@@ -117,11 +117,7 @@ TEST_F(ResourcesTest, ATtlOfZeroNeverExpiresAndAShortOneDoes) {
   request.mutable_session()->mutable_ttl()->set_seconds(1);
   ASSERT_TRUE(Create(request, &session).ok());
   // The sweep takes it away though nobody asks for it.
-  const absl::Time give_up = absl::Now() + absl::Seconds(20);
-  while (server_.Metric("palimpsest_sessions{condition=\"idle\"}") != 1 && absl::Now() < give_up) {
-    absl::SleepFor(absl::Milliseconds(50));
-  }
-  EXPECT_EQ(server_.Metric("palimpsest_sessions{condition=\"idle\"}"), 1);
+  EXPECT_EQ(server_.AwaitMetric("palimpsest_sessions{condition=\"idle\"}", 1), 1);
   EXPECT_EQ(server_.GetSession("sessions/forever").name(), "sessions/forever");
 }
 

@@ -191,6 +191,8 @@ TEST(Drain, IsNotHeldUpByAReaderWhoNeverReads) {
 TEST(Metrics, AreAllThere) {
   TestServer server;
   server.Generate(Ask("hello", 4));
+  server.AwaitMetric("palimpsest_request_duration_seconds_count{method=\"palimpsest.v1.GenerationService/Generate\"}",
+                     1);
   const std::string page = server.Scrape();
   for (const char* name :
        {"palimpsest_time_to_first_token_seconds_bucket{model=\"tiny\",le=\"0.0005\"}",
@@ -240,6 +242,9 @@ TEST(Metrics, MoveWithWhatHappens) {
   server.NewSnapshot(session);
   server.NewSession();
   EXPECT_FALSE(server.Generate(Ask("", 1)).status.ok());
+  EXPECT_EQ(server.AwaitMetric(
+                "palimpsest_request_duration_seconds_count{method=\"palimpsest.v1.GenerationService/Generate\"}", 3),
+            3);
 
   EXPECT_EQ(metric("palimpsest_prompt_tokens_total{model=\"tiny\"}"), 5);
   EXPECT_EQ(metric("palimpsest_generated_tokens_total{model=\"tiny\"}"), 18);

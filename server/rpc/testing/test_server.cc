@@ -17,6 +17,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "kernels/common/check.h"
 #include "server/model/testing/random_checkpoint.h"
 
@@ -66,6 +67,8 @@ TestServer::TestServer(const std::function<void(ServerOptions&)>& change) {
   arguments.SetMaxReceiveMessageSize(64 << 20);
   // Tests of one process would share a connection otherwise.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  // A fixed window: how much a reader who stops can have in flight must not depend on how fast the machine is.
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   channel_ = grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", server_->port()), grpc::InsecureChannelCredentials(),
                                        arguments);
   generation_ = v1::GenerationService::NewStub(channel_);
@@ -184,6 +187,16 @@ double TestServer::Metric(const std::string& line) {
     if (absl::StartsWith(found, line + " ") && absl::SimpleAtod(found.substr(line.size() + 1), &value)) return value;
   }
   return std::nan("");
+}
+
+double TestServer::AwaitMetric(const std::string& line, double expected) {
+  const absl::Time give_up = absl::Now() + absl::Seconds(20);
+  double value = Metric(line);
+  while (value != expected && absl::Now() < give_up) {
+    absl::SleepFor(absl::Milliseconds(2));
+    value = Metric(line);
+  }
+  return value;
 }
 
 v1::GenerateRequest Ask(const std::string& text, int32_t max_tokens) {

@@ -79,6 +79,9 @@ class TestServer {
   std::string Scrape(const std::string& path = "/metrics");
   // The value of a line of the page: "name" or "name{label="value"}" as printed; NaN if it is not there.
   double Metric(const std::string& line);
+  // The same, once it is `expected`, or after twenty seconds: a call is counted when gRPC is done with it, which may be
+  // just after its caller is.
+  double AwaitMetric(const std::string& line, double expected);
 
  private:
   TemporaryFolder folder_;
