@@ -28,5 +28,6 @@ port=$(cat "$work/port")
 
 echo "Server ready on 127.0.0.1:$port with $checkpoint" >&2
 echo >&2
-"$bin/palimpsest" --server "127.0.0.1:$port" generate --stats --echo --ignore-eos --max-tokens 200 \
-  --temperature 0.7 --top-p 0.95 "$prompt"
+"$bin/palimpsest" --server "127.0.0.1:$port" generate --stats --echo --ignore_end_of_text --max_tokens 200 \
+  --temperature 0.7 --top_p 0.95 "$prompt"
+echo
