@@ -88,21 +88,24 @@ TEST_P(Drain, SaysNotServingThenEndsWhatItAcceptedThenExitsWithZero) {
   Streams running(stubs, requests);
   running.AwaitStart();
   Streams waiting(stubs, {LongRequest(20), LongRequest(20)});
-  while (server->Metric("palimpsest_requests_waiting") < 2) absl::SleepFor(absl::Milliseconds(5));
+  while (server->Metric("palimpsest_requests_waiting") < 2 && waiting.ended() == 0) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
 
-  absl::Notification not_serving;
+  absl::Notification watching, not_serving;
   grpc::ClientContext watch;
   SetTimeout(watch, absl::Minutes(2));
   std::vector<Health> healths;
   std::thread watcher([&] {
     WatchHealth(stubs.channel, watch, [&](Health health) {
       healths.push_back(health);
+      if (healths.size() == 1) watching.Notify();
       if (health != Health::kNotServing || not_serving.HasBeenNotified()) return;
       ended_at_not_serving = running.ended() + waiting.ended();
       not_serving.Notify();
     });
   });
-  while (CheckHealth(server->target()) != Health::kServing) absl::SleepFor(absl::Milliseconds(5));
+  EXPECT_TRUE(watching.WaitForNotificationWithTimeout(absl::Minutes(1)));
   server->process().Signal(GetParam());
   EXPECT_TRUE(not_serving.WaitForNotificationWithTimeout(absl::Minutes(1)));
 
