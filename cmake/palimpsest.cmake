@@ -20,6 +20,7 @@ if(PALIMPSEST_SANITIZE MATCHES "thread")
   target_compile_options(palimpsest_tsan PRIVATE -fsanitize=thread)
   target_sources(palimpsest_options INTERFACE
     $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>:$<TARGET_OBJECTS:palimpsest_tsan>>)
+  target_link_libraries(palimpsest_options INTERFACE absl::synchronization absl::time)
 endif()
 
 # palimpsest_room(NAME SOURCES file... [LINKS library...])
