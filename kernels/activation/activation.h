@@ -1,4 +1,7 @@
-// SwiGLU's middle: y = silu(gate) * up.
+// What stands between the matrices of an MLP.
+//
+//   Swiglu  y = silu(gate) * up
+//   Relu    y = max(x, 0); NaN stays NaN
 #pragma once
 
 #include <cstdint>
@@ -18,6 +21,16 @@ struct SwigluParams {
   int64_t ldy = 0;
 };
 void Swiglu(const ExecContext& ctx, const SwigluParams& params);
+
+struct ReluParams {
+  int32_t rows = 0;
+  int32_t dim = 0;
+  const float* x = nullptr;  // [rows, dim], row stride ldx
+  int64_t ldx = 0;
+  float* y = nullptr;  // [rows, dim], row stride ldy; may be x
+  int64_t ldy = 0;
+};
+void Relu(const ExecContext& ctx, const ReluParams& params);
 
 // The truth, in double precision.
 void SwigluReference(const SwigluParams& params);

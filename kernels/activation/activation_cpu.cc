@@ -24,6 +24,19 @@ void SwigluRows(const SwigluParams& p, int64_t begin, int64_t end) {
   }
 }
 
+void ReluRows(const ReluParams& p, int64_t begin, int64_t end) {
+  const FloatTag d;
+  for (int64_t r = begin; r < end; ++r) {
+    const float* x = p.x + r * p.ldx;
+    float* y = p.y + r * p.ldy;
+    ForEachVector(p.dim, [&](size_t i, size_t count) HWY_ATTR {
+      const FloatVec v = LoadCount(x + i, count);
+      // A blend and not Max, which may answer 0 for NaN.
+      StoreCount(hn::IfThenZeroElse(hn::Lt(v, hn::Zero(d)), v), y + i, count);
+    });
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace palimpsest
 HWY_AFTER_NAMESPACE();
@@ -32,10 +45,17 @@ HWY_AFTER_NAMESPACE();
 namespace palimpsest {
 
 HWY_EXPORT(SwigluRows);
+HWY_EXPORT(ReluRows);
 
 void Swiglu(const ExecContext& ctx, const SwigluParams& params) {
   ctx.pool->ParallelFor(params.rows, RowsPerTask(params.dim), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(SwigluRows)(params, begin, end);
+  });
+}
+
+void Relu(const ExecContext& ctx, const ReluParams& params) {
+  ctx.pool->ParallelFor(params.rows, RowsPerTask(params.dim), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(ReluRows)(params, begin, end);
   });
 }
 

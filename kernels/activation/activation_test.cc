@@ -113,5 +113,21 @@ TEST_P(SwigluTest, WhatIsNotFiniteStaysSo) {
   EXPECT_EQ(y[4], 200.0f);
 }
 
+TEST_P(SwigluTest, ReluKeepsWhatIsPositiveAndNaN) {
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    Matrix x = Matrix::Random(301, 129, 5);
+    x.row(7)[11] = kNaN;
+    Matrix expected = Matrix::Poisoned(301, 129, 7), y = expected;
+    for (int64_t r = 0; r < 301; ++r) {
+      for (int64_t i = 0; i < 129; ++i) expected.row(r)[i] = x.row(r)[i] < 0.0f ? 0.0f : x.row(r)[i];
+    }
+    Relu({&pool}, {.rows = 301, .dim = 129, .x = x.data(), .ldx = x.stride, .y = y.data(), .ldy = y.stride});
+    EXPECT_TRUE(SameBits(y, expected));
+    Relu({&pool}, {.rows = 301, .dim = 129, .x = x.data(), .ldx = x.stride, .y = x.data(), .ldy = x.stride});
+    for (int64_t r = 0; r < 301; ++r) EXPECT_TRUE(SameBits(std::span(x.row(r), 129), std::span(expected.row(r), 129)));
+  }
+}
+
 }  // namespace
 }  // namespace palimpsest

@@ -89,6 +89,11 @@ HWY_INLINE float SumOfSquares(const float* x, size_t n) {
   });
 }
 
+HWY_INLINE float Dot(const float* x, const float* y, size_t n) {
+  return SumVectors(n, [x, y](FloatVec sum, size_t i, size_t count)
+                           HWY_ATTR { return hn::MulAdd(LoadCount(x + i, count), LoadCount(y + i, count), sum); });
+}
+
 HWY_INLINE float SumOf(const float* x, size_t n) {
   return SumVectors(
       n, [x](FloatVec sum, size_t i, size_t count) HWY_ATTR { return hn::Add(sum, LoadCount(x + i, count)); });

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -32,6 +33,24 @@ void Embedding(const ExecContext& ctx, const EmbeddingParams& params) {
         default:
           PALIMPSEST_CHECK(p.dtype == DType::kF32);
           std::memcpy(y, static_cast<const float*>(p.table) + int64_t{p.tokens[r]} * p.dim, p.dim * sizeof(float));
+      }
+      if (p.scale == 1.0f) continue;
+      for (int64_t i = 0; i < p.dim; ++i) y[i] *= p.scale;
+    }
+  });
+}
+
+void AddSinusoid(const ExecContext& ctx, const SinusoidParams& p) {
+  PALIMPSEST_CHECK(p.dim % 2 == 0);
+  const int64_t half = p.dim / 2;
+  // A sine costs as much as some tens of multiplications.
+  ctx.pool->ParallelFor(p.rows, RowsPerTask(16 * p.dim), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* const y = p.y + r * p.dim;
+      for (int64_t j = 0; j < half; ++j) {
+        const float angle = static_cast<float>(p.positions[r]) * p.frequencies[j];
+        y[j] += std::sin(angle);
+        y[half + j] += std::cos(angle);
       }
     }
   });

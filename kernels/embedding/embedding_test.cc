@@ -75,5 +75,38 @@ TEST(EmbeddingTest, HalfPrecisionIsWidenedExactly) {
   EXPECT_TRUE(SameBits(y, expected));
 }
 
+TEST(EmbeddingTest, ScalesTheRow) {
+  const Table table(DType::kF32, 5);
+  const std::vector<int32_t> tokens = {3, 0};
+  ThreadPool pool(1);
+  std::vector<float> y(10, kNaN);
+  Embedding({&pool}, {.rows = 2,
+                      .dim = 5,
+                      .tokens = tokens.data(),
+                      .dtype = DType::kF32,
+                      .table = table.bytes.data(),
+                      .scale = 1.7f,
+                      .y = y.data()});
+  for (int64_t i = 0; i < 5; ++i) EXPECT_EQ(y[i], table.floats[15 + i] * 1.7f);
+}
+
+TEST(EmbeddingTest, AddsTheSinusoidOfThePosition) {
+  const std::vector<int64_t> positions = {0, 7, 100000};
+  const std::vector<float> frequencies = {1.0f, 0.03125f, 0.0001f};
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    std::vector<float> y(18, 0.5f);
+    AddSinusoid({&pool},
+                {.rows = 3, .dim = 6, .frequencies = frequencies.data(), .positions = positions.data(), .y = y.data()});
+    for (int64_t r = 0; r < 3; ++r) {
+      for (int64_t j = 0; j < 3; ++j) {
+        const double angle = static_cast<float>(positions[r]) * frequencies[j];
+        EXPECT_NEAR(y[r * 6 + j], 0.5 + std::sin(angle), 2e-7);
+        EXPECT_NEAR(y[r * 6 + 3 + j], 0.5 + std::cos(angle), 2e-7);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace palimpsest

@@ -1,4 +1,4 @@
-// What happens to q and k between projection and memory: an elementwise map, a normalisation per head, a scale.
+// What happens to q and k between projection and memory: a map to features, a normalisation per head, a scale.
 #pragma once
 
 #include <cstdint>
@@ -7,25 +7,48 @@
 
 namespace palimpsest {
 
-enum class FeatureMapKind : uint8_t { kIdentity, kElu1, kRelu, kSilu };  // kElu1: elu(x) + 1
+enum class FeatureMapKind : uint8_t {
+  kIdentity,
+  kElu1,  // elu(x) + 1 (2006.16236)
+  kRelu,
+  kSilu,
+  // DPFP (2102.11174, eq. 37): with r = [relu(x), relu(-x)] of 2 dim values, feature (i - 1) 2 dim + j is r_j r_(j-i),
+  // indices modulo 2 dim, for rolls i = 1 to `rolls` and j = 0 to 2 dim - 1.
+  kDpfp,
+  // FAVOR+ with positive and negative exponents (2009.14794), as the toolkit of 2102.11174 has it: with
+  // u = x projection and o = -|x|^2 / 2, features are ([exp(o + u), exp(o - u)] + 1e-4) / sqrt(2 projections).
+  kFavor,
+};
 
 enum class KeyNorm : uint8_t {
   kNone,
-  kSum,  // divide by the plain sum over the head's features
+  kSum,  // divide by the plain sum over the head's features; features that sum to zero stay as they are
   kL2,   // divide by sqrt(sum of squares + 1e-6)
 };
+
+// Features of a head of `dim` values.
+constexpr int32_t FeatureCount(FeatureMapKind map, int32_t dim, int32_t rolls, int32_t projections) {
+  if (map == FeatureMapKind::kDpfp) return 2 * dim * rolls;
+  if (map == FeatureMapKind::kFavor) return 2 * projections;
+  return dim;
+}
 
 struct FeatureMapParams {
   int32_t rows = 0;
   int32_t heads = 0;
-  int32_t dim = 0;  // features per head
+  int32_t dim = 0;  // values per head of x
   FeatureMapKind map = FeatureMapKind::kIdentity;
+  int32_t rolls = 0;                  // kDpfp: from 1 to 2 dim - 1
+  int32_t projections = 0;            // kFavor
+  const float* projection = nullptr;  // kFavor: [dim, projections]
   KeyNorm norm = KeyNorm::kNone;
   float scale = 1.0f;
   const float* x = nullptr;  // [rows, heads, dim], row stride ldx
   int64_t ldx = 0;
-  float* y = nullptr;  // [rows, heads, dim], row stride ldy; may be x
+  float* y = nullptr;  // [rows, heads, FeatureCount], row stride ldy; may be x, unless kDpfp or kFavor
   int64_t ldy = 0;
+
+  int32_t features() const { return FeatureCount(map, dim, rolls, projections); }
 };
 void FeatureMap(const ExecContext& ctx, const FeatureMapParams& params);
 

@@ -1,5 +1,6 @@
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/feature_map/feature_map.h"
 
@@ -8,36 +9,60 @@ namespace {
 
 double Map(FeatureMapKind map, double x) {
   switch (map) {
-    case FeatureMapKind::kIdentity:
-      return x;
     case FeatureMapKind::kElu1:
       return x > 0.0 ? x + 1.0 : std::exp(x);
     case FeatureMapKind::kRelu:
       return x < 0.0 ? 0.0 : x;
     case FeatureMapKind::kSilu:
       return x / (1.0 + std::exp(-x));
+    default:
+      return x;
   }
-  return x;
+}
+
+std::vector<double> Features(const FeatureMapParams& p, const float* x) {
+  std::vector<double> y;
+  if (p.map == FeatureMapKind::kDpfp) {
+    std::vector<double> r;
+    for (int32_t i = 0; i < p.dim; ++i) r.push_back(x[i] < 0.0f ? 0.0 : x[i]);
+    for (int32_t i = 0; i < p.dim; ++i) r.push_back(-x[i] < 0.0f ? 0.0 : -x[i]);
+    for (int32_t roll = 1; roll <= p.rolls; ++roll) {
+      for (int32_t j = 0; j < 2 * p.dim; ++j) y.push_back(r[j] * r[(j - roll + 2 * p.dim) % (2 * p.dim)]);
+    }
+  } else if (p.map == FeatureMapKind::kFavor) {
+    double squares = 0.0;
+    for (int32_t i = 0; i < p.dim; ++i) squares += double{x[i]} * x[i];
+    for (const double sign : {1.0, -1.0}) {
+      for (int32_t m = 0; m < p.projections; ++m) {
+        double u = 0.0;
+        for (int32_t i = 0; i < p.dim; ++i) u += double{x[i]} * p.projection[int64_t{i} * p.projections + m];
+        y.push_back((std::exp(-0.5 * squares + sign * u) + 1e-4) / std::sqrt(2.0 * p.projections));
+      }
+    }
+  } else {
+    for (int32_t i = 0; i < p.dim; ++i) y.push_back(Map(p.map, x[i]));
+  }
+  return y;
 }
 
 }  // namespace
 
 void FeatureMapReference(const FeatureMapParams& p) {
   for (int64_t r = 0; r < p.rows; ++r) {
+    std::vector<std::vector<double>> of_head;
+    for (int64_t h = 0; h < p.heads; ++h) of_head.push_back(Features(p, p.x + r * p.ldx + h * p.dim));
     for (int64_t h = 0; h < p.heads; ++h) {
-      const float* x = p.x + r * p.ldx + h * p.dim;
-      float* y = p.y + r * p.ldy + h * p.dim;
       double sum = 0.0;
       double squares = 0.0;
-      for (int64_t i = 0; i < p.dim; ++i) {
-        const double value = Map(p.map, x[i]);
+      for (const double value : of_head[h]) {
         sum += value;
         squares += value * value;
       }
       double divisor = 1.0;
-      if (p.norm == KeyNorm::kSum) divisor = sum;
+      if (p.norm == KeyNorm::kSum && sum != 0.0) divisor = sum;
       if (p.norm == KeyNorm::kL2) divisor = std::sqrt(squares + 1e-6);
-      for (int64_t i = 0; i < p.dim; ++i) y[i] = static_cast<float>(Map(p.map, x[i]) / divisor * p.scale);
+      float* const y = p.y + r * p.ldy + h * p.features();
+      for (int32_t i = 0; i < p.features(); ++i) y[i] = static_cast<float>(of_head[h][i] / divisor * p.scale);
     }
   }
 }

@@ -17,6 +17,10 @@ struct Case {
   KeyNorm norm;
   float scale;
   float deviation;
+  int32_t rolls = 0;
+  int32_t projections = 0;
+
+  bool elementwise() const { return map != FeatureMapKind::kDpfp && map != FeatureMapKind::kFavor; }
 };
 
 constexpr Case kCases[] = {
@@ -37,12 +41,24 @@ constexpr Case kCases[] = {
     {"silu_l2", 4, 2, 37, FeatureMapKind::kSilu, KeyNorm::kL2, 0.125f, 1.0f},
     {"near_zero_l2", 4, 2, 37, FeatureMapKind::kIdentity, KeyNorm::kL2, 1.0f, 1e-5f},
     {"many_rows", 301, 4, 33, FeatureMapKind::kSilu, KeyNorm::kL2, 0.125f, 1.0f},
+    {"dpfp", 4, 2, 16, FeatureMapKind::kDpfp, KeyNorm::kNone, 1.0f, 1.0f, 1},
+    {"dpfp_sum", 4, 2, 16, FeatureMapKind::kDpfp, KeyNorm::kSum, 0.25f, 1.0f, 3},
+    {"dpfp_odd", 4, 3, 37, FeatureMapKind::kDpfp, KeyNorm::kSum, 1.0f, 1.0f, 5},
+    {"dpfp_all_rolls", 4, 3, 3, FeatureMapKind::kDpfp, KeyNorm::kNone, 1.0f, 1.0f, 5},
+    {"dpfp_one_value", 4, 3, 1, FeatureMapKind::kDpfp, KeyNorm::kSum, 1.0f, 1.0f, 1},
+    {"dpfp_many_rows", 301, 4, 16, FeatureMapKind::kDpfp, KeyNorm::kSum, 1.0f, 1.0f, 2},
+    {"favor", 4, 2, 16, FeatureMapKind::kFavor, KeyNorm::kNone, 1.0f, 1.0f, 0, 8},
+    {"favor_sum", 4, 2, 16, FeatureMapKind::kFavor, KeyNorm::kSum, 0.25f, 1.0f, 0, 64},
+    {"favor_odd", 4, 3, 37, FeatureMapKind::kFavor, KeyNorm::kSum, 1.0f, 0.5f, 0, 53},
+    {"favor_far_out", 4, 2, 16, FeatureMapKind::kFavor, KeyNorm::kNone, 1.0f, 8.0f, 0, 20},
+    {"favor_many_rows", 301, 4, 16, FeatureMapKind::kFavor, KeyNorm::kSum, 1.0f, 1.0f, 0, 33},
 };
 
 struct Data {
   explicit Data(const Case& c)
       : x(Matrix::Random(c.rows, int64_t{c.heads} * c.dim, 1, c.deviation)),
-        y(Matrix::Poisoned(c.rows, int64_t{c.heads} * c.dim, 7)) {}
+        projection(Normal(int64_t{c.dim} * c.projections, 2)),
+        y(Matrix::Poisoned(c.rows, int64_t{c.heads} * FeatureCount(c.map, c.dim, c.rolls, c.projections), 7)) {}
 
   FeatureMapParams Params(const Case& c) {
     FeatureMapParams p;
@@ -50,6 +66,9 @@ struct Data {
     p.heads = c.heads;
     p.dim = c.dim;
     p.map = c.map;
+    p.rolls = c.rolls;
+    p.projections = c.projections;
+    p.projection = projection.data();
     p.norm = c.norm;
     p.scale = c.scale;
     p.x = x.data();
@@ -60,8 +79,12 @@ struct Data {
   }
 
   Matrix x;
+  std::vector<float> projection;
   Matrix y;
 };
+
+// exp turns an absolute error of its argument, which grows with it, into a relative one.
+double Tolerance(const Case& c) { return c.map == FeatureMapKind::kFavor ? 1e-6 * (1 + 8 * c.deviation) : 1e-6; }
 
 using FeatureMapTest = OpTest;
 INSTANTIATE_TEST_SUITE_P(Targets, FeatureMapTest, testing::ValuesIn(SimdTargets()));
@@ -75,7 +98,7 @@ TEST_P(FeatureMapTest, AgreesWithTheReference) {
       ThreadPool pool(threads);
       Data actual(c);
       FeatureMap({&pool}, actual.Params(c));
-      EXPECT_TRUE(Near(actual.y, expected.y, 1e-6)) << threads << " threads";
+      EXPECT_TRUE(Near(actual.y, expected.y, Tolerance(c))) << threads << " threads";
     }
   }
 }
@@ -104,6 +127,7 @@ TEST_P(FeatureMapTest, ARowsBitsDependOnThatRowAlone) {
 TEST_P(FeatureMapTest, WorksInPlace) {
   ThreadPool pool(1);
   for (const Case& c : kCases) {
+    if (!c.elementwise()) continue;
     SCOPED_TRACE(c.name);
     Data expected(c);
     expected.y = expected.x;
@@ -130,6 +154,39 @@ TEST_P(FeatureMapTest, NaNComesOutOfEveryMap) {
     EXPECT_TRUE(std::isnan(data.y.row(0)[36]));
     EXPECT_FALSE(std::isnan(data.y.row(0)[35]));
   }
+}
+
+TEST_P(FeatureMapTest, NaNReachesEveryFeatureThatItShould) {
+  ThreadPool pool(1);
+  for (const Case& c : {Case{"dpfp", 2, 2, 9, FeatureMapKind::kDpfp, KeyNorm::kSum, 1.0f, 1.0f, 2},
+                        Case{"favor", 2, 2, 9, FeatureMapKind::kFavor, KeyNorm::kNone, 1.0f, 1.0f, 0, 7}}) {
+    Data good(c), bad(c);
+    bad.x.row(1)[3] = kNaN;  // of the first head
+    FeatureMap({&pool}, good.Params(c));
+    FeatureMap({&pool}, bad.Params(c));
+    const int32_t features = good.Params(c).features();
+    EXPECT_TRUE(SameBits(std::span(bad.y.row(0), 2 * features), std::span(good.y.row(0), 2 * features)));
+    EXPECT_TRUE(SameBits(std::span(bad.y.row(1) + features, features), std::span(good.y.row(1) + features, features)));
+    for (int32_t i = 0; i < features; ++i) EXPECT_TRUE(std::isnan(bad.y.row(1)[i])) << c.name << " " << i;
+  }
+}
+
+TEST_P(FeatureMapTest, FeaturesThatSumToZeroStayZero) {
+  ThreadPool pool(1);
+  const std::vector<float> x(8);
+  std::vector<float> y(32, kNaN);
+  FeatureMap({&pool}, {.rows = 1,
+                       .heads = 1,
+                       .dim = 8,
+                       .map = FeatureMapKind::kDpfp,
+                       .rolls = 2,
+                       .norm = KeyNorm::kSum,
+                       .scale = 0.5f,
+                       .x = x.data(),
+                       .ldx = 8,
+                       .y = y.data(),
+                       .ldy = 32});
+  EXPECT_THAT(y, testing::Each(0.0f));
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ class PackedLinear {
   AlignedBytes data_;
 };
 
-// y[r, o] = sum_i x[r, i] W[o, i]  (accumulate false), or y[r, o] += that sum (true).
+// y[r, o] = sum_i x[r, i] W[o, i]  (accumulate false), or y[r, o] += that sum (true); then y[r, o] += bias[o].
 struct LinearParams {
   const PackedLinear* weights = nullptr;
   LinearMath math = LinearMath::kF32;
@@ -68,6 +68,7 @@ struct LinearParams {
   int64_t ldy = 0;
   int32_t rows = 0;
   bool accumulate = false;
+  const float* bias = nullptr;  // [out]; null: none
 };
 void Linear(const ExecContext& ctx, const LinearParams& params);
 

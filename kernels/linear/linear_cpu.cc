@@ -303,6 +303,12 @@ void Linear(const ExecContext& ctx, const LinearParams& params) {
           args.rows = tiles.length(t);
           args.y = params.y + (row + tiles.begin(t)) * params.ldy + panel * PackedLinear::kPanel;
           multiply(args);
+          if (params.bias == nullptr) continue;
+          const float* const bias = params.bias + panel * PackedLinear::kPanel;
+          for (int32_t r = 0; r < args.rows; ++r) {
+            float* const y = args.y + r * args.ldy;
+            for (int64_t o = 0; o < args.out; ++o) y[o] += bias[o];
+          }
         }
       }
     });

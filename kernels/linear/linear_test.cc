@@ -192,6 +192,26 @@ TEST_P(LinearCase, AccumulatingAddsTheFinishedSumOnce) {
   }
 }
 
+TEST_P(LinearCase, ABiasIsAddedLast) {
+  const Case& c = GetParam();
+  const std::vector<float> bias = Normal(c.out, 4);
+  for (const std::string& target : Targets()) {
+    SCOPED_TRACE(target);
+    ASSERT_TRUE(UseSimdTarget(target));
+    for (const bool accumulate : {false, true}) {
+      std::vector<float> expected = Normal(int64_t{c.rows} * c.out, 3), y = expected;
+      ThreadPool pool(2);
+      LinearParams p = {&packed_, c.math, x_.data(), c.in, expected.data(), c.out, c.rows, accumulate};
+      Linear({&pool}, p);
+      for (size_t i = 0; i < expected.size(); ++i) expected[i] += bias[i % c.out];
+      p.y = y.data();
+      p.bias = bias.data();
+      Linear({&pool}, p);
+      ASSERT_TRUE(SameBits(y, expected));
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, LinearCase, testing::ValuesIn(kCases),
                          [](const auto& info) { return std::string(info.param.name); });
 

@@ -1,4 +1,7 @@
-// Root-mean-square normalisation over the last axis: y = x / sqrt(mean(x^2) + eps) * w.
+// Normalisation over the last axis.
+//
+//   RmsNorm    y = x / sqrt(mean(x^2) + eps) * w                              1910.07467
+//   LayerNorm  y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * w + b  1607.06450
 #pragma once
 
 #include <cstdint>
@@ -28,7 +31,21 @@ struct RmsNormParams {
 };
 void RmsNorm(const ExecContext& ctx, const RmsNormParams& params);
 
+struct LayerNormParams {
+  int32_t rows = 0;
+  int32_t dim = 0;
+  float eps = 1e-5f;
+  const float* x = nullptr;  // [rows, dim], row stride ldx
+  int64_t ldx = 0;
+  const float* weight = nullptr;  // [dim]
+  const float* bias = nullptr;    // [dim]
+  float* y = nullptr;             // [rows, dim], row stride ldy; may be x
+  int64_t ldy = 0;
+};
+void LayerNorm(const ExecContext& ctx, const LayerNormParams& params);
+
 // The truth, in double precision.
 void RmsNormReference(const RmsNormParams& params);
+void LayerNormReference(const LayerNormParams& params);
 
 }  // namespace palimpsest

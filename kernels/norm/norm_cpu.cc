@@ -49,6 +49,26 @@ void RmsNormRows(const RmsNormParams& p, int64_t begin, int64_t end) {
   }
 }
 
+void LayerNormRows(const LayerNormParams& p, int64_t begin, int64_t end) {
+  const FloatTag d;
+  const size_t dim = p.dim;
+  for (int64_t r = begin; r < end; ++r) {
+    const float* const x = p.x + r * p.ldx;
+    float* const y = p.y + r * p.ldy;
+    const FloatVec mean = hn::Set(d, SumOf(x, dim) / static_cast<float>(p.dim));
+    const float squares = SumVectors(dim, [&](FloatVec sum, size_t i, size_t count) HWY_ATTR {
+      const FloatVec v = hn::Sub(LoadCount(x + i, count), mean);
+      // Lanes past the row's end hold -mean, and must not count.
+      return hn::MulAdd(v, hn::IfThenElseZero(hn::FirstN(d, count), v), sum);
+    });
+    const FloatVec inverse_root = hn::Set(d, 1.0f / std::sqrt(squares / static_cast<float>(p.dim) + p.eps));
+    ForEachVector(dim, [&](size_t i, size_t count) HWY_ATTR {
+      const FloatVec v = hn::Mul(hn::Sub(LoadCount(x + i, count), mean), inverse_root);
+      StoreCount(hn::MulAdd(v, LoadCount(p.weight + i, count), LoadCount(p.bias + i, count)), y + i, count);
+    });
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace palimpsest
 HWY_AFTER_NAMESPACE();
@@ -57,10 +77,17 @@ HWY_AFTER_NAMESPACE();
 namespace palimpsest {
 
 HWY_EXPORT(RmsNormRows);
+HWY_EXPORT(LayerNormRows);
 
 void RmsNorm(const ExecContext& ctx, const RmsNormParams& params) {
   ctx.pool->ParallelFor(params.rows, RowsPerTask(int64_t{params.groups} * params.dim), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(RmsNormRows)(params, begin, end);
+  });
+}
+
+void LayerNorm(const ExecContext& ctx, const LayerNormParams& params) {
+  ctx.pool->ParallelFor(params.rows, RowsPerTask(params.dim), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(LayerNormRows)(params, begin, end);
   });
 }
 

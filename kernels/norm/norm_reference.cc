@@ -32,4 +32,17 @@ void RmsNormReference(const RmsNormParams& p) {
   }
 }
 
+void LayerNormReference(const LayerNormParams& p) {
+  for (int64_t r = 0; r < p.rows; ++r) {
+    const float* const x = p.x + r * p.ldx;
+    double mean = 0.0, variance = 0.0;
+    for (int64_t i = 0; i < p.dim; ++i) mean += double{x[i]} / p.dim;
+    for (int64_t i = 0; i < p.dim; ++i) variance += (x[i] - mean) * (x[i] - mean) / p.dim;
+    const double root = std::sqrt(variance + double{p.eps});
+    for (int64_t i = 0; i < p.dim; ++i) {
+      p.y[r * p.ldy + i] = static_cast<float>((x[i] - mean) / root * p.weight[i] + p.bias[i]);
+    }
+  }
+}
+
 }  // namespace palimpsest

@@ -2,6 +2,7 @@
 
 #include <ostream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/common/op_testing.h"
@@ -130,6 +131,62 @@ TEST_P(RmsNormTest, NaNInAGateComesOut) {
     RmsNorm({&pool}, data.Params(c));
     EXPECT_TRUE(std::isnan(data.y.row(0)[37]));
     EXPECT_FALSE(std::isnan(data.y.row(0)[36]));
+  }
+}
+
+struct LayerNormData {
+  LayerNormData(int64_t rows, int64_t dim, float deviation)
+      : x(Matrix::Random(rows, dim, 1, deviation)),
+        weight(Normal(dim, 2)),
+        bias(Normal(dim, 3)),
+        y(Matrix::Poisoned(rows, dim, 7)) {
+    for (float& value : x.values) value += 3.0f;  // a mean to take away
+  }
+  LayerNormParams Params() {
+    return {.rows = static_cast<int32_t>(x.rows),
+            .dim = static_cast<int32_t>(x.width),
+            .x = x.data(),
+            .ldx = x.stride,
+            .weight = weight.data(),
+            .bias = bias.data(),
+            .y = y.data(),
+            .ldy = y.stride};
+  }
+
+  Matrix x;
+  std::vector<float> weight, bias;
+  Matrix y;
+};
+
+TEST_P(RmsNormTest, LayerNormAgreesWithTheReferenceAndDependsOnItsOwnRowAlone) {
+  for (const auto& [rows, dim, deviation] : {std::tuple(4, 256, 1.0f), std::tuple(1, 16, 1.0f), std::tuple(3, 1, 1.0f),
+                                             std::tuple(5, 203, 10.0f), std::tuple(301, 65, 0.1f)}) {
+    SCOPED_TRACE(testing::Message() << rows << " rows of " << dim);
+    LayerNormData expected(rows, dim, deviation);
+    LayerNormReference(expected.Params());
+    LayerNormData alone(rows, dim, deviation);
+    ThreadPool one(1);
+    for (int64_t r = 0; r < rows; ++r) {
+      LayerNormParams p = alone.Params();
+      p.rows = 1;
+      p.x = alone.x.row(r);
+      p.y = alone.y.row(r);
+      LayerNorm({&one}, p);
+    }
+    EXPECT_TRUE(Near(alone.y, expected.y, 2e-5, 1.0));
+    for (int threads = 1; threads <= 4; ++threads) {
+      ThreadPool pool(threads);
+      LayerNormData together(rows, dim, deviation);
+      LayerNorm({&pool}, together.Params());
+      EXPECT_TRUE(SameBits(together.y, alone.y)) << threads << " threads";
+      LayerNormParams p = together.Params();
+      p.y = together.x.data();
+      p.ldy = together.x.stride;
+      LayerNorm({&pool}, p);
+      for (int64_t r = 0; r < rows; ++r) {
+        EXPECT_TRUE(SameBits(std::span(together.x.row(r), dim), std::span(alone.y.row(r), dim))) << "in place";
+      }
+    }
   }
 }
 
