@@ -60,8 +60,23 @@ absl::Status CheckMemory(const Model& model, const EngineOptions& options) {
                                                    " are available; use fewer slots"));
 }
 
+// Whether the positions that the model was trained with reach as far as the request goes.
+absl::Status CheckContext(const EngineRequest& request, const ModelConfig& config) {
+  const int64_t most = config.max_context();
+  if (most == 0) return absl::OkStatus();
+  const int64_t before = request.initial == nullptr ? 0 : request.initial->head.position;
+  const int64_t after = before + std::ssize(request.prompt);
+  const bool generates = request.kind == EngineRequest::Kind::kGenerate && request.max_tokens > 0;
+  if (after < most || (after == most && !generates)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the model was trained with positions on segments of ", config.segment_length,
+                   " tokens, so a context holds at most ", most, ": this one has ", before, " and the prompt ",
+                   request.prompt.size(), generates && after == most ? ", which leaves no room for a reply" : "",
+                   "; start a new context with a shorter prompt, or score in segments or with a sliding window"));
+}
+
 // What the arithmetic would read or write out of bounds on.
-absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format) {
+absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, const ModelConfig& config) {
   const auto check_id = [&](const char* what, int64_t index, int32_t id) -> absl::Status {
     if (id >= 0 && id < format.vocabulary) return absl::OkStatus();
     return absl::InvalidArgumentError(
@@ -93,7 +108,7 @@ absl::Status CheckRequest(const EngineRequest& request, const StateFormat& forma
   if (empty && request.kind == EngineRequest::Kind::kGenerate && request.max_tokens > 0) {
     return absl::FailedPreconditionError("there is nothing to continue from: the context is empty; give a prompt");
   }
-  return absl::OkStatus();
+  return CheckContext(request, config);
 }
 
 }  // namespace
@@ -223,7 +238,7 @@ absl::Status Engine::Impl::Start() {
 
 absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
   PALIMPSEST_CHECK(request.sink != nullptr);
-  if (absl::Status status = CheckRequest(request, format_); !status.ok()) return status;
+  if (absl::Status status = CheckRequest(request, format_, model_->config()); !status.ok()) return status;
   RequestId id = 0;
   {
     absl::MutexLock lock(&mu_);
@@ -420,6 +435,8 @@ void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time
       stop_string = request.stop_strings[piece.stop];
     } else if (sequence.generated_tokens >= request.max_tokens) {
       reason = EndReason::kLength;
+    } else if (sequence.head.position == model_->config().max_context()) {
+      reason = EndReason::kContextFull;
     }
   }
   if (reason && *reason != EndReason::kStopString) {

@@ -44,7 +44,8 @@ struct EngineOptions {
   int32_t max_undelivered_tokens = 256;
 };
 
-enum class EndReason : uint8_t { kLength, kStopToken, kStopString };
+// kContextFull: the model was trained with positions, and they are used up.
+enum class EndReason : uint8_t { kLength, kStopToken, kStopString, kContextFull };
 
 struct GeneratedTokenValue {
   int32_t id = 0;
@@ -163,7 +164,8 @@ class Engine {
   // once. On error the request is untouched and still the caller's. RESOURCE_EXHAUSTED: the queue is full, that is, as
   // many requests are here as there are slots and places in the queue.  UNAVAILABLE: draining.  INVALID_ARGUMENT: a
   // token id of the prompt, the logit bias or the state is outside the vocabulary.  FAILED_PRECONDITION: the state is
-  // of another model or layout, or there is nothing to continue from.
+  // of another model or layout, or there is nothing to continue from, or the context would be longer than the model's
+  // positions reach (ModelConfig::max_context()).
   absl::StatusOr<RequestId> Submit(EngineRequest& request);
   // Thread-safe. The request ends with CANCELLED soon; unknown or finished ids are ignored.
   void Cancel(RequestId id);

@@ -14,11 +14,15 @@ bool Stepper::WarmUp() {
   const SlotHandle slot = slots_.Acquire(nullptr);
   PALIMPSEST_CHECK(slot.index >= 0);
   bool finite = true;
-  for (const int32_t rows : {Scheduler::kChunk, 1}) {
+  const ModelConfig& config = model_.config();
+  const int32_t chunk =
+      config.sinusoidal_positions ? std::min(Scheduler::kChunk, config.segment_length) : Scheduler::kChunk;
+  for (const int32_t rows : {chunk, 1}) {
     Clear();
     for (int32_t i = 0; i < rows; ++i) tokens_.push_back(i % model_.config().vocabulary);
     row_begin_.push_back(0);
     slot_.push_back(slot.index);
+    first_position_.push_back(0);
     AddAnswer(rows - 1);
     Forward();
     Sample(context_, answers_, model_.config().vocabulary);
@@ -43,7 +47,9 @@ void Stepper::Clear() {
   tokens_.clear();
   row_begin_.clear();
   slot_.clear();
+  first_position_.clear();
   logit_rows_.clear();
+  targets_.clear();
   answers_.clear();
   answers_begin_.clear();
 }
@@ -53,6 +59,9 @@ void Stepper::Add(const Scheduler::Item& item, const Sequence& sequence) {
   const EngineRequest& request = sequence.request;
   row_begin_.push_back(first_row);
   slot_.push_back(sequence.slot.index);
+  // All but the pending token have been taken in.
+  first_position_.push_back(item.work == Scheduler::Work::kPrefill ? sequence.initial_position + item.begin
+                                                                   : sequence.head.position - 1);
   int64_t next = 0;  // the prompt's token that the first row predicts
   switch (item.work) {
     case Scheduler::Work::kDecode: {
@@ -79,6 +88,7 @@ void Stepper::Add(const Scheduler::Item& item, const Sequence& sequence) {
   for (int32_t i = 0; i < item.rows; ++i) {
     SampleRow& answer = AddAnswer(first_row + i);
     answer.target = request.prompt[next + i];
+    if (request.top_logprobs == 0) targets_.back() = answer.target;
     answer.top_logprobs = request.top_logprobs;
     answer.want_logprob = true;
   }
@@ -86,6 +96,7 @@ void Stepper::Add(const Scheduler::Item& item, const Sequence& sequence) {
 
 SampleRow& Stepper::AddAnswer(int32_t row) {
   logit_rows_.push_back(row);
+  targets_.push_back(-1);
   return answers_.emplace_back();
 }
 
@@ -103,7 +114,9 @@ void Stepper::Forward() {
       .num_sequences = static_cast<int32_t>(slot_.size()), .row_begin = row_begin_.data(), .slot = slot_.data()};
   batch.states = slots_.base();
   batch.state_stride = slots_.stride();
+  batch.first_position = first_position_;
   batch.logit_rows = logit_rows_;
+  batch.targets = targets_;
   model_.Forward(context_, batch, workspace_, logits_.data());
   for (size_t i = 0; i < answers_.size(); ++i)
     answers_[i].logits = logits_.data() + static_cast<int64_t>(i) * vocabulary;

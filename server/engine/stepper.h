@@ -51,7 +51,9 @@ class Stepper {
   std::vector<int32_t> tokens_;
   std::vector<int32_t> row_begin_;
   std::vector<int32_t> slot_;
+  std::vector<int64_t> first_position_;
   std::vector<int32_t> logit_rows_;
+  std::vector<int32_t> targets_;       // for each of logit_rows_, as in ForwardBatch
   std::vector<SampleRow> answers_;     // one for each of logit_rows_
   std::vector<size_t> answers_begin_;  // [items + 1]
   AlignedArray<float> logits_;         // [logit rows, vocabulary]

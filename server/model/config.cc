@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "server/model/architectures.h"
 #include "server/model/checkpoint/json.h"
 #include "server/model/checkpoint/mapped_file.h"
 #include "server/model/config_keys.h"
@@ -17,92 +17,6 @@ namespace palimpsest {
 namespace {
 
 using nlohmann::json;
-
-// Bounds of what a file may ask for: wide of every published model, far below what would overflow or exhaust memory.
-constexpr int32_t kMaxVocabulary = 1 << 21;
-constexpr int32_t kMaxWidth = 1 << 17;  // of the residual stream, the MLP, all heads together
-constexpr int32_t kMaxLayers = 1024;
-constexpr int32_t kMaxHeads = 4096;
-constexpr int32_t kMaxHeadDim = 1024;
-constexpr int32_t kMaxConvWidth = 64;
-constexpr int64_t kMaxStateBytes = int64_t{1} << 30;
-constexpr int64_t kMaxConfigBytes = 1 << 20;
-
-// What an architecture is: how its keys become the settings of the one mixer, and its own defaults.
-struct Architecture {
-  const char* model_type;
-  int32_t default_layers;
-  MixerConfig (*read_mixer)(ConfigKeys& keys, int32_t hidden);
-};
-
-// head size = trunc(total) / heads, which must come out even.
-int32_t HeadDim(ConfigKeys& keys, const char* ratio_key, int32_t hidden, int32_t heads) {
-  const double ratio = keys.Real(ratio_key, 1.0, 1e-4, 64.0);
-  const auto total = static_cast<int64_t>(hidden * ratio);
-  if (total % heads != 0 || total / heads < 1 || total / heads > kMaxHeadDim) {
-    keys.Fail(absl::StrCat("hidden_size ", hidden, " times ", ratio_key, " ", ratio, " is ", total,
-                           ", which num_heads ", heads, " does not divide into head sizes from 1 to ", kMaxHeadDim));
-    return 1;
-  }
-  return static_cast<int32_t>(total / heads);
-}
-
-void ReadConv(ConfigKeys& keys, MixerConfig& mixer) {
-  const bool use = keys.Bool("use_short_conv", true);
-  const int32_t width = keys.Int("conv_size", 4, 1, kMaxConvWidth);
-  mixer.conv_width = use ? width : 0;
-  mixer.conv_bias = keys.Bool("conv_bias", false) && use;
-}
-
-MixerConfig ReadDeltaNet(ConfigKeys& keys, int32_t hidden) {
-  static constexpr ConfigKeys::Word<FeatureMapKind> kActivations[] = {{"silu", FeatureMapKind::kSilu},
-                                                                      {"relu", FeatureMapKind::kRelu},
-                                                                      {"elu", FeatureMapKind::kElu1},
-                                                                      {"identity", FeatureMapKind::kIdentity}};
-  static constexpr ConfigKeys::Word<KeyNorm> kNorms[] = {{"l2", KeyNorm::kL2}, {"sum", KeyNorm::kSum}};
-  MixerConfig mixer;
-  mixer.rule = UpdateRule::kDelta;
-  mixer.shape.heads = mixer.shape.value_heads = keys.Int("num_heads", 16, 1, kMaxHeads);
-  mixer.shape.key_dim = HeadDim(keys, "expand_k", hidden, mixer.shape.heads);
-  mixer.shape.value_dim = HeadDim(keys, "expand_v", hidden, mixer.shape.heads);
-  mixer.feature_map = keys.OneOf<FeatureMapKind>("qk_activation", "silu", kActivations);
-  mixer.key_norm = keys.OneOf<KeyNorm>("qk_norm", "l2", kNorms);
-  mixer.learned_beta = keys.Bool("use_beta", true);
-  mixer.output_gate = keys.Bool("use_gate", false);
-  keys.Accept("use_output_norm");  // the class reads it and normalises all the same
-  ReadConv(keys, mixer);
-  return mixer;
-}
-
-MixerConfig ReadGatedDeltaNet(ConfigKeys& keys, int32_t) {
-  MixerConfig mixer;
-  mixer.rule = UpdateRule::kGatedDelta;
-  FastWeightShape& shape = mixer.shape;
-  shape.heads = keys.Int("num_heads", 6, 1, kMaxHeads);
-  shape.value_heads = keys.OptionalInt("num_v_heads", 1, kMaxHeads).value_or(shape.heads);
-  if (shape.value_heads % shape.heads != 0) {
-    keys.Fail(absl::StrCat("'num_v_heads' is ", shape.value_heads, ", expected a multiple of num_heads, which is ",
-                           shape.heads));
-  }
-  shape.key_dim = keys.Int("head_dim", 256, 1, kMaxHeadDim);
-  const double expand = keys.Real("expand_v", 2.0, 1e-4, 64.0);
-  shape.value_dim = static_cast<int32_t>(shape.key_dim * expand);
-  if (shape.value_dim < 1 || shape.value_dim > kMaxHeadDim) {
-    keys.Fail(absl::StrCat("head_dim ", shape.key_dim, " times expand_v ", expand, " is ", shape.value_dim,
-                           ", expected a value head size from 1 to ", kMaxHeadDim));
-    shape.value_dim = 1;
-  }
-  mixer.feature_map = FeatureMapKind::kSilu;
-  mixer.key_norm = KeyNorm::kL2;
-  mixer.output_gate = keys.Bool("use_gate", true);
-  ReadConv(keys, mixer);
-  return mixer;
-}
-
-constexpr Architecture kArchitectures[] = {
-    {"delta_net", 24, &ReadDeltaNet},
-    {"gated_deltanet", 21, &ReadGatedDeltaNet},
-};
 
 // Model types that one might try, and why they cannot run.
 struct Refused {
@@ -142,16 +56,20 @@ constexpr const char* kHarmless[] = {
     "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "tokenizer_class"};
 
 absl::StatusOr<const Architecture*> FindArchitecture(const json& object) {
+  std::vector<const Architecture*> known;
+  for (const auto family : {FlaArchitectures(), PaperArchitectures()}) {
+    for (const Architecture& architecture : family) known.push_back(&architecture);
+  }
   std::vector<const char*> supported;
-  for (const Architecture& architecture : kArchitectures) supported.push_back(architecture.model_type);
+  for (const Architecture* architecture : known) supported.push_back(architecture->model_type);
   const std::string expected = absl::StrCat("; palimpsest runs ", absl::StrJoin(supported, ", "));
   const auto found = object.find("model_type");
   if (found == object.end() || !found->is_string()) {
     return absl::InvalidArgumentError(absl::StrCat("config.json: 'model_type' is missing or not a string", expected));
   }
   const auto& name = found->get_ref<const std::string&>();
-  for (const Architecture& architecture : kArchitectures) {
-    if (name == architecture.model_type) return &architecture;
+  for (const Architecture* architecture : known) {
+    if (name == architecture->model_type) return architecture;
   }
   for (const Refused& refused : kRefused) {
     if (name == refused.model_type) {
@@ -162,19 +80,6 @@ absl::StatusOr<const Architecture*> FindArchitecture(const json& object) {
   return absl::InvalidArgumentError(absl::StrCat("config.json: model_type ", Quoted(name), " is not known", expected));
 }
 
-// fla's rule: two thirds of hidden_ratio times the hidden size, rounded up to a multiple of 256.
-int32_t ReadMlpInner(ConfigKeys& keys, int32_t hidden) {
-  const double ratio = keys.OptionalReal("hidden_ratio", 0.01, 64.0).value_or(4.0);
-  if (const auto given = keys.OptionalInt("intermediate_size", 1, kMaxWidth)) return *given;
-  const double inner = 256 * std::ceil(std::trunc(hidden * ratio * 2 / 3) / 256);
-  if (inner < 1 || inner > kMaxWidth) {
-    keys.Fail(absl::StrCat("hidden_size ", hidden, " with hidden_ratio ", ratio, " gives an intermediate size of ",
-                           inner, ", expected 1 to ", kMaxWidth));
-    return 1;
-  }
-  return static_cast<int32_t>(inner);
-}
-
 void CheckWidths(ConfigKeys& keys, const ModelConfig& config) {
   const MixerConfig& mixer = config.mixer;
   if (mixer.key_width() > kMaxWidth || mixer.value_width() > kMaxWidth) {
@@ -182,10 +87,20 @@ void CheckWidths(ConfigKeys& keys, const ModelConfig& config) {
                            " for values, expected at most ", kMaxWidth));
     return;
   }
-  const int64_t tail = std::max(mixer.conv_width - 1, 0) * mixer.conv_channels();
-  const int64_t state_bytes = int64_t{4} * config.layers * (mixer.shape.state_floats() + tail);
-  if (state_bytes > kMaxStateBytes) {
-    keys.Fail(absl::StrCat("one state takes ", state_bytes, " bytes, expected at most ", kMaxStateBytes));
+  // As a real number: nothing has bounded the product yet.
+  double floats = 0;
+  if (mixer.is_window()) {
+    floats = 2.0 * mixer.window_capacity() * static_cast<double>(mixer.key_width());
+  } else {
+    floats =
+        static_cast<double>(mixer.key_width()) * mixer.shape.value_dim * mixer.shape.value_heads / mixer.shape.heads;
+    floats += static_cast<double>(std::max(mixer.conv_width - 1, 0) * mixer.conv_channels());
+    if (mixer.attention_norm != AttentionNormKind::kNone) floats += static_cast<double>(mixer.key_width());
+  }
+  const double state_bytes = 4.0 * config.layers * floats;
+  if (state_bytes > static_cast<double>(kMaxStateBytes)) {
+    keys.Fail(absl::StrCat("one state takes ", static_cast<int64_t>(state_bytes), " bytes, expected at most ",
+                           kMaxStateBytes));
   }
 }
 
@@ -211,6 +126,10 @@ const char* NameOf(FeatureMapKind map) {
       return "relu";
     case FeatureMapKind::kSilu:
       return "silu";
+    case FeatureMapKind::kDpfp:
+      return "dpfp";
+    case FeatureMapKind::kFavor:
+      return "favor";
   }
   return "?";
 }
@@ -238,26 +157,13 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(std::string_view text) {
   ConfigKeys keys(*object, "config.json");
   keys.Accept("model_type");
   for (const char* key : kHarmless) keys.Accept(key);
-  keys.AcceptOnly("attn", nullptr, "softmax attention layers have no state of fixed size");
-  keys.AcceptOnly("attnres_block_size", nullptr, "residual attention changes the residual stream");
-  keys.AcceptOnly("share_conv_kernel", false, "one convolution before the projections is another model");
-  keys.AcceptOnly("elementwise_affine", true, "norms without weights are not supported");
   keys.AcceptOnly("quantization_config", nullptr, "only f32, bf16 and f16 weights are read");
 
   ModelConfig config;
   config.architecture = (*architecture)->model_type;
   config.vocabulary = keys.Int("vocab_size", 32000, 2, kMaxVocabulary);
   config.hidden = keys.Int("hidden_size", 2048, 1, kMaxWidth);
-  config.layers = keys.Int("num_hidden_layers", (*architecture)->default_layers, 1, kMaxLayers);
-  config.mlp_inner = ReadMlpInner(keys, config.hidden);
-  config.norm_eps = static_cast<float>(keys.Real("norm_eps", 1e-6, 1e-12, 0.1));
-  config.tied_embeddings = keys.Bool("tie_word_embeddings", false);
-  static constexpr ConfigKeys::Word<bool> kHiddenActs[] = {{"swish", true}, {"silu", true}};
-  keys.OneOf<bool>("hidden_act", "swish", kHiddenActs);
-  config.mixer = (*architecture)->read_mixer(keys, config.hidden);
-  config.mixer.beta_scale = keys.Bool("allow_neg_eigval", false) ? 2.0f : 1.0f;
-  config.mixer.gate_activation = config.mixer.output_gate ? GateActivation::kSilu : GateActivation::kNone;
-
+  (*architecture)->read(keys, config);
   const std::vector<int32_t> bos = keys.TokenIds("bos_token_id", 1, config.vocabulary);
   if (bos.size() > 1) keys.Fail("'bos_token_id' is a list, expected one id or null");
   if (!bos.empty()) config.bos_token = bos[0];
@@ -297,15 +203,47 @@ absl::StatusOr<ModelConfig> ModelConfig::FromFolder(const std::string& folder) {
   return config;
 }
 
+int32_t ModelConfig::cluster_width(int32_t i) const {
+  int64_t divisor = 1;
+  for (; i > 0 && divisor <= embedding_size; --i) divisor *= div_val;
+  return static_cast<int32_t>(embedding_size / divisor);
+}
+
 std::string ModelConfig::Canonical() const {
-  return absl::StrCat("architecture=", architecture, " vocabulary=", vocabulary, " hidden=", hidden, " layers=", layers,
-                      " mlp_inner=", mlp_inner, " norm_eps=", absl::StrFormat("%a", norm_eps),
-                      " tied=", tied_embeddings, " heads=", mixer.shape.heads, " value_heads=", mixer.shape.value_heads,
-                      " key_dim=", mixer.shape.key_dim, " value_dim=", mixer.shape.value_dim,
-                      " rule=", NameOf(mixer.rule), " feature_map=", NameOf(mixer.feature_map),
-                      " key_norm=", NameOf(mixer.key_norm), " learned_beta=", mixer.learned_beta,
-                      " beta_scale=", absl::StrFormat("%a", mixer.beta_scale), " output_gate=", mixer.output_gate,
-                      " conv_width=", mixer.conv_width, " conv_bias=", mixer.conv_bias);
+  std::string text = absl::StrCat(
+      "architecture=", architecture, " vocabulary=", vocabulary, " hidden=", hidden, " layers=", layers,
+      " mlp_inner=", mlp_inner, " norm_eps=", absl::StrFormat("%a", norm_eps), " tied=", tied_embeddings,
+      " heads=", mixer.shape.heads, " value_heads=", mixer.shape.value_heads, " key_dim=", mixer.shape.key_dim,
+      " value_dim=", mixer.shape.value_dim, " rule=", NameOf(mixer.rule), " feature_map=", NameOf(mixer.feature_map),
+      " key_norm=", NameOf(mixer.key_norm), " learned_beta=", mixer.learned_beta,
+      " beta_scale=", absl::StrFormat("%a", mixer.beta_scale), " output_gate=", mixer.output_gate,
+      " conv_width=", mixer.conv_width, " conv_bias=", mixer.conv_bias);
+  // What other architectures have besides is named only where it is there.
+  const auto add = [&text](const char* name, int64_t value, int64_t absent) {
+    if (value != absent) absl::StrAppend(&text, " ", name, "=", value);
+  };
+  add("window", mixer.is_window(), 0);
+  add("window_segment", mixer.window_segment, 0);
+  add("window_memory", mixer.window_memory, 0);
+  add("relative_positions", mixer.relative_positions, 0);
+  add("largest_distance", mixer.largest_distance, MixerConfig().largest_distance);
+  add("head_dim", mixer.head_dim, mixer.shape.key_dim);
+  add("dpfp_rolls", mixer.dpfp_rolls, 0);
+  add("favor_projections", mixer.favor_projections, 0);
+  add("attention_norm", static_cast<int64_t>(mixer.attention_norm), 0);
+  add("scaled_denominator", mixer.scaled_denominator, 0);
+  add("silu_values", mixer.silu_values, 1);
+  add("output_norm", mixer.output_norm, 1);
+  add("layer_norm", layer_norm, 0);
+  add("norm_placement", static_cast<int64_t>(norm_placement), 0);
+  add("swiglu", swiglu, 1);
+  add("final_norm", final_norm, 1);
+  add("embedding_size", embedding_size, hidden);
+  add("div_val", div_val, 1);
+  for (const int32_t cutoff : cutoffs) absl::StrAppend(&text, " cutoff=", cutoff);
+  add("sinusoidal_positions", sinusoidal_positions, 0);
+  add("segment_length", segment_length, 0);
+  return text;
 }
 
 }  // namespace palimpsest

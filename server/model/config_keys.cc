@@ -113,6 +113,19 @@ std::vector<int32_t> ConfigKeys::TokenIds(const char* key, int32_t fallback, int
   return ids;
 }
 
+std::vector<bool> ConfigKeys::Bools(const char* key) {
+  const json* value = Find(key);
+  std::vector<bool> bools;
+  if (value == nullptr) return bools;
+  const bool list = value->is_array() && std::ranges::all_of(*value, [](const json& v) { return v.is_boolean(); });
+  if (!list) {
+    Fail(absl::StrCat("'", key, "' is ", Shown(*value), ", expected a list of true and false"));
+    return bools;
+  }
+  for (const json& v : *value) bools.push_back(v.get<bool>());
+  return bools;
+}
+
 void ConfigKeys::AcceptOnly(const char* key, const json& value, const char* reason) {
   const json* given = Find(key);
   if (given == nullptr || given->is_null() || *given == value) return;

@@ -32,6 +32,8 @@ class ConfigKeys {
   std::optional<double> OptionalReal(const char* key, double min, double max);
   // One id or a list of ids in [0, vocabulary); null means none, a missing key means the fallback if it is in range.
   std::vector<int32_t> TokenIds(const char* key, int32_t fallback, int32_t vocabulary);
+  // A missing key means an empty list.
+  std::vector<bool> Bools(const char* key);
 
   // One of a few words.
   template <typename T>

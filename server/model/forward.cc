@@ -1,34 +1,19 @@
-// The forward pass, written once for every architecture and every batch. Letters: D hidden size, I inner size of the
-// MLP, R vocabulary, H and HV heads, K and V head sizes.
+// The forward pass, written once for every architecture and every batch.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <memory>
 
 #include "kernels/activation/activation.h"
+#include "kernels/attention_norm/attention_norm.h"
 #include "kernels/common/check.h"
-#include "kernels/embedding/embedding.h"
 #include "kernels/fast_weight/fast_weight.h"
 #include "kernels/feature_map/feature_map.h"
 #include "kernels/gate/gate.h"
-#include "kernels/linear/linear.h"
-#include "kernels/norm/norm.h"
 #include "kernels/short_conv/short_conv.h"
-#include "server/model/model.h"
-#include "server/model/weights.h"
+#include "kernels/window_attention/window_attention.h"
+#include "server/model/forward_pass.h"
 
 namespace palimpsest {
-
-struct Workspace::Buffers {
-  AlignedArray<float> x;          // [rows, D] the residual stream
-  AlignedArray<float> h;          // [rows, D] normalised input of a mixer or MLP; last, of the rows that want logits
-  AlignedArray<float> projected;  // [rows, q | k | v | gate | b | a]
-  AlignedArray<float> mapped;     // [rows, q | k | v] as the memory takes them
-  AlignedArray<float> read;       // [rows, HV, V] what the memory gives
-  AlignedArray<float> beta;       // [rows, HV]
-  AlignedArray<float> log_decay;  // [rows, HV]
-  AlignedArray<float> inner;      // [rows, gate | up]
-};
 
 Workspace::Workspace() : buffers_(std::make_unique<Buffers>()) {}
 Workspace::~Workspace() = default;
@@ -37,14 +22,12 @@ Workspace& Workspace::operator=(Workspace&&) noexcept = default;
 
 namespace {
 
-void Grow(AlignedArray<float>& array, int64_t size) {
-  if (array.size() < size) array = AlignedArray<float>(size);
-}
+using Buffers = Workspace::Buffers;
 
 // Where a row's projections are, in floats from its start.
 struct ProjectionColumns {
   explicit ProjectionColumns(const MixerConfig& mixer)
-      : k(mixer.key_width()),
+      : k(mixer.query_width()),
         v(2 * k),
         gate(v + mixer.value_width()),
         b(gate + (mixer.output_gate ? mixer.value_width() : 0)),
@@ -52,111 +35,88 @@ struct ProjectionColumns {
   int64_t k, v, gate, b, a;
 };
 
-// What the layers of one call have in common.
-struct Pass {
-  const ExecContext& ctx;
-  const ModelConfig& config;
-  const RaggedRows& rows;
-  std::byte* states;
-  int64_t state_stride;
-  LinearMath math;
-
-  int32_t num_rows() const { return rows.num_rows(); }
-
-  void Project(const PackedLinear& weights, const float* x, int64_t ldx, float* y, int32_t num_rows,
-               bool accumulate = false) const {
-    Linear(ctx, {.weights = &weights,
-                 .math = weights.dtype() == DType::kBF16 ? math : LinearMath::kF32,
-                 .x = x,
-                 .ldx = ldx,
-                 .y = y,
-                 .ldy = weights.out(),
-                 .rows = num_rows,
-                 .accumulate = accumulate});
-  }
-
-  // y = norm(x), both [num_rows, D].
-  void Normalise(const AlignedArray<float>& weight, const float* x, float* y, int32_t num_rows) const {
-    RmsNorm(ctx, {.rows = num_rows,
-                  .dim = config.hidden,
-                  .eps = config.norm_eps,
-                  .x = x,
-                  .ldx = config.hidden,
-                  .weight = weight.data(),
-                  .y = y,
-                  .ldy = config.hidden});
-  }
+// q, k and v on their way into the memory: rows `ld` floats apart.
+struct QueryKeyValue {
+  float* q;
+  float* k;
+  float* v;
+  int64_t ld;
 };
 
-// q, k and v from their projections: short convolution, activations, normalisation and scale.
-void MapQueryKeyValue(const Pass& pass, const LayerWeights& layer, const float* projected, int64_t ld, float* mapped) {
-  const MixerConfig& mixer = pass.config.mixer;
-  const FastWeightShape& shape = mixer.shape;
-  const int64_t channels = mixer.conv_channels(), key_width = mixer.key_width();
+// q, k and v from their projections: short convolution, feature map, normalisation and scale.
+QueryKeyValue MapQueryKeyValue(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
+  const MixerConfig& mixer = pass.config().mixer;
+  const ProjectionColumns columns(mixer);
+  const int64_t query_width = mixer.query_width(), key_width = mixer.key_width();
   FeatureMapKind map = mixer.feature_map;
-  const float* source = projected;
-  int64_t source_ld = ld;
+  QueryKeyValue from{buffers.projected.data(), buffers.projected.data() + columns.k,
+                     buffers.projected.data() + columns.v, layer.projections.out()};
+  const int64_t ld = mixer.mapped_channels();
+  const QueryKeyValue to{buffers.mapped.data(), buffers.mapped.data() + key_width,
+                         buffers.mapped.data() + 2 * key_width, ld};
+  bool silu_values = mixer.silu_values;
   if (mixer.conv_width > 0) {
     const bool silu = map == FeatureMapKind::kSilu;
-    ShortConv(pass.ctx, {.rows = pass.rows,
-                         .channels = static_cast<int32_t>(channels),
+    ShortConv(pass.ctx, {.rows = pass.batch.rows,
+                         .channels = static_cast<int32_t>(mixer.conv_channels()),
                          .width = mixer.conv_width,
                          .weight = layer.conv.data(),
                          .bias = layer.conv_bias.size() == 0 ? nullptr : layer.conv_bias.data(),
-                         .linear_channels = static_cast<int32_t>(silu ? 0 : 2 * key_width),
+                         .linear_channels = static_cast<int32_t>(silu ? 0 : 2 * query_width),
                          .activation = ConvActivation::kSilu,
-                         .tail = {pass.states + layer.conv_tail_offset, pass.state_stride},
-                         .x = projected,
-                         .ldx = ld,
-                         .y = mapped,
-                         .ldy = channels});
+                         .tail = pass.Piece(layer.conv_tail_offset),
+                         .x = from.q,
+                         .ldx = from.ld,
+                         .y = to.q,
+                         .ldy = ld});
     if (silu) map = FeatureMapKind::kIdentity;  // the convolution has done it
-    source = mapped;
-    source_ld = channels;
+    silu_values = false;
+    from = to;
   }
+  // A denominator is the place for the scale where there is one.
+  const bool divided = mixer.attention_norm != AttentionNormKind::kNone;
   FeatureMapParams params{.rows = pass.num_rows(),
-                          .heads = shape.heads,
-                          .dim = shape.key_dim,
+                          .heads = mixer.shape.heads,
+                          .dim = mixer.head_dim,
                           .map = map,
+                          .rolls = mixer.dpfp_rolls,
+                          .projections = mixer.favor_projections,
+                          .projection = layer.features.data(),
                           .norm = mixer.key_norm,
-                          .scale = 1.0f / std::sqrt(static_cast<float>(shape.key_dim)),
-                          .x = source,
-                          .ldx = source_ld,
-                          .y = mapped,
-                          .ldy = channels};
-  FeatureMap(pass.ctx, params);  // q, the only one that is scaled
+                          .scale = divided ? 1.0f : mixer.query_scale,
+                          .x = from.q,
+                          .ldx = from.ld,
+                          .y = to.q,
+                          .ldy = ld};
+  FeatureMap(pass.ctx, params);
   params.scale = 1.0f;
-  params.x = source + key_width;
-  params.y = mapped + key_width;
-  FeatureMap(pass.ctx, params);  // k
-  if (mixer.conv_width == 0) {
+  params.x = from.k;
+  params.y = to.k;
+  FeatureMap(pass.ctx, params);
+  if (silu_values) {
     FeatureMap(pass.ctx, {.rows = pass.num_rows(),
-                          .heads = shape.value_heads,
-                          .dim = shape.value_dim,
+                          .heads = mixer.shape.value_heads,
+                          .dim = mixer.shape.value_dim,
                           .map = FeatureMapKind::kSilu,
-                          .x = source + 2 * key_width,
-                          .ldx = source_ld,
-                          .y = mapped + 2 * key_width,
-                          .ldy = channels});
+                          .x = from.v,
+                          .ldx = from.ld,
+                          .y = to.v,
+                          .ldy = ld});
   }
+  return to;
 }
 
-// x += mixer(norm(x)).
-template <typename Buffers>
-void MixTokens(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
-  const MixerConfig& mixer = pass.config.mixer;
+// buffers.read = what the fast weights give for the projections.
+void ReadFastWeights(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
+  const MixerConfig& mixer = pass.config().mixer;
   const FastWeightShape& shape = mixer.shape;
   const ProjectionColumns columns(mixer);
-  const int64_t ld = layer.projections.out(), channels = mixer.conv_channels(), value_width = mixer.value_width();
+  float* const projected = buffers.projected.data();
+  const int64_t ld = layer.projections.out();
   const int32_t rows = pass.num_rows();
   const bool delta = mixer.rule != UpdateRule::kSum, gated_delta = mixer.rule == UpdateRule::kGatedDelta;
-  float* projected = buffers.projected.data();
-  float* mapped = buffers.mapped.data();
-  float* read = buffers.read.data();
-
-  pass.Normalise(layer.attn_norm, buffers.x.data(), buffers.h.data(), rows);
-  pass.Project(layer.projections, buffers.h.data(), pass.config.hidden, projected, rows);
-  MapQueryKeyValue(pass, layer, projected, ld, mapped);
+  const QueryKeyValue mapped = MapQueryKeyValue(pass, layer, buffers);
+  const bool values_mapped = mixer.conv_width > 0 || mixer.silu_values;
   if (delta) {
     Gate(pass.ctx, {.rows = rows,
                     .heads = shape.value_heads,
@@ -170,47 +130,125 @@ void MixTokens(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
                     .dt_bias = gated_delta ? layer.dt_bias.data() : nullptr,
                     .log_decay = gated_delta ? buffers.log_decay.data() : nullptr});
   }
+  if (mixer.attention_norm != AttentionNormKind::kNone) {
+    AttentionNorm(pass.ctx, {.heads = shape.heads,
+                             .dim = shape.key_dim,
+                             .rows = pass.batch.rows,
+                             .z = pass.Piece(layer.key_sum_offset),
+                             .normalise_keys = mixer.attention_norm == AttentionNormKind::kKeyAndOutput,
+                             .scale = mixer.query_scale,
+                             .scaled_denominator = mixer.scaled_denominator,
+                             .eps = pass.config().norm_eps,
+                             .q = mapped.q,
+                             .ldq = mapped.ld,
+                             .k = mapped.k,
+                             .ldk = mapped.ld,
+                             .beta = delta ? buffers.beta.data() : nullptr});
+  }
   FastWeight(pass.ctx, {.shape = shape,
                         .rule = mixer.rule,
-                        .rows = pass.rows,
-                        .state = {pass.states + layer.fast_weight_offset, pass.state_stride},
-                        .q = mapped,
-                        .ldq = channels,
-                        .k = mapped + columns.k,
-                        .ldk = channels,
-                        .v = mapped + columns.v,
-                        .ldv = channels,
+                        .rows = pass.batch.rows,
+                        .state = pass.Piece(layer.fast_weight_offset),
+                        .q = mapped.q,
+                        .ldq = mapped.ld,
+                        .k = mapped.k,
+                        .ldk = mapped.ld,
+                        .v = values_mapped ? mapped.v : projected + columns.v,
+                        .ldv = values_mapped ? mapped.ld : ld,
                         .beta = delta ? buffers.beta.data() : nullptr,
                         .log_decay = gated_delta ? buffers.log_decay.data() : nullptr,
-                        .out = read,
-                        .ldout = value_width});
+                        .out = buffers.read.data(),
+                        .ldout = mixer.value_width()});
+  if (!mixer.output_norm) return;
   RmsNorm(pass.ctx, {.rows = rows,
                      .groups = shape.value_heads,
                      .dim = shape.value_dim,
-                     .eps = pass.config.norm_eps,
-                     .x = read,
-                     .ldx = value_width,
+                     .eps = pass.config().norm_eps,
+                     .x = buffers.read.data(),
+                     .ldx = mixer.value_width(),
                      .weight = layer.o_norm.data(),
                      .gate_activation = mixer.gate_activation,
                      .gate = mixer.output_gate ? projected + columns.gate : nullptr,
                      .ldgate = ld,
-                     .y = read,
-                     .ldy = value_width});
-  pass.Project(layer.o_proj, read, value_width, buffers.x.data(), rows, /*accumulate=*/true);
+                     .y = buffers.read.data(),
+                     .ldy = mixer.value_width()});
 }
 
-// x += mlp(norm(x)).
-template <typename Buffers>
+// buffers.read = what softmax attention over the window gives for the projections.
+void ReadWindow(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
+  const MixerConfig& mixer = pass.config().mixer;
+  const ProjectionColumns columns(mixer);
+  const float* const projected = buffers.projected.data();
+  const int64_t ld = layer.projections.out();
+  const auto relative = [&](const AlignedArray<float>& array) {
+    return mixer.relative_positions ? array.data() : nullptr;
+  };
+  WindowAttention(pass.ctx, {.heads = mixer.shape.heads,
+                             .dim = mixer.head_dim,
+                             .capacity = mixer.window_capacity(),
+                             .segment = mixer.window_segment,
+                             .memory = mixer.window_memory,
+                             .scale = mixer.query_scale,
+                             .rows = pass.batch.rows,
+                             .first_position = pass.batch.first_position.data(),
+                             .ring = pass.Piece(layer.window_offset),
+                             .q = projected,
+                             .ldq = ld,
+                             .k = projected + columns.k,
+                             .ldk = ld,
+                             .v = projected + columns.v,
+                             .ldv = ld,
+                             .content_bias = relative(pass.weights.content_bias),
+                             .position_bias = relative(pass.weights.position_bias),
+                             .relative = relative(layer.relative),
+                             .out = buffers.read.data(),
+                             .ldout = mixer.value_width()});
+}
+
+// What a sub-layer reads: x itself, or x normalised.
+const float* InputOf(const Pass& pass, const NormWeights& norm, Buffers& buffers) {
+  if (pass.config().norm_placement == NormPlacement::kPost) return buffers.x.data();
+  pass.Normalise(norm, buffers.x.data(), buffers.h.data(), pass.num_rows());
+  return buffers.h.data();
+}
+
+// x after a sub-layer has added to it.
+void FinishSublayer(const Pass& pass, const NormWeights& norm, Buffers& buffers) {
+  if (pass.config().norm_placement != NormPlacement::kPost) return;
+  pass.Normalise(norm, buffers.x.data(), buffers.x.data(), pass.num_rows());
+}
+
+void MixTokens(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
+  const MixerConfig& mixer = pass.config().mixer;
+  const int64_t D = pass.config().hidden, ld = layer.projections.out();
+  const int32_t rows = pass.num_rows();
+  const float* input = InputOf(pass, layer.attn_norm, buffers);
+  pass.Project(layer.projections, input, D, buffers.projected.data(), rows);
+  if (layer.raw_query.out() > 0) pass.Project(layer.raw_query, buffers.x.data(), D, buffers.projected.data(), rows, ld);
+  if (mixer.is_window()) {
+    ReadWindow(pass, layer, buffers);
+  } else {
+    ReadFastWeights(pass, layer, buffers);
+  }
+  if (pass.config().norm_placement == NormPlacement::kPreNormedResidual) std::swap(buffers.x, buffers.h);
+  pass.Project(layer.o_proj, buffers.read.data(), mixer.value_width(), buffers.x.data(), rows, D, /*accumulate=*/true);
+  FinishSublayer(pass, layer.attn_norm, buffers);
+}
+
 void MixChannels(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
-  const int32_t rows = pass.num_rows(), inner = pass.config.mlp_inner;
-  const int64_t ld = layer.gate_up.out();
-  float* gate = buffers.inner.data();
-  pass.Normalise(layer.mlp_norm, buffers.x.data(), buffers.h.data(), rows);
-  pass.Project(layer.gate_up, buffers.h.data(), pass.config.hidden, gate, rows);
-  Swiglu(
-      pass.ctx,
-      {.rows = rows, .dim = inner, .gate = gate, .ldgate = ld, .up = gate + inner, .ldup = ld, .y = gate, .ldy = ld});
-  pass.Project(layer.down, gate, ld, buffers.x.data(), rows, /*accumulate=*/true);
+  const int32_t rows = pass.num_rows(), inner = pass.config().mlp_inner;
+  const int64_t D = pass.config().hidden, ld = layer.up.out();
+  float* const up = buffers.inner.data();
+  const float* const input = InputOf(pass, layer.mlp_norm, buffers);
+  pass.Project(layer.up, input, D, up, rows, ld, /*accumulate=*/false, &layer.up_bias);
+  if (pass.config().swiglu) {
+    Swiglu(pass.ctx,
+           {.rows = rows, .dim = inner, .gate = up, .ldgate = ld, .up = up + inner, .ldup = ld, .y = up, .ldy = ld});
+  } else {
+    Relu(pass.ctx, {.rows = rows, .dim = inner, .x = up, .ldx = ld, .y = up, .ldy = ld});
+  }
+  pass.Project(layer.down, up, ld, buffers.x.data(), rows, D, /*accumulate=*/true, &layer.down_bias);
+  FinishSublayer(pass, layer.mlp_norm, buffers);
 }
 
 void CheckBatch(const ForwardBatch& batch, const ModelConfig& config) {
@@ -222,54 +260,42 @@ void CheckBatch(const ForwardBatch& batch, const ModelConfig& config) {
     PALIMPSEST_CHECK(row > previous && row < rows);
     previous = row;
   }
+  PALIMPSEST_CHECK(batch.targets.empty() || batch.targets.size() == batch.logit_rows.size());
   PALIMPSEST_CHECK(reinterpret_cast<uintptr_t>(batch.states) % 64 == 0 && batch.state_stride % 64 == 0);
+  if (!config.counts_tokens()) return;
+  PALIMPSEST_CHECK(static_cast<int64_t>(batch.first_position.size()) == batch.rows.num_sequences);
+  for (int32_t s = 0; s < batch.rows.num_sequences; ++s) {
+    const int64_t first = batch.first_position[s];
+    PALIMPSEST_CHECK(first >= 0);
+    if (config.sinusoidal_positions) PALIMPSEST_CHECK(first + batch.rows.length(s) <= config.segment_length);
+  }
 }
 
 }  // namespace
 
 void Model::Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const {
-  const ModelWeights& weights = *weights_;
-  const ModelConfig& config = weights.config;
-  const int32_t rows = batch.rows.num_rows();
+  const ModelConfig& config = weights_->config;
+  const int64_t rows = batch.rows.num_rows(), value_heads = config.mixer.shape.value_heads;
   if (rows == 0) return;
   CheckBatch(batch, config);
 
-  Workspace::Buffers& buffers = *workspace.buffers_;
-  const int64_t n = rows, hidden = config.hidden, value_heads = config.mixer.shape.value_heads;
-  Grow(buffers.x, n * hidden);
-  Grow(buffers.h, n * hidden);
-  Grow(buffers.projected, n * weights.layers[0].projections.out());
-  Grow(buffers.mapped, n * config.mixer.conv_channels());
-  Grow(buffers.read, n * config.mixer.value_width());
-  Grow(buffers.beta, n * value_heads);
-  Grow(buffers.log_decay, n * value_heads);
-  Grow(buffers.inner, n * 2 * config.mlp_inner);
+  Buffers& buffers = *workspace.buffers_;
+  Grow(buffers.x, rows * config.hidden);
+  Grow(buffers.h, rows * config.hidden);
+  Grow(buffers.projected, rows * weights_->layers[0].projections.out());
+  Grow(buffers.mapped, rows * config.mixer.mapped_channels());
+  Grow(buffers.read, rows * config.mixer.value_width());
+  Grow(buffers.beta, rows * value_heads);
+  Grow(buffers.log_decay, rows * value_heads);
+  Grow(buffers.inner, rows * weights_->layers[0].up.out());
 
-  const Pass pass{.ctx = ctx,
-                  .config = config,
-                  .rows = batch.rows,
-                  .states = batch.states,
-                  .state_stride = batch.state_stride,
-                  .math = weights.math};
-  Embedding(ctx, {.rows = rows,
-                  .dim = config.hidden,
-                  .tokens = batch.tokens.data(),
-                  .dtype = weights.embedding_dtype,
-                  .table = weights.embeddings.data(),
-                  .y = buffers.x.data()});
-  for (const LayerWeights& layer : weights.layers) {
+  const Pass pass{.ctx = ctx, .weights = *weights_, .batch = batch};
+  EmbedTokens(pass, buffers);
+  for (const LayerWeights& layer : weights_->layers) {
     MixTokens(pass, layer, buffers);
     MixChannels(pass, layer, buffers);
   }
-
-  const auto wanted = static_cast<int32_t>(batch.logit_rows.size());
-  if (wanted == 0) return;
-  for (int32_t i = 0; i < wanted; ++i) {
-    std::memcpy(buffers.h.data() + i * hidden, buffers.x.data() + batch.logit_rows[i] * hidden,
-                static_cast<size_t>(hidden) * sizeof(float));
-  }
-  pass.Normalise(weights.norm, buffers.h.data(), buffers.h.data(), wanted);
-  pass.Project(weights.lm_head, buffers.h.data(), hidden, logits, wanted);
+  ComputeLogits(pass, buffers, logits);
 }
 
 }  // namespace palimpsest

@@ -44,7 +44,7 @@ std::vector<int32_t> RandomTokens(int32_t count, int32_t vocabulary, uint32_t se
 class Player {
  public:
   Player(const Model& model, int32_t slots, int threads = 2)
-      : model_(model), pool_(threads), states_(slots * model.layout().bytes()), logits_(slots) {}
+      : model_(model), pool_(threads), states_(slots * model.layout().bytes()), taken_(slots), logits_(slots) {}
 
   struct Piece {
     int32_t slot;
@@ -53,7 +53,10 @@ class Player {
   // One call with all pieces in the order given.
   void Call(const std::vector<Piece>& pieces) {
     std::vector<int32_t> tokens, row_begin = {0}, slots;
+    std::vector<int64_t> first_position;
     for (const Piece& piece : pieces) {
+      first_position.push_back(taken_[piece.slot]);
+      taken_[piece.slot] += std::ssize(piece.tokens);
       tokens.insert(tokens.end(), piece.tokens.begin(), piece.tokens.end());
       row_begin.push_back(static_cast<int32_t>(tokens.size()));
       slots.push_back(piece.slot);
@@ -66,6 +69,7 @@ class Player {
                        .rows = {static_cast<int32_t>(pieces.size()), row_begin.data(), slots.data()},
                        .states = states_.data(),
                        .state_stride = model_.layout().bytes(),
+                       .first_position = first_position,
                        .logit_rows = rows};
     model_.Forward({&pool_}, batch, workspace_, out.data());
     for (size_t i = 0; i < pieces.size(); ++i) {
@@ -80,7 +84,9 @@ class Player {
     const std::byte* begin = states_.data() + slot * model_.layout().bytes();
     return {begin, begin + model_.layout().bytes()};
   }
-  void set_state(int32_t slot, const std::vector<std::byte>& state) {
+  // `taken`: tokens that the state has seen.
+  void set_state(int32_t slot, const std::vector<std::byte>& state, int64_t taken) {
+    taken_[slot] = taken;
     std::memcpy(states_.data() + slot * model_.layout().bytes(), state.data(), state.size());
   }
 
@@ -89,6 +95,7 @@ class Player {
   ThreadPool pool_;
   Workspace workspace_;
   AlignedBytes states_;
+  std::vector<int64_t> taken_;
   std::vector<std::vector<float>> logits_;
 };
 
@@ -159,12 +166,49 @@ std::vector<Case> Cases() {
   };
 }
 
+// The systems of 2102.11174. Their numbers are held against the official code: golden_test.cc.
+std::vector<Case> PaperCases() {
+  const auto paper = [](const char* settings) {
+    RandomCheckpointSpec spec;
+    spec.model_type = "fwp";
+    spec.tied = true;
+    spec.settings = settings;
+    return spec;
+  };
+  std::vector<Case> cases = {
+      {"sum_elu", paper(R"({"update_rule": "sum", "attention_norm": "output", "scaled_denominator": true})")},
+      {"sum_dpfp", paper(R"({"update_rule": "sum", "feature_map": "dpfp", "dpfp_nu": 3})")},
+      {"sum_favor", paper(R"({"update_rule": "sum", "feature_map": "favor", "favor_features": 9,
+                              "attention_norm": "output"})")},
+      {"delta_elu", paper(R"({"qk_norm": "sum"})")},
+      {"delta_favor", paper(R"({"feature_map": "favor", "favor_features": 8, "qk_norm": "sum"})")},
+      {"delta_dpfp_normalised",
+       paper(R"({"feature_map": "dpfp", "dpfp_nu": 2, "qk_norm": "sum", "attention_norm": "key_and_output"})")},
+      {"positions", paper(R"({"qk_norm": "sum", "positions": "sinusoidal", "segment_length": 2000})")},
+      {"pre_norm", paper(R"({"qk_norm": "sum", "norm_placement": "pre_normed_residual"})")},
+      {"softmax", paper(R"({"mixer": "softmax", "segment_length": 40, "norm_placement": "pre_raw_query"})")},
+      {"transformer_xl", paper(R"({"mixer": "softmax", "positions": "relative", "segment_length": 24,
+                                   "memory_length": 17, "clamp_length": 30, "norm_placement": "pre"})")},
+      {"clusters", paper(R"({"qk_norm": "sum", "cutoffs": [100, 180], "embedding_size": 20,
+                             "tie_projections": [false, true, true]})")},
+      {"clusters_narrowing", paper(R"({"qk_norm": "sum", "cutoffs": [50, 120], "embedding_size": 24, "div_val": 3})")},
+  };
+  cases.back().spec.tied = false;
+  return cases;
+}
+
+// What the equations of the architecture say, written out for one sequence in double precision.
+class EquationsOf : public ::testing::TestWithParam<Case> {};
+INSTANTIATE_TEST_SUITE_P(Forward, EquationsOf, ::testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.name; });
+
 class EveryArchitecture : public ::testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(Forward, EveryArchitecture, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Paper, EveryArchitecture, ::testing::ValuesIn(PaperCases()),
+                         [](const auto& info) { return info.param.name; });
 
-// What the equations of the architecture say, written out for one sequence in double precision.
-TEST_P(EveryArchitecture, LogitsAreThoseOfTheEquations) {
+TEST_P(EquationsOf, LogitsAreThoseOfTheEquations) {
   const RandomCheckpointSpec& spec = GetParam().spec;
   const auto model = LoadRandom(spec, {.math = ModelOptions::Math::kF32});
   ASSERT_NE(model, nullptr);
@@ -245,7 +289,7 @@ TEST_P(EveryArchitecture, ACopiedStateGoesOnAsTheOriginal) {
   original.Call({{0, RandomTokens(77, spec.vocabulary, 1)}});
   const auto saved = original.state(0);
   const auto next = RandomTokens(70, spec.vocabulary, 2);
-  copy.set_state(1, saved);
+  copy.set_state(1, saved, 77);
   original.Call({{0, next}});
   copy.Call({{0, {1, 2, 3}}, {1, next}});
   EXPECT_TRUE(SameBytes(original.state(0), copy.state(1)));
@@ -307,6 +351,48 @@ TEST(Forward, GivesLogitsOfTheRowsAskedForOnly) {
 
   batch.logit_rows = {};
   model->Forward({&pool}, batch, workspace, nullptr);  // writes no logits at all
+}
+
+TEST(Forward, ATargetNeedsItsClusterOnly) {
+  RandomCheckpointSpec spec;
+  spec.model_type = "fwp";
+  spec.settings = R"({"qk_norm": "sum", "cutoffs": [100, 180, 200], "embedding_size": 20, "div_val": 2})";
+  const auto model = LoadRandom(spec);
+  ASSERT_NE(model, nullptr);
+  const std::vector<int32_t> tokens = {5, 250, 101, 199, 180, 99, 100};
+  const std::vector<int32_t> targets = {99, 100, 179, -1, 199, 200, 255};
+  Player player(*model, 1);
+  player.Call({{0, tokens}});
+
+  AlignedBytes state(model->layout().bytes());
+  const int32_t row_begin[] = {0, 7}, slot[] = {0};
+  const std::vector<int32_t> rows = {0, 1, 2, 3, 4, 5, 6};
+  std::vector<float> logits(7 * spec.vocabulary);
+  ThreadPool pool(2);
+  Workspace workspace;
+  model->Forward({&pool},
+                 {.tokens = tokens,
+                  .rows = {1, row_begin, slot},
+                  .states = state.data(),
+                  .state_stride = state.size(),
+                  .logit_rows = rows,
+                  .targets = targets},
+                 workspace, logits.data());
+  for (int32_t r = 0; r < 7; ++r) {
+    const float* const row = logits.data() + r * spec.vocabulary;
+    double sum = 0;
+    int32_t left_out = 0;
+    for (int32_t i = 0; i < spec.vocabulary; ++i) sum += std::exp(row[i]), left_out += row[i] == kNoLogit;
+    EXPECT_NEAR(sum, 1.0, 1e-5) << "row " << r;
+    const float* const all = player.logits(0).data() + r * spec.vocabulary;
+    if (targets[r] < 0) {
+      EXPECT_TRUE(
+          SameBytes(std::vector<float>(row, row + spec.vocabulary), std::vector<float>(all, all + spec.vocabulary)));
+    } else {
+      EXPECT_EQ(row[targets[r]], all[targets[r]]) << "row " << r;
+      EXPECT_GT(left_out, 50) << "row " << r;
+    }
+  }
 }
 
 TEST(Forward, NumbersThatStopBeingFiniteStayInTheirSequence) {

@@ -31,9 +31,18 @@ struct ForwardBatch {
   // The states: slot i at base + i * stride bytes, laid out by layout(). Updated in place.
   std::byte* states = nullptr;
   int64_t state_stride = 0;
+  // Tokens that each sequence's state has taken in before. May be empty for a model whose ModelConfig::counts_tokens()
+  // is false.
+  std::span<const int64_t> first_position = {};
   // Rows whose logits are wanted, ascending.
-  std::span<const int32_t> logit_rows;
+  std::span<const int32_t> logit_rows = {};
+  // For each of those, the one id whose log-probability is wanted, or -1 for all. Empty: all of all. A head of clusters
+  // then leaves out those that nobody asks for: the log-probability of such a cluster stands at its first id, and its
+  // other ids have kNoLogit, so that a softmax over the row is still right for the target.
+  std::span<const int32_t> targets = {};
 };
+
+inline constexpr float kNoLogit = -1e30f;
 
 // Buffers of a forward pass; grows to the largest batch seen and is reused. One per thread that calls Forward.
 class Workspace {
@@ -43,9 +52,10 @@ class Workspace {
   Workspace(Workspace&&) noexcept;
   Workspace& operator=(Workspace&&) noexcept;
 
+  struct Buffers;  // forward_pass.h
+
  private:
   friend class Model;
-  struct Buffers;
   std::unique_ptr<Buffers> buffers_;
 };
 
@@ -68,7 +78,8 @@ class Model {
   // SHA-256 of configuration and weights, in hexadecimal.
   const std::string& fingerprint() const;
 
-  // Runs the batch: `logits` [logit_rows.size(), vocabulary] is filled in and the states move on. The bits of a
+  // Runs the batch: `logits` [logit_rows.size(), vocabulary] is filled in and the states move on. No sequence may pass
+  // ModelConfig::max_context(). The bits of a
   // sequence's logits and state depend on its own tokens, its state and the lengths of its chunks (64 tokens, counted
   // from its first row) alone.
   void Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const;

@@ -61,7 +61,14 @@ StateLayout StateLayout::FromConfig(const ModelConfig& config) {
   };
   for (int32_t i = 0; i < config.layers; ++i) {
     const std::string layer = absl::StrCat("layers.", i, ".");
+    if (mixer.is_window()) {
+      add(layer + "window", {2, mixer.window_capacity(), mixer.shape.heads, mixer.head_dim});
+      continue;
+    }
     add(layer + "fast_weight", {mixer.shape.value_heads, mixer.shape.value_dim, mixer.shape.key_dim});
+    if (mixer.attention_norm != AttentionNormKind::kNone) {
+      add(layer + "key_sum", {mixer.shape.heads, mixer.shape.key_dim});
+    }
     if (mixer.conv_width > 1) add(layer + "conv_tail", {mixer.conv_width - 1, mixer.conv_channels()});
   }
   layout.hash_ = Hash(layout.pieces_, layout.bytes_);

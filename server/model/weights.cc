@@ -2,129 +2,26 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/common/check.h"
 #include "kernels/common/thread_pool.h"
 #include "server/model/checkpoint/safetensors.h"
 #include "server/model/checkpoint/tensor_table.h"
+#include "server/model/checkpoint_tensors.h"
 #include "server/model/fingerprint.h"
 
 namespace palimpsest {
 namespace {
 
 constexpr int kMaxLoadThreads = 16;
-
-// One layer's tensors as the file has them. Null where the model has none.
-struct LayerTensors {
-  const TensorView* attn_norm = nullptr;
-  std::vector<const TensorView*> projections;  // q, k, v, gate, b, a
-  std::vector<const TensorView*> convs;        // q, k, v, each [channels, 1, W]
-  std::vector<const TensorView*> conv_biases;  // q, k, v
-  const TensorView* a_log = nullptr;
-  const TensorView* dt_bias = nullptr;
-  const TensorView* o_norm = nullptr;
-  const TensorView* o_proj = nullptr;
-  const TensorView* mlp_norm = nullptr;
-  std::vector<const TensorView*> gate_up;  // gate, up; or one that holds both
-  const TensorView* down = nullptr;
-};
-
-struct CheckpointTensors {
-  const TensorView* embeddings = nullptr;
-  std::vector<LayerTensors> layers;
-  const TensorView* norm = nullptr;
-  const TensorView* lm_head = nullptr;  // null when tied
-};
-
-bool HasShape(const TensorMap& tensors, const std::string& name, const std::vector<int64_t>& shape) {
-  const auto found = tensors.find(name);
-  return found != tensors.end() && found->second.shape == shape;
-}
-
-// Where a layer's norms are. Files of June 2024 to February 2025 keep the norm before the mixer as attn.norm and the
-// one before the MLP as mlp.norm; older ones call the norm of the mixer's output attn.norm. The two do not occur
-// together.
-struct NormNames {
-  std::string attn, mlp, output;
-};
-NormNames FindNorms(const TensorTable& table, const std::string& layer) {
-  NormNames names{layer + "attn_norm.weight", layer + "mlp_norm.weight", layer + "attn.o_norm.weight"};
-  const std::string shared = layer + "attn.norm.weight";
-  if (table.Has(shared) && !table.Has(names.attn)) names.attn = shared;
-  if (table.Has(shared) && !table.Has(names.output) && names.attn != shared) names.output = shared;
-  if (table.Has(layer + "mlp.norm.weight") && !table.Has(names.mlp)) names.mlp = layer + "mlp.norm.weight";
-  return names;
-}
-
-LayerTensors TakeLayer(TensorTable& table, const TensorMap& tensors, const ModelConfig& config, int32_t index) {
-  const MixerConfig& mixer = config.mixer;
-  const int64_t d = config.hidden, inner = config.mlp_inner, value_heads = mixer.shape.value_heads;
-  const int64_t keys = mixer.key_width(), values = mixer.value_width();
-  const std::string layer = absl::StrCat("model.layers.", index, "."), attn = layer + "attn.", mlp = layer + "mlp.";
-  const bool gated_delta = mixer.rule == UpdateRule::kGatedDelta;
-  const NormNames norms = FindNorms(table, layer);
-
-  LayerTensors taken;
-  taken.attn_norm = table.Take(norms.attn, {d});
-  taken.projections = {table.Take(attn + "q_proj.weight", {keys, d}), table.Take(attn + "k_proj.weight", {keys, d}),
-                       table.Take(attn + "v_proj.weight", {values, d})};
-  if (mixer.output_gate) taken.projections.push_back(table.Take(attn + "g_proj.weight", {values, d}));
-  if (mixer.learned_beta) taken.projections.push_back(table.Take(attn + "b_proj.weight", {value_heads, d}));
-  if (gated_delta) {
-    taken.projections.push_back(table.Take(attn + "a_proj.weight", {value_heads, d}));
-    taken.a_log = table.Take(attn + "A_log", {value_heads});
-    taken.dt_bias = table.Take(attn + "dt_bias", {value_heads});
-    table.Ignore(attn + "D");  // written by early versions, read by none
-  }
-  if (mixer.conv_width > 0) {
-    const std::pair<const char*, int64_t> convs[] = {{"q_conv1d", keys}, {"k_conv1d", keys}, {"v_conv1d", values}};
-    for (const auto& [name, channels] : convs) {
-      taken.convs.push_back(table.Take(absl::StrCat(attn, name, ".weight"), {channels, 1, mixer.conv_width}));
-      if (mixer.conv_bias) taken.conv_biases.push_back(table.Take(absl::StrCat(attn, name, ".bias"), {channels}));
-    }
-  }
-  taken.o_norm = table.Take(norms.output, {mixer.shape.value_dim});
-  taken.o_proj = table.Take(attn + "o_proj.weight", {d, values});
-  taken.mlp_norm = table.Take(norms.mlp, {d});
-  // Before February 2025: one matrix, gate rows first.
-  if (!table.Has(mlp + "up_proj.weight") && HasShape(tensors, mlp + "gate_proj.weight", {2 * inner, d})) {
-    taken.gate_up = {table.Take(mlp + "gate_proj.weight", {2 * inner, d})};
-  } else {
-    taken.gate_up = {table.Take(mlp + "gate_proj.weight", {inner, d}), table.Take(mlp + "up_proj.weight", {inner, d})};
-  }
-  taken.down = table.Take(mlp + "down_proj.weight", {d, inner});
-  return taken;
-}
-
-// All tensors of the model, or what is wrong with them.
-absl::StatusOr<CheckpointTensors> TakeTensors(TensorTable& table, const TensorMap& tensors, const ModelConfig& config) {
-  const std::vector<int64_t> table_shape = {config.vocabulary, config.hidden};
-  CheckpointTensors taken;
-  taken.embeddings = table.Take("model.embeddings.weight", table_shape);
-  for (int32_t i = 0; i < config.layers; ++i) taken.layers.push_back(TakeLayer(table, tensors, config, i));
-  taken.norm = table.Take("model.norm.weight", {config.hidden});
-  if (!config.tied_embeddings) {
-    taken.lm_head = table.Take("lm_head.weight", table_shape);
-  } else if (const auto copy = tensors.find("lm_head.weight"); copy != tensors.end() && taken.embeddings != nullptr) {
-    // Some writers store the tied matrix twice. Another matrix would be a model that contradicts its config.
-    table.Ignore("lm_head.weight");
-    if (copy->second.shape != table_shape || copy->second.dtype != taken.embeddings->dtype ||
-        std::memcmp(copy->second.data, taken.embeddings->data, taken.embeddings->bytes()) != 0) {
-      table.Fail(
-          "config.json says tie_word_embeddings, but 'lm_head.weight' is there and differs from "
-          "'model.embeddings.weight'");
-    }
-  }
-  if (absl::Status status = table.Finish(); !status.ok()) return status;
-  return taken;
-}
 
 // Runs the tasks on all threads; any thread takes the next one.
 void RunTasks(ThreadPool& pool, std::span<const std::function<void()>> tasks) {
@@ -260,48 +157,142 @@ PackedLinear Pack(std::span<const TensorView* const> tensors) {
   return PackedLinear::PackStacked(sources, tensors[0]->shape[1]);
 }
 
+// Of [rows, columns], [columns, rows].
+AlignedArray<float> Transposed(const TensorView& tensor) {
+  const int64_t rows = tensor.shape[0], columns = tensor.shape[1];
+  AlignedArray<float> transposed(rows * columns);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) transposed[c * rows + r] = ElementAt(tensor, r * columns + c);
+  }
+  return transposed;
+}
+
+NormWeights Norm(const NormTensors& tensors) {
+  NormWeights norm;
+  if (tensors.weight != nullptr) norm.weight = Floats(*tensors.weight);
+  if (tensors.bias != nullptr) norm.bias = Floats(*tensors.bias);
+  return norm;
+}
+
+void PackOutput(const OutputTensors& from, OutputWeights& to) {
+  to.weights = Pack(from.weights);
+  if (!from.biases.empty()) to.bias = Concatenated(from.biases);
+  if (from.projection == nullptr) return;
+  if (!from.transposed_projection) {
+    to.projection = Pack({{from.projection}});
+    return;
+  }
+  const AlignedArray<float> transposed = Transposed(*from.projection);
+  to.projection =
+      PackedLinear::Pack(DType::kF32, transposed.data(), from.projection->shape[1], from.projection->shape[0]);
+}
+
+void PackEmbedding(const EmbeddingTensors& from, EmbeddingWeights& to) {
+  to.width = static_cast<int32_t>(from.table->shape[1]);
+  to.dtype = from.table->dtype;
+  to.table = AlignedBytes(from.table->bytes());
+  std::memcpy(to.table.data(), from.table->data, from.table->bytes());
+  if (from.projection != nullptr) to.projection = Pack({{from.projection}});
+}
+
+// 10000^(-2j/D), rounded as the toolkit's buffer of them is.
+AlignedArray<float> Frequencies(int64_t hidden) {
+  AlignedArray<float> frequencies(hidden / 2);
+  for (int64_t j = 0; j < frequencies.size(); ++j) {
+    frequencies[j] = 1.0f / std::pow(10000.0f, static_cast<float>(2 * j) / static_cast<float>(hidden));
+  }
+  return frequencies;
+}
+
+// Keys of the distances 0 to window - 1: the sinusoid of each, projected.
+AlignedArray<float> RelativeKeys(const ModelWeights& weights, const TensorView& projection) {
+  const int64_t D = weights.config.hidden, width = projection.shape[0];
+  const int32_t window = weights.config.mixer.window_capacity();
+  AlignedArray<float> keys(window * width);
+  std::vector<double> sinusoid(D);
+  for (int32_t t = 0; t < window; ++t) {
+    const auto distance = static_cast<float>(std::min(t, weights.config.mixer.largest_distance));
+    for (int64_t j = 0; j < D / 2; ++j) {
+      const float angle = distance * weights.frequencies[j];
+      sinusoid[j] = std::sin(double{angle});
+      sinusoid[D / 2 + j] = std::cos(double{angle});
+    }
+    for (int64_t o = 0; o < width; ++o) {
+      double sum = 0.0;
+      for (int64_t i = 0; i < D; ++i) sum += sinusoid[i] * ElementAt(projection, o * D + i);
+      keys[t * width + o] = static_cast<float>(sum);
+    }
+  }
+  return keys;
+}
+
+void PackMixer(const LayerTensors& from, const ModelWeights& weights, LayerWeights& to) {
+  const MixerConfig& mixer = weights.config.mixer;
+  to.o_proj = Pack({{from.o_proj}});
+  if (weights.config.norm_placement == NormPlacement::kPreRawQuery) to.raw_query = Pack({{from.projections[0]}});
+  const std::pair<const TensorView*, AlignedArray<float>*> arrays[] = {{from.o_norm, &to.o_norm},
+                                                                       {from.a_log, &to.a_log},
+                                                                       {from.dt_bias, &to.dt_bias},
+                                                                       {from.up_bias, &to.up_bias},
+                                                                       {from.down_bias, &to.down_bias}};
+  for (const auto& [tensor, array] : arrays) {
+    if (tensor != nullptr) *array = Floats(*tensor);
+  }
+  if (from.feature_projection != nullptr) to.features = Transposed(*from.feature_projection);
+  to.attn_norm = Norm(from.attn_norm);
+  to.mlp_norm = Norm(from.mlp_norm);
+  if (!from.convs.empty()) to.conv = TransposedConvs(from.convs, mixer.conv_width, mixer.conv_channels());
+  if (!from.conv_biases.empty()) to.conv_bias = Concatenated(from.conv_biases);
+  if (from.relative_projection != nullptr) to.relative = RelativeKeys(weights, *from.relative_projection);
+}
+
+// Fills in `weights`, whose config is there.
 std::vector<std::function<void()>> PackTasks(const CheckpointTensors& tensors, ModelWeights& weights) {
+  const ModelConfig& config = weights.config;
+  weights.layers.resize(tensors.layers.size());
+  weights.embeddings.resize(tensors.embeddings.size());
+  weights.outputs.resize(tensors.outputs.size());
+  if (config.sinusoidal_positions || config.mixer.relative_positions) weights.frequencies = Frequencies(config.hidden);
   std::vector<std::function<void()>> tasks;
   // The largest first, so that no thread is left alone with it at the end.
-  tasks.push_back([&] { weights.lm_head = Pack({{tensors.lm_head ? tensors.lm_head : tensors.embeddings}}); });
+  for (size_t i = 0; i < tensors.outputs.size(); ++i) {
+    weights.outputs[i].begin = config.cluster_begin(static_cast<int32_t>(i));
+    weights.outputs[i].end = config.cluster_end(static_cast<int32_t>(i));
+    tasks.push_back([&from = tensors.outputs[i], &to = weights.outputs[i]] { PackOutput(from, to); });
+  }
+  const bool one_table = tensors.embeddings.size() == 1;
+  for (size_t i = 0; i < tensors.embeddings.size(); ++i) {
+    weights.embeddings[i].begin = config.cluster_begin(static_cast<int32_t>(i));
+    weights.embeddings[i].end = one_table ? config.vocabulary : config.cluster_end(static_cast<int32_t>(i));
+    tasks.push_back([&from = tensors.embeddings[i], &to = weights.embeddings[i]] { PackEmbedding(from, to); });
+  }
   tasks.push_back([&] {
-    weights.embedding_dtype = tensors.embeddings->dtype;
-    weights.embeddings = AlignedBytes(tensors.embeddings->bytes());
-    std::memcpy(weights.embeddings.data(), tensors.embeddings->data, tensors.embeddings->bytes());
-    weights.norm = Floats(*tensors.norm);
+    weights.norm = Norm(tensors.norm);
+    if (tensors.content_bias != nullptr) weights.content_bias = Floats(*tensors.content_bias);
+    if (tensors.position_bias != nullptr) weights.position_bias = Floats(*tensors.position_bias);
   });
   for (size_t i = 0; i < tensors.layers.size(); ++i) {
     const LayerTensors& from = tensors.layers[i];
     LayerWeights& to = weights.layers[i];
-    const MixerConfig& mixer = weights.config.mixer;
-    tasks.push_back([&from, &to] { to.gate_up = Pack(from.gate_up); });
+    tasks.push_back([&from, &to] { to.up = Pack(from.up); });
     tasks.push_back([&from, &to] { to.down = Pack({{from.down}}); });
     tasks.push_back([&from, &to] { to.projections = Pack(from.projections); });
-    tasks.push_back([&from, &to, &mixer] {
-      to.o_proj = Pack({{from.o_proj}});
-      to.attn_norm = Floats(*from.attn_norm);
-      to.mlp_norm = Floats(*from.mlp_norm);
-      to.o_norm = Floats(*from.o_norm);
-      if (from.a_log != nullptr) to.a_log = Floats(*from.a_log);
-      if (from.dt_bias != nullptr) to.dt_bias = Floats(*from.dt_bias);
-      if (!from.convs.empty()) to.conv = TransposedConvs(from.convs, mixer.conv_width, mixer.conv_channels());
-      if (!from.conv_biases.empty()) to.conv_bias = Concatenated(from.conv_biases);
-    });
+    tasks.push_back([&from, &to, &weights] { PackMixer(from, weights, to); });
   }
   return tasks;
 }
 
 void FindOffsets(ModelWeights& weights) {
-  const auto offset_of = [&](const std::string& name) {
-    const auto piece = std::ranges::find(weights.layout.pieces(), name, &StatePieceSpec::name);
-    PALIMPSEST_CHECK(piece != weights.layout.pieces().end());
-    return piece->offset;
-  };
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     LayerWeights& layer = weights.layers[i];
-    layer.fast_weight_offset = offset_of(absl::StrCat("layers.", i, ".fast_weight"));
-    if (weights.config.mixer.conv_width > 1) {
-      layer.conv_tail_offset = offset_of(absl::StrCat("layers.", i, ".conv_tail"));
+    const std::pair<const char*, int64_t*> offsets[] = {{"fast_weight", &layer.fast_weight_offset},
+                                                        {"key_sum", &layer.key_sum_offset},
+                                                        {"conv_tail", &layer.conv_tail_offset},
+                                                        {"window", &layer.window_offset}};
+    for (const auto& [name, offset] : offsets) {
+      const std::string full = absl::StrCat("layers.", i, ".", name);
+      const auto piece = std::ranges::find(weights.layout.pieces(), full, &StatePieceSpec::name);
+      if (piece != weights.layout.pieces().end()) *offset = piece->offset;
     }
   }
 }
@@ -309,18 +300,26 @@ void FindOffsets(ModelWeights& weights) {
 // Sums up the sizes, and settles how the projections are computed.
 absl::Status Settle(const std::string& folder, const ModelOptions& options, ModelWeights& weights) {
   bool any_bf16 = false;
-  const auto count = [&](const PackedLinear& linear) {
-    weights.bytes += linear.bytes();
-    any_bf16 |= linear.dtype() == DType::kBF16;
-  };
-  count(weights.lm_head);
-  weights.bytes += weights.embeddings.size() + 4 * weights.norm.size();
-  for (const LayerWeights& layer : weights.layers) {
-    for (const auto* linear : {&layer.projections, &layer.o_proj, &layer.gate_up, &layer.down}) count(*linear);
-    for (const auto* floats : {&layer.attn_norm, &layer.conv, &layer.conv_bias, &layer.a_log, &layer.dt_bias,
-                               &layer.o_norm, &layer.mlp_norm}) {
-      weights.bytes += 4 * floats->size();
+  const auto count = [&](std::initializer_list<const PackedLinear*> matrices,
+                         std::initializer_list<const AlignedArray<float>*> arrays) {
+    for (const PackedLinear* matrix : matrices) {
+      weights.bytes += matrix->bytes();
+      any_bf16 |= matrix->dtype() == DType::kBF16;
     }
+    for (const AlignedArray<float>* array : arrays) weights.bytes += int64_t{sizeof(float)} * array->size();
+  };
+  count({}, {&weights.norm.weight, &weights.norm.bias, &weights.content_bias, &weights.position_bias,
+             &weights.frequencies});
+  for (const EmbeddingWeights& embedding : weights.embeddings) {
+    weights.bytes += embedding.table.size();
+    count({&embedding.projection}, {});
+  }
+  for (const OutputWeights& output : weights.outputs) count({&output.projection, &output.weights}, {&output.bias});
+  for (const LayerWeights& layer : weights.layers) {
+    count({&layer.projections, &layer.raw_query, &layer.o_proj, &layer.up, &layer.down},
+          {&layer.attn_norm.weight, &layer.attn_norm.bias, &layer.conv, &layer.conv_bias, &layer.a_log, &layer.dt_bias,
+           &layer.features, &layer.relative, &layer.o_norm, &layer.mlp_norm.weight, &layer.mlp_norm.bias,
+           &layer.up_bias, &layer.down_bias});
   }
   weights.dtype = any_bf16 ? DType::kBF16 : DType::kF32;
   if (options.math == ModelOptions::Math::kBF16 && !any_bf16) {
@@ -356,7 +355,6 @@ absl::StatusOr<std::unique_ptr<const ModelWeights>> LoadWeights(const std::strin
   auto weights = std::make_unique<ModelWeights>();
   weights->config = *config;
   weights->layout = StateLayout::FromConfig(*config);
-  weights->layers.resize(config->layers);
   weights->fingerprint = *std::move(fingerprint);
   for (const auto& [name, tensor] : table.taken()) weights->parameter_count += tensor->elements();
   RunTasks(pool, PackTasks(*tensors, *weights));

@@ -15,32 +15,66 @@
 
 namespace palimpsest {
 
+struct NormWeights {
+  AlignedArray<float> weight;  // [D]
+  AlignedArray<float> bias;    // [D], LayerNorm only
+};
+
+// Empty where the model has none.
 struct LayerWeights {
-  AlignedArray<float> attn_norm;  // [D]
-  PackedLinear projections;       // one below the other: q, k, v, gate (if any), b (if learned), a (if gated delta)
-  AlignedArray<float> conv;       // [W, channels of q, k, v]; empty without short convolution
-  AlignedArray<float> conv_bias;  // [channels of q, k, v] or empty
+  NormWeights attn_norm;
+  PackedLinear projections;       // one below the other: q, k, v, gate, b (if learned), a (if gated delta)
+  PackedLinear raw_query;         // q once more, where it is made from another input than the rest
+  AlignedArray<float> conv;       // [W, channels of q, k, v]
+  AlignedArray<float> conv_bias;  // [channels of q, k, v]
   AlignedArray<float> a_log;      // [HV], gated delta only
   AlignedArray<float> dt_bias;    // [HV], gated delta only
+  AlignedArray<float> features;   // [d, m] random projections of FAVOR+
+  AlignedArray<float> relative;   // [window, H, d] keys of the distances
   AlignedArray<float> o_norm;     // [V]
   PackedLinear o_proj;            // [D, HV * V]
-  AlignedArray<float> mlp_norm;   // [D]
-  PackedLinear gate_up;           // [2 * I, D]: gate, then up
+  NormWeights mlp_norm;
+  PackedLinear up;                // [2 * I, D]: gate, then up; or [I, D]
+  AlignedArray<float> up_bias;    // [I]
   PackedLinear down;              // [D, I]
+  AlignedArray<float> down_bias;  // [D]
 
   // Where the layer's pieces begin in a state, in bytes.
   int64_t fast_weight_offset = 0;
+  int64_t key_sum_offset = 0;
   int64_t conv_tail_offset = 0;
+  int64_t window_offset = 0;
+};
+
+// The vectors of the ids from `begin` on.
+struct EmbeddingWeights {
+  int32_t begin = 0;
+  int32_t end = 0;
+  int32_t width = 0;
+  DType dtype = DType::kF32;
+  AlignedBytes table;       // [ids, width] in the file's type
+  PackedLinear projection;  // [D, width]; empty: width is D
+};
+
+// One cluster of the head.
+struct OutputWeights {
+  int32_t begin = 0;
+  int32_t end = 0;
+  PackedLinear projection;   // [width, D]; empty: width is D
+  PackedLinear weights;      // [ids, width]; below the first cluster's, one row for each other cluster, the last first
+  AlignedArray<float> bias;  // of each row, or empty
 };
 
 struct ModelWeights {
   ModelConfig config;
   StateLayout layout;
-  DType embedding_dtype = DType::kF32;
-  AlignedBytes embeddings;  // [R, D] in the file's type
+  std::vector<EmbeddingWeights> embeddings;
   std::vector<LayerWeights> layers;
-  AlignedArray<float> norm;  // [D]
-  PackedLinear lm_head;      // [R, D]
+  NormWeights norm;
+  std::vector<OutputWeights> outputs;
+  AlignedArray<float> content_bias;   // [H, d], relative positions only
+  AlignedArray<float> position_bias;  // [H, d]
+  AlignedArray<float> frequencies;    // [D / 2] of the sinusoids
 
   int64_t parameter_count = 0;
   int64_t bytes = 0;

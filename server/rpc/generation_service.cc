@@ -27,6 +27,8 @@ v1::FinishReason ReasonOf(EndReason reason) {
       return v1::FINISH_REASON_STOP_TOKEN;
     case EndReason::kStopString:
       return v1::FINISH_REASON_STOP_STRING;
+    case EndReason::kContextFull:
+      return v1::FINISH_REASON_CONTEXT_FULL;
   }
   return v1::FINISH_REASON_UNSPECIFIED;
 }

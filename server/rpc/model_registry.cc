@@ -37,6 +37,8 @@ ModelInfo Describe(const std::string& id, const Engine& engine) {
   info.weight_bytes = model.weight_bytes();
   info.vocabulary = model.config().vocabulary;
   info.state_bytes = model.layout().bytes();
+  info.state_pieces = model.layout().pieces();
+  info.max_context = model.config().max_context();
   info.slots = engine.options().slots;
   info.fingerprint = model.fingerprint();
   info.tokenizer = std::string(engine.tokenizer().kind());

@@ -36,6 +36,8 @@ struct ModelInfo {
   int64_t weight_bytes = 0;
   int32_t vocabulary = 0;
   int64_t state_bytes = 0;
+  std::vector<StatePieceSpec> state_pieces;
+  int64_t max_context = 0;
   int32_t slots = 0;
   std::string fingerprint;
   std::string tokenizer;

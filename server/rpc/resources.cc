@@ -70,6 +70,13 @@ void FillModel(const ModelInfo& info, v1::Model* wire) {
   wire->set_weight_bytes(info.weight_bytes);
   wire->set_vocabulary_size(info.vocabulary);
   wire->set_state_bytes(info.state_bytes);
+  for (const StatePieceSpec& piece : info.state_pieces) {
+    v1::StatePiece* made = wire->add_state_pieces();
+    made->set_name(piece.name);
+    made->set_dtype(std::string(NameOf(piece.dtype)));
+    made->mutable_shape()->Add(piece.shape.begin(), piece.shape.end());
+  }
+  wire->set_max_context_tokens(info.max_context);
   wire->set_slots(info.slots);
   wire->set_fingerprint(info.fingerprint);
   wire->set_tokenizer(info.tokenizer);

@@ -23,6 +23,8 @@ const char* ReasonText(v1::FinishReason reason) {
       return "stop token";
     case v1::FINISH_REASON_STOP_STRING:
       return "stop text";
+    case v1::FINISH_REASON_CONTEXT_FULL:
+      return "the model's positions are used up";
     default:
       return "unspecified";
   }

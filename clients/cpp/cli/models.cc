@@ -1,7 +1,9 @@
 // `palimpsest models ...` and `palimpsest health`.
 #include <cstdio>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "clients/cpp/cli/command.h"
 
@@ -30,10 +32,18 @@ void PrintOne(const Context& context, const v1::Model& model) {
       {"weights", absl::StrCat(FormatCount(model.weight_bytes()), " bytes of ", model.weight_dtype())},
       {"vocabulary", absl::StrCat(FormatCount(model.vocabulary_size()), " (", model.tokenizer(), ")")},
       {"state", absl::StrCat(FormatCount(model.state_bytes()), " bytes")},
+      {"context", model.max_context_tokens() == 0 ? "any number of tokens"
+                                                  : absl::StrCat(FormatCount(model.max_context_tokens()), " tokens")},
       {"slots", FormatCount(model.slots())},
       {"fingerprint", model.fingerprint()},
       {"backend", model.backend()}};
   for (const auto& [name, value] : lines) std::printf("%-14s%s\n", name, value.c_str());
+  // Layers are mostly alike: the first says what each has.
+  for (const v1::StatePiece& piece : model.state_pieces()) {
+    if (!absl::StartsWith(piece.name(), "layers.0.")) continue;
+    std::printf("%-14s%s %s [%s]\n", "  each layer", std::string(absl::StripPrefix(piece.name(), "layers.0.")).c_str(),
+                piece.dtype().c_str(), absl::StrJoin(piece.shape(), ", ").c_str());
+  }
 }
 
 class List : public Command {

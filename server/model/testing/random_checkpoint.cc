@@ -41,6 +41,7 @@ class Maker {
   explicit Maker(const RandomCheckpointSpec& spec) : spec_(spec), uniform_(spec.seed) {}
 
   std::vector<TensorToWrite> Make() {
+    if (spec_.model_type == "fwp") return MakePaper();
     const int64_t d = spec_.hidden, inner = spec_.mlp_inner;
     const int64_t keys = int64_t{spec_.heads} * spec_.key_dim, values = int64_t{spec_.value_heads} * spec_.value_dim;
     Embeddings();
@@ -74,7 +75,63 @@ class Maker {
     return std::move(tensors_);
   }
 
+  // The systems of 2102.11174: server/model/README.md.
+  std::vector<TensorToWrite> MakePaper() {
+    const nlohmann::json settings = nlohmann::json::parse(spec_.settings);
+    const int64_t d = spec_.hidden, width = int64_t{spec_.heads} * spec_.key_dim;
+    const bool softmax = settings.value("mixer", "") == "softmax";
+    const bool relative = settings.value("positions", "") == "relative";
+    PaperEnds(settings);
+    if (relative) {
+      for (const char* name : {"model.content_bias", "model.position_bias"}) Matrix(name, spec_.heads, spec_.key_dim);
+    }
+    for (int32_t i = 0; i < spec_.layers; ++i) {
+      const std::string layer = absl::StrCat("model.layers.", i, "."), attn = layer + "attn.";
+      for (const char* name : {"q_proj", "k_proj", "v_proj"}) Matrix(absl::StrCat(attn, name, ".weight"), width, d);
+      if (!softmax && settings.value("update_rule", "delta") == "delta") Matrix(attn + "b_proj.weight", spec_.heads, d);
+      if (relative) Matrix(attn + "r_proj.weight", width, d);
+      if (settings.value("feature_map", "") == "favor") {
+        Matrix(attn + "feature_projection", settings.at("favor_features").get<int64_t>(), spec_.key_dim);
+      }
+      Matrix(attn + "o_proj.weight", d, width);
+      for (const char* name : {"attn_norm", "mlp_norm"}) {
+        Vector(absl::StrCat(layer, name, ".weight"), d, 0.7f, 1.3f);
+        Vector(absl::StrCat(layer, name, ".bias"), d, -0.2f, 0.2f);
+      }
+      Matrix(layer + "mlp.up_proj.weight", spec_.mlp_inner, d);
+      Vector(layer + "mlp.up_proj.bias", spec_.mlp_inner, -0.2f, 0.2f);
+      Matrix(layer + "mlp.down_proj.weight", d, spec_.mlp_inner);
+      Vector(layer + "mlp.down_proj.bias", d, -0.2f, 0.2f);
+    }
+    return std::move(tensors_);
+  }
+
  private:
+  void PaperEnds(const nlohmann::json& settings) {
+    std::vector<int64_t> ends = settings.value("cutoffs", std::vector<int64_t>());
+    ends.push_back(spec_.vocabulary);
+    const int64_t embedding = settings.value("embedding_size", int64_t{spec_.hidden});
+    const int64_t div_val = settings.value("div_val", int64_t{1});
+    const auto clusters = std::ssize(ends);
+    const int64_t tables = div_val == 1 ? 1 : clusters;
+    const bool projected = div_val > 1 || embedding != spec_.hidden;
+    const auto tied = settings.value("tie_projections", std::vector<bool>(clusters, false));
+    int64_t width = embedding;
+    for (int64_t i = 0; i < clusters; ++i, width /= div_val) {
+      const int64_t ids = tables == 1 ? spec_.vocabulary : ends[i] - (i == 0 ? 0 : ends[i - 1]);
+      if (i < tables) {
+        Matrix(absl::StrCat("model.embeddings.", i, ".weight"), ids, width);
+        if (projected) Matrix(absl::StrCat("model.embedding_projections.", i, ".weight"), spec_.hidden, width);
+        if (!spec_.tied) Matrix(absl::StrCat("lm_head.", i, ".weight"), ids, width);
+        Vector(absl::StrCat("lm_head.", i, ".bias"), ids, -0.5f, 0.5f);
+      }
+      if (projected && !tied[i]) Matrix(absl::StrCat("lm_head.projections.", i, ".weight"), width, spec_.hidden);
+    }
+    if (clusters == 1) return;
+    Matrix("lm_head.clusters.weight", clusters - 1, embedding);
+    Vector("lm_head.clusters.bias", clusters - 1, -0.5f, 0.5f);
+  }
+
   bool Gated() const { return spec_.model_type == "gated_deltanet"; }
   bool Poisoned() const { return spec_.poison_token >= 0; }
 
@@ -125,6 +182,21 @@ class Maker {
 }  // namespace
 
 std::string RandomCheckpointConfig(const RandomCheckpointSpec& spec) {
+  if (spec.model_type == "fwp") {
+    nlohmann::json config = nlohmann::json::parse(spec.settings);
+    config.update({{"model_type", "fwp"},
+                   {"vocab_size", spec.vocabulary},
+                   {"hidden_size", spec.hidden},
+                   {"num_hidden_layers", spec.layers},
+                   {"intermediate_size", spec.mlp_inner},
+                   {"num_heads", spec.heads},
+                   {"head_dim", spec.key_dim},
+                   {"tie_word_embeddings", spec.tied},
+                   {"bos_token_id", nullptr},
+                   {"eos_token_id", nullptr}});
+    if (spec.eos_token >= 0) config["eos_token_id"] = spec.eos_token;
+    return config.dump(2);
+  }
   nlohmann::json config = {{"model_type", spec.model_type},
                            {"vocab_size", spec.vocabulary},
                            {"hidden_size", spec.hidden},
@@ -156,6 +228,7 @@ std::string RandomCheckpointConfig(const RandomCheckpointSpec& spec) {
 }
 
 std::vector<TensorToWrite> RandomCheckpointTensors(const RandomCheckpointSpec& spec) {
+  PALIMPSEST_CHECK(spec.model_type != "fwp" || (spec.poison_token < 0 && spec.key_dim == spec.value_dim));
   PALIMPSEST_CHECK(spec.poison_token < 0 || spec.dtype != DType::kF16);
   return Maker(spec).Make();
 }

@@ -585,6 +585,7 @@ def _model(model: model_service.Model) -> types.Model:
         weight_bytes=model.weight_bytes,
         vocabulary_size=model.vocabulary_size,
         state_bytes=model.state_bytes,
+        max_context_tokens=model.max_context_tokens,
         slots=model.slots,
         fingerprint=model.fingerprint,
         tokenizer=model.tokenizer,

@@ -22,6 +22,8 @@ class FinishReason(enum.Enum):
     """The model ended its text, or one of `stop_token_ids` was sampled."""
     STOP_STRING = "stop_string"
     """One of the `stop` strings appeared; `GenerateResult.stop_string` says which."""
+    CONTEXT_FULL = "context_full"
+    """The model was trained with positions, and the context has reached the last of them."""
 
 
 class SessionCondition(enum.Enum):
@@ -204,6 +206,8 @@ class Model:
     weight_bytes: int
     vocabulary_size: int
     state_bytes: int
+    max_context_tokens: int
+    """Tokens that a context can have; 0: any number."""
     slots: int
     """Sequences that can run at once."""
     fingerprint: str
