@@ -400,7 +400,7 @@ void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item,
   for (SampleRow& answer : answers) {
     delta.tokens.push_back({.id = answer.token, .logprob = answer.logprob, .top = std::move(answer.top)});
   }
-  // The last row predicts this token of the prompt.
+  // The last row, which is scored if any of them is, predicts this token of the prompt.
   const int64_t last = item.work == Scheduler::Work::kFeed ? 0 : item.begin + item.rows;
   delta.position = sequence.initial_position + last + 1;
   sequence.request.sink->OnDelta(std::move(delta));
@@ -408,6 +408,7 @@ void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item,
 
 void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now) {
   const EngineRequest& request = sequence.request;
+  const int32_t previous = sequence.head.pending;
   sequence.head.Append(answer.token);
   ++sequence.generated_tokens;
   ++counted_.generated_tokens;
@@ -426,8 +427,7 @@ void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time
   if (sequence.IsStopToken(answer.token)) {
     reason = EndReason::kStopToken;
   } else {
-    // Never the first token of a text: there is a context to go on from.
-    ReplyText::Piece piece = sequence.reply.Push(tokenizer_->Bytes(answer.token));
+    ReplyText::Piece piece = sequence.reply.Push(tokenizer_->Bytes(answer.token, previous));
     delta.text = std::move(piece.text);
     sequence.head.undecoded = sequence.reply.undecoded();
     if (piece.stop >= 0) {

@@ -59,8 +59,8 @@ class RequestSink {
  public:
   struct Delta {
     std::string text;  // whole characters
-    // Generated since the last delta. For kScore: the scored tokens, which are all of the prompt's but the first of an
-    // empty context.
+    // Generated since the last delta. For kScore: the scored tokens, which are all of the prompt's from `first_scored`
+    // on, but the first of an empty context.
     std::vector<GeneratedTokenValue> tokens;
     int64_t position = 0;
   };
@@ -105,6 +105,8 @@ struct EngineRequest {
   // Where to go on from; null: an empty state (then the prompt must not be empty unless max_tokens is 0). With a lease
   // it is the lease's state.
   StatePtr initial;
+  // kScore: the prompt's tokens before this one are context, for which no logits are computed.
+  int64_t first_scored = 0;
   SessionLease lease;  // may be empty. Committed, quarantined or abandoned by the engine before OnFinish.
 
   SamplingSettings sampling;              // ranges: the caller checked

@@ -20,7 +20,7 @@ using ::testing::IsEmpty;
 std::string TextOf(const Engine& engine, const std::vector<int32_t>& ids) {
   Utf8Stream stream;
   std::string text;
-  for (const int32_t id : ids) text += stream.Push(engine.tokenizer().Bytes(id));
+  for (const int32_t id : ids) text += stream.Push(engine.tokenizer().Bytes(id, 0));
   return text + stream.Flush();
 }
 
@@ -147,7 +147,7 @@ TEST_F(EngineTest, ACharacterThatOneReplyBeginsIsFinishedByTheNext) {
   };
   const auto token_of = [&](std::string_view bytes) {
     for (int32_t id = 0; id < 256; ++id) {
-      if (engine_->tokenizer().Bytes(id) == bytes) return id;
+      if (engine_->tokenizer().Bytes(id, 0) == bytes) return id;
     }
     return -1;
   };

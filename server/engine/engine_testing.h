@@ -31,8 +31,8 @@ class AwkwardTokenizer : public Tokenizer {
   explicit AwkwardTokenizer(int32_t vocabulary);
   std::string_view kind() const override { return "awkward"; }
   int32_t vocabulary() const override { return static_cast<int32_t>(bytes_.size()); }
-  std::vector<int32_t> Encode(std::string_view, bool) const override { return {}; }
-  std::string_view Bytes(int32_t id, bool) const override { return bytes_[id]; }
+  std::vector<int32_t> Encode(std::string_view, bool, int64_t*) const override { return {}; }
+  std::string_view Bytes(int32_t id, int32_t) const override { return bytes_[id]; }
 
  private:
   std::vector<std::string> bytes_;

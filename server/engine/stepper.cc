@@ -85,8 +85,9 @@ void Stepper::Add(const Scheduler::Item& item, const Sequence& sequence) {
     }
   }
   if (!sequence.scores()) return;
-  for (int32_t i = 0; i < item.rows; ++i) {
-    SampleRow& answer = AddAnswer(first_row + i);
+  const int64_t context_rows = std::max<int64_t>(request.first_scored - next, 0);
+  for (int64_t i = context_rows; i < item.rows; ++i) {
+    SampleRow& answer = AddAnswer(first_row + static_cast<int32_t>(i));
     answer.target = request.prompt[next + i];
     if (request.top_logprobs == 0) targets_.back() = answer.target;
     answer.top_logprobs = request.top_logprobs;

@@ -27,8 +27,8 @@ class Stepper {
 
   // Runs the batch; `lanes[item.lane]` is the item's sequence. Their states move on, nothing else of them does.
   void Run(std::span<const Scheduler::Item> items, std::span<Sequence* const> lanes);
-  // The answers of the i-th item of the last run: of a decode, one; of a prompt that is scored, one for each row; else
-  // none.
+  // The answers of the i-th item of the last run: of a decode, one; of a prompt that is scored, one for each row that
+  // predicts a scored token; else none.
   std::span<SampleRow> answers(size_t item) {
     return std::span(answers_).subspan(answers_begin_[item], answers_begin_[item + 1] - answers_begin_[item]);
   }

@@ -148,6 +148,13 @@ void CheckTopLogprobs(int32_t top, Violations& violations) {
   violations.Add("top_logprobs", absl::StrCat("is ", top, "; accepted: 0 to ", kMaxTopLogprobs));
 }
 
+void CheckScoreLast(int32_t score_last, int64_t tokens, int64_t* read, Violations& violations) {
+  *read = score_last;
+  if (score_last >= 1 && score_last <= tokens) return;
+  violations.Add("score_last",
+                 absl::StrCat("is ", score_last, "; accepted: 1 to ", tokens, ", the number of the input's tokens"));
+}
+
 bool IsRequestId(const std::string& id) {
   return !id.empty() && id.size() <= 64 &&
          std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c <= '~'; });

@@ -42,6 +42,8 @@ void CheckPageSize(int32_t page_size, int32_t* read, Violations& violations);
 void CheckSampling(const v1::SamplingParams& params, SamplingSettings* read, Violations& violations);
 void CheckStop(const v1::StopCriteria& stop, const Limits& limits, EngineRequest* read, Violations& violations);
 void CheckTopLogprobs(int32_t top, Violations& violations);
+// Of an input of `tokens` tokens.
+void CheckScoreLast(int32_t score_last, int64_t tokens, int64_t* read, Violations& violations);
 // At most 64 printable characters of ASCII, none of them a space: fit for a header.
 bool IsRequestId(const std::string& id);
 void CheckRequestId(const std::string& id, Violations& violations);

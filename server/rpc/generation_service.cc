@@ -2,9 +2,13 @@
 //
 // Threads: gRPC's bring a request and tell of ended writes, the engine's tells of tokens, the delivery thread builds
 // messages and starts writes. None waits for another.
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -33,15 +37,26 @@ v1::FinishReason ReasonOf(EndReason reason) {
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 
+// `previous`: the token before the place that these are alternatives for.
 template <class Alternatives>
-void AddAlternatives(const std::vector<TokenLogprobValue>& top, const Tokenizer& tokenizer,
+void AddAlternatives(const std::vector<TokenLogprobValue>& top, const Tokenizer& tokenizer, int32_t previous,
                      Alternatives* alternatives) {
   for (const TokenLogprobValue& value : top) {
     v1::TokenLogprob* made = alternatives->Add();
     made->set_id(value.id);
-    made->set_token(std::string(tokenizer.Bytes(value.id)));
+    made->set_token(std::string(tokenizer.Bytes(value.id, previous)));
     made->set_logprob(value.logprob);
   }
+}
+
+// The last of the context and of the prompt's first `count` tokens.
+int32_t TokenBefore(const EngineRequest& request, int64_t count) {
+  if (count > 0) return request.prompt[count - 1];
+  return request.initial == nullptr ? Tokenizer::kNoToken : request.initial->head.pending;
+}
+
+int64_t CountCharacters(std::string_view bytes) {
+  return std::ranges::count_if(bytes, [](char byte) { return (static_cast<uint8_t>(byte) & 0xC0) != 0x80; });
 }
 
 void FillUsage(const RequestSink::Finish& finish, v1::Usage* usage) {
@@ -204,6 +219,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     EngineRequest request;
     if (absl::Status status = Prepare(core_, wire, call_, &model, &request); !status.ok()) return status;
     tokenizer_ = model.shared_tokenizer();
+    previous_ = TokenBefore(request, std::ssize(request.prompt));
     want_logprobs_ = request.want_logprobs;
     resume_from_ = model.engine().options().max_undelivered_tokens / 2;
     request.sink = shared_from_this();
@@ -267,7 +283,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
       v1::GeneratedToken* made = message_.add_tokens();
       made->set_id(token.id);
       if (want_logprobs_) made->set_logprob(token.logprob);
-      AddAlternatives(token.top, *tokenizer_, made->mutable_top());
+      AddAlternatives(token.top, *tokenizer_, previous_, made->mutable_top());
+      previous_ = token.id;
     }
   }
 
@@ -288,8 +305,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   std::shared_ptr<const Tokenizer> tokenizer_;  // these three: constant after Submit
   bool want_logprobs_ = false;
   int64_t resume_from_ = 0;
-  std::atomic<int64_t> undelivered_{0};  // read by the engine's thread without mu_; it hears of a fall by Resume
-  v1::GenerateResponse message_;         // of whoever set `writing_`
+  std::atomic<int64_t> undelivered_{0};     // read by the engine's thread without mu_; it hears of a fall by Resume
+  v1::GenerateResponse message_;            // these two: of whoever set `writing_`
+  int32_t previous_ = Tokenizer::kNoToken;  // the last token told of
 
   absl::Mutex mu_;  // never held while gRPC or the engine is called
   Delta pending_ ABSL_GUARDED_BY(mu_);
@@ -328,8 +346,11 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   void OnDelta(Delta delta) override {
     absl::MutexLock lock(&mu_);
     for (GeneratedTokenValue& token : delta.tokens) {
+      const std::string_view bytes = tokenizer_->Bytes(token.id, previous_);
+      previous_ = token.id;
       total_logprob_ += token.logprob;
-      scored_bytes_ += static_cast<int64_t>(tokenizer_->Bytes(token.id).size());
+      scored_bytes_ += static_cast<int64_t>(bytes.size());
+      scored_characters_ += CountCharacters(bytes);
       ++scored_tokens_;
       if (return_tokens_) tokens_.push_back(std::move(token));
     }
@@ -371,9 +392,18 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   absl::Status Submit(const v1::ScoreRequest& wire) {
     ModelRef model;
     EngineRequest request;
-    if (absl::Status status = Prepare(core_, wire, call_, &model, &request); !status.ok()) return status;
+    absl::Status status = Prepare(core_, wire, call_, &model, &request, &unknown_tokens_);
+    if (!status.ok()) return status;
     tokenizer_ = model.shared_tokenizer();
-    if (request.initial == nullptr) unpredicted_ = request.prompt.front();
+    int64_t first_scored = request.first_scored;
+    if (request.initial == nullptr && first_scored == 0 && !request.prompt.empty()) {
+      unpredicted_ = request.prompt[first_scored++];
+    }
+    before_scored_ = TokenBefore(request, first_scored);
+    {
+      absl::MutexLock lock(&mu_);
+      previous_ = before_scored_;
+    }
     request.sink = shared_from_this();
     return handle_.Submit(std::move(model), std::move(request));
   }
@@ -390,17 +420,21 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     response_->set_total_logprob(total_logprob_);
     response_->set_scored_tokens(scored_tokens_);
     response_->set_scored_bytes(scored_bytes_);
+    response_->set_scored_characters(scored_characters_);
+    response_->set_unknown_tokens(unknown_tokens_);
     if (return_tokens_ && unpredicted_ >= 0) {
       v1::ScoredToken* made = response_->add_tokens();
       made->set_id(unpredicted_);
-      made->set_token(std::string(tokenizer_->Bytes(unpredicted_, /*first=*/true)));
+      made->set_token(std::string(tokenizer_->Bytes(unpredicted_, Tokenizer::kNoToken)));
     }
+    int32_t previous = before_scored_;
     for (const GeneratedTokenValue& token : tokens_) {
       v1::ScoredToken* made = response_->add_tokens();
       made->set_id(token.id);
-      made->set_token(std::string(tokenizer_->Bytes(token.id)));
+      made->set_token(std::string(tokenizer_->Bytes(token.id, previous)));
       made->set_logprob(token.logprob);
-      AddAlternatives(token.top, *tokenizer_, made->mutable_top());
+      AddAlternatives(token.top, *tokenizer_, previous, made->mutable_top());
+      previous = token.id;
     }
     response_->set_position(finish_->position);
     FillUsage(*finish_, response_->mutable_usage());
@@ -413,13 +447,17 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   EngineHandle handle_;
   const bool return_tokens_;
   v1::ScoreResponse* const response_;           // gRPC's, until OnDone
-  std::shared_ptr<const Tokenizer> tokenizer_;  // these two: constant after Submit
-  int32_t unpredicted_ = -1;                    // first token of an empty context: nothing predicts it
+  std::shared_ptr<const Tokenizer> tokenizer_;  // these four: constant after Submit
+  int64_t unknown_tokens_ = 0;
+  int32_t unpredicted_ = -1;  // first token of an empty context, if it is to be told: nothing predicts it
+  int32_t before_scored_ = Tokenizer::kNoToken;  // the token before those that are scored
 
   absl::Mutex mu_;  // never held while gRPC or the engine is called
   double total_logprob_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t scored_tokens_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t scored_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t scored_characters_ ABSL_GUARDED_BY(mu_) = 0;
+  int32_t previous_ ABSL_GUARDED_BY(mu_) = Tokenizer::kNoToken;  // the last token scored
   std::vector<GeneratedTokenValue> tokens_ ABSL_GUARDED_BY(mu_);
   std::optional<RequestSink::Finish> finish_ ABSL_GUARDED_BY(mu_);
   absl::Status status_ ABSL_GUARDED_BY(mu_);
@@ -452,11 +490,16 @@ class GenerationServiceImpl final : public v1::GenerationService::CallbackServic
       if (absl::Status status = CheckPromptBytes("text", request->text().size(), core_.limits); !status.ok()) {
         return status;
       }
-      const std::vector<int32_t> ids = model->tokenizer().Encode(request->text());
+      const Tokenizer& tokenizer = model->tokenizer();
+      int64_t unknown = 0;
+      const std::vector<int32_t> ids = tokenizer.Encode(request->text(), /*first=*/!request->continues(), &unknown);
       response->mutable_ids()->Add(ids.begin(), ids.end());
-      for (size_t i = 0; i < ids.size(); ++i) {
-        response->add_tokens(std::string(model->tokenizer().Bytes(ids[i], /*first=*/i == 0)));
+      int32_t previous = request->continues() ? Tokenizer::kSomeToken : Tokenizer::kNoToken;
+      for (const int32_t id : ids) {
+        response->add_tokens(std::string(tokenizer.Bytes(id, previous)));
+        previous = id;
       }
+      response->set_unknown_tokens(unknown);
       return absl::OkStatus();
     });
   }

@@ -56,11 +56,12 @@ struct Context {
   }
 
   // After ReadState: whether the text begins the context decides on SentencePiece's dummy prefix.
-  absl::Status ReadTokens(const ModelRef& model, EngineRequest* request) {
+  // `unknown_tokens` may be null.
+  absl::Status ReadTokens(const ModelRef& model, EngineRequest* request, int64_t* unknown_tokens) {
     std::vector<int32_t>* const tokens = &request->prompt;
     if (!wire.text().empty()) {
       if (absl::Status status = CheckPromptBytes("text", wire.text().size(), core.limits); !status.ok()) return status;
-      *tokens = model.tokenizer().Encode(wire.text(), /*first=*/request->initial == nullptr);
+      *tokens = model.tokenizer().Encode(wire.text(), /*first=*/request->initial == nullptr, unknown_tokens);
     } else if (wire.has_tokens()) {
       Violations violations;
       CheckIds("tokens.ids", wire.tokens().ids(), model.vocabulary(), violations);
@@ -162,7 +163,7 @@ absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& ca
   if (!violations.empty()) return violations.ToStatus();
 
   if (absl::Status status = context.ReadState(*model, request); !status.ok()) return status;
-  if (absl::Status status = context.ReadTokens(*model, request); !status.ok()) return status;
+  if (absl::Status status = context.ReadTokens(*model, request, nullptr); !status.ok()) return status;
   if (request->prompt.empty() && request->initial == nullptr && request->max_tokens > 0) {
     return WithReason(absl::FailedPreconditionError("there is nothing to continue from: the context and the prompt are "
                                                     "empty; give text or tokens"),
@@ -175,7 +176,7 @@ absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& ca
 }
 
 absl::Status Prepare(ServerCore& core, const v1::ScoreRequest& wire, Call& call, ModelRef* model,
-                     EngineRequest* request) {
+                     EngineRequest* request, int64_t* unknown_tokens) {
   Context<v1::ScoreRequest> context{core, wire, call, "", ""};
   Begin(wire, call, request);
   Violations violations;
@@ -187,8 +188,12 @@ absl::Status Prepare(ServerCore& core, const v1::ScoreRequest& wire, Call& call,
 
   if (absl::Status status = context.FindModel(model); !status.ok()) return status;
   if (absl::Status status = context.ReadState(*model, request); !status.ok()) return status;
-  if (absl::Status status = context.ReadTokens(*model, request); !status.ok()) return status;
-  const int64_t values = static_cast<int64_t>(request->prompt.size()) * (1 + wire.top_logprobs());
+  if (absl::Status status = context.ReadTokens(*model, request, unknown_tokens); !status.ok()) return status;
+  const auto tokens = static_cast<int64_t>(request->prompt.size());
+  int64_t scored = tokens;
+  if (wire.has_score_last()) CheckScoreLast(wire.score_last(), tokens, &scored, violations);
+  if (!violations.empty()) return violations.ToStatus();
+  const int64_t values = scored * (1 + wire.top_logprobs());
   if ((wire.return_tokens() || wire.top_logprobs() > 0) && values > core.limits.max_scored_values) {
     return WithoutRetry(WithReason(absl::ResourceExhaustedError(absl::StrCat(
                                        "the answer would hold ", values, " log-probabilities; accepted: at ", "most ",
@@ -197,6 +202,7 @@ absl::Status Prepare(ServerCore& core, const v1::ScoreRequest& wire, Call& call,
                                    "ANSWER_TOO_LONG"));
   }
   request->kind = EngineRequest::Kind::kScore;
+  request->first_scored = tokens - scored;
   request->max_tokens = 0;
   request->want_logprobs = true;
   return absl::OkStatus();

@@ -21,10 +21,11 @@ absl::Status SessionError(const absl::Status& status, const std::string& id);
 absl::Status SnapshotError(const absl::Status& status, const std::string& id);
 
 // On OK `model` is referred to and `request` is ready but for its sink; a session is leased as the very last step.
-// Fills in the call's log.
+// Fills in the call's log. `unknown_tokens` tells how often the text has something that the vocabulary does not; 0 for
+// token ids.
 absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& call, ModelRef* model,
                      EngineRequest* request);
 absl::Status Prepare(ServerCore& core, const v1::ScoreRequest& wire, Call& call, ModelRef* model,
-                     EngineRequest* request);
+                     EngineRequest* request, int64_t* unknown_tokens);
 
 }  // namespace palimpsest

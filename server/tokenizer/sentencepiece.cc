@@ -270,12 +270,13 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::string_view kind() const override { return "sentencepiece"; }
   int32_t vocabulary() const override { return static_cast<int32_t>(bytes_.size()); }
 
-  std::vector<int32_t> Encode(std::string_view text, bool first) const override {
+  std::vector<int32_t> Encode(std::string_view text, bool first, int64_t* unknown) const override {
+    int64_t unknown_tokens = 0;
     std::vector<int32_t> ids;
     std::vector<Cut> cuts;
     for (const Normalizer::Part& part : normalizer_.Normalize(text, first)) {
       if (part.raw) {
-        AppendUnknown(part.bytes, ids);
+        AppendUnknown(part.bytes, ids, unknown_tokens);
         continue;
       }
       for (std::string_view rest = part.bytes; !rest.empty();) {
@@ -285,18 +286,19 @@ class SentencePieceTokenizer final : public Tokenizer {
           if (cut.id >= 0) {
             ids.push_back(cut.id);
           } else {
-            AppendUnknown(cut.text, ids);
+            AppendUnknown(cut.text, ids, unknown_tokens);
           }
         }
       }
     }
+    if (unknown != nullptr) *unknown = unknown_tokens;
     return ids;
   }
 
-  std::string_view Bytes(int32_t id, bool first) const override {
+  std::string_view Bytes(int32_t id, int32_t previous) const override {
     if (id < 0 || id >= vocabulary()) return {};
     std::string_view bytes = bytes_[id];
-    const bool is_dropped = first && (model_->add_dummy_prefix || model_->remove_extra_whitespaces);
+    const bool is_dropped = previous == kNoToken && (model_->add_dummy_prefix || model_->remove_extra_whitespaces);
     if (is_dropped && model_->pieces[id].text.starts_with(kSpaceSymbol)) bytes.remove_prefix(1);
     return bytes;
   }
@@ -309,11 +311,12 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
   // What no piece has, byte by byte; or one unknown token for a run of it.
-  void AppendUnknown(std::string_view bytes, std::vector<int32_t>& ids) const {
+  void AppendUnknown(std::string_view bytes, std::vector<int32_t>& ids, int64_t& unknown_tokens) const {
     if (model_->byte_fallback) {
       for (const char byte : bytes) ids.push_back(model_->byte_id[static_cast<uint8_t>(byte)]);
     } else if (ids.empty() || ids.back() != model_->unknown_id) {
       ids.push_back(model_->unknown_id);
+      ++unknown_tokens;
     }
   }
 

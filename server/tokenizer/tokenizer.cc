@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "server/tokenizer/sentencepiece.h"
+#include "server/tokenizer/vocabulary.h"
 
 namespace palimpsest {
 namespace {
@@ -21,6 +22,7 @@ namespace {
 constexpr int32_t kByteVocabulary = 256;
 // The largest in use (256k pieces) has some 5 MB.
 constexpr uint64_t kMaxModelBytes = 64 << 20;
+constexpr uint64_t kMaxRulesBytes = 64 << 10;
 
 class ByteTokenizer final : public Tokenizer {
  public:
@@ -31,14 +33,15 @@ class ByteTokenizer final : public Tokenizer {
   std::string_view kind() const override { return "bytes"; }
   int32_t vocabulary() const override { return vocabulary_; }
 
-  std::vector<int32_t> Encode(std::string_view text, bool /*first*/) const override {
+  std::vector<int32_t> Encode(std::string_view text, bool /*first*/, int64_t* unknown) const override {
+    if (unknown != nullptr) *unknown = 0;
     std::vector<int32_t> ids;
     ids.reserve(text.size());
     for (const char byte : text) ids.push_back(static_cast<uint8_t>(byte));
     return ids;
   }
 
-  std::string_view Bytes(int32_t id, bool /*first*/) const override {
+  std::string_view Bytes(int32_t id, int32_t /*previous*/) const override {
     return id >= 0 && id < kByteVocabulary ? std::string_view(bytes_ + id, 1) : std::string_view();
   }
 
@@ -51,13 +54,13 @@ absl::Status Refuse(const std::filesystem::path& path, const std::string& why) {
   return absl::InvalidArgumentError(absl::StrCat(path.string(), ": ", why));
 }
 
-absl::StatusOr<std::string> ReadModelFile(const std::filesystem::path& path) {
+absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path, uint64_t max_bytes) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) return Refuse(path, "is not a regular file");
   const uint64_t size = std::filesystem::file_size(path, error);
   if (error) return Refuse(path, error.message());
-  if (size > kMaxModelBytes) {
-    return Refuse(path, absl::StrCat("has ", size, " bytes, more than the ", kMaxModelBytes, " that a model may have"));
+  if (size > max_bytes) {
+    return Refuse(path, absl::StrCat("has ", size, " bytes, more than the ", max_bytes, " that it may have"));
   }
   std::string bytes(size, '\0');
   std::ifstream file(path, std::ios::binary);
@@ -66,7 +69,7 @@ absl::StatusOr<std::string> ReadModelFile(const std::filesystem::path& path) {
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::filesystem::path& path, int32_t vocabulary) {
-  absl::StatusOr<std::string> bytes = ReadModelFile(path);
+  absl::StatusOr<std::string> bytes = ReadFile(path, kMaxModelBytes);
   if (!bytes.ok()) return bytes.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = MakeSentencePieceTokenizer(*bytes);
   if (!tokenizer.ok()) return Refuse(path, std::string(tokenizer.status().message()));
@@ -77,19 +80,50 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::filesyst
   return tokenizer;
 }
 
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadVocabulary(const std::filesystem::path& folder, int32_t vocabulary) {
+  const std::filesystem::path rules_path = folder / "vocabulary.json";
+  const std::filesystem::path symbols_path = folder / "vocab.txt";
+  absl::StatusOr<std::string> rules_bytes = ReadFile(rules_path, kMaxRulesBytes);
+  if (!rules_bytes.ok()) return rules_bytes.status();
+  absl::StatusOr<VocabularyRules> rules = ParseVocabularyRules(*rules_bytes);
+  if (!rules.ok()) return Refuse(rules_path, std::string(rules.status().message()));
+  absl::StatusOr<std::string> symbols = ReadFile(symbols_path, kMaxModelBytes);
+  if (!symbols.ok()) return symbols.status();
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = MakeVocabularyTokenizer(*symbols, *rules);
+  if (!tokenizer.ok()) return Refuse(symbols_path, std::string(tokenizer.status().message()));
+  if ((*tokenizer)->vocabulary() != vocabulary) {
+    return Refuse(symbols_path,
+                  absl::StrCat("has ", (*tokenizer)->vocabulary(), " symbols, but config.json says vocab_size ",
+                               vocabulary, "; put the vocabulary that the model was trained with"));
+  }
+  return tokenizer;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& folder, int32_t vocabulary) {
   const std::filesystem::path path(folder);
   std::error_code error;
   if (!std::filesystem::is_directory(path, error)) return Refuse(path, "is not a folder");
-  if (std::filesystem::exists(std::filesystem::symlink_status(path / "tokenizer.model", error))) {
-    return LoadSentencePiece(path / "tokenizer.model", vocabulary);
+  const auto has = [&](const char* name) {
+    return std::filesystem::exists(std::filesystem::symlink_status(path / name, error));
+  };
+  const bool has_model = has("tokenizer.model");
+  const bool has_vocabulary = has("vocabulary.json");
+  if (has_model && has_vocabulary) {
+    return Refuse(path,
+                  "has both a tokenizer.model and a vocabulary.json; keep the one that the model was trained with");
+  }
+  if (has_model) return LoadSentencePiece(path / "tokenizer.model", vocabulary);
+  if (has_vocabulary) return LoadVocabulary(path, vocabulary);
+  if (has("vocab.txt")) {
+    return Refuse(path / "vocab.txt",
+                  "has no vocabulary.json beside it, which says how a text is cut into its symbols; put one there, for "
+                  "words: {\"kind\": \"word\", \"unk\": \"<unk>\", \"eos\": \"<eos>\"}");
   }
   // A model with one of these was not trained on bytes: reading it so would give nonsense.
-  constexpr std::string_view kUnsupported[] = {
-      "tokenizer.json",          "vocab.json", "merges.txt", "vocab.txt", "tiktoken.model", "spiece.model",
-      "rwkv_vocab_v20230424.txt"};
+  constexpr std::string_view kUnsupported[] = {"tokenizer.json", "vocab.json",   "merges.txt",
+                                               "tiktoken.model", "spiece.model", "rwkv_vocab_v20230424.txt"};
   for (const std::string_view name : kUnsupported) {
     if (!std::filesystem::exists(path / name, error)) continue;
     return Refuse(path / name,
@@ -107,10 +141,10 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& fo
 std::string Tokenizer::Decode(std::span<const int32_t> ids) const {
   Utf8Stream stream;
   std::string text;
-  bool first = true;
+  int32_t previous = kNoToken;
   for (const int32_t id : ids) {
-    text += stream.Push(Bytes(id, first));
-    first = first && Bytes(id).empty();
+    text += stream.Push(Bytes(id, previous));
+    if (previous != kNoToken || !Bytes(id, kSomeToken).empty()) previous = id;
   }
   return text + stream.Flush();
 }

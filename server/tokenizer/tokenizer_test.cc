@@ -178,9 +178,10 @@ std::unique_ptr<Tokenizer> Make(const std::string& model) {
 // The bytes that the ids stand for, put together as a reader of a stream does.
 std::string Joined(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, bool first) {
   std::string bytes;
+  int32_t previous = first ? Tokenizer::kNoToken : Tokenizer::kSomeToken;
   for (const int32_t id : ids) {
-    bytes += tokenizer.Bytes(id, first);
-    first = first && tokenizer.Bytes(id).empty();
+    bytes += tokenizer.Bytes(id, previous);
+    if (previous != Tokenizer::kNoToken || !tokenizer.Bytes(id, Tokenizer::kSomeToken).empty()) previous = id;
   }
   return bytes;
 }
@@ -275,7 +276,11 @@ TEST(SentencePieceTest, WithoutByteFallbackARunOfInvalidBytesIsOneUnknownToken) 
   const std::vector<int32_t> plain = tokenizer->Encode("ba");
   std::vector<int32_t> expected = plain;
   expected.push_back(0);
-  EXPECT_EQ(tokenizer->Encode("ba\xFF\xFE\x80"), expected);
+  int64_t unknown = -1;
+  EXPECT_EQ(tokenizer->Encode("ba\xFF\xFE\x80", true, &unknown), expected);
+  EXPECT_EQ(unknown, 1);
+  EXPECT_EQ(tokenizer->Encode("ba", true, &unknown), plain);
+  EXPECT_EQ(unknown, 0);
   EXPECT_EQ(tokenizer->Decode(expected), "ba \xE2\x81\x87 ");
 }
 
@@ -285,19 +290,19 @@ TEST(SentencePieceTest, TextCannotSpellControlTokens) {
     for (const int32_t id : tokenizer->Encode(text)) EXPECT_GT(id, 2) << text;
     EXPECT_EQ(tokenizer->Decode(tokenizer->Encode(text)), text);
   }
-  EXPECT_EQ(tokenizer->Bytes(1), "");
-  EXPECT_EQ(tokenizer->Bytes(2), "");
+  EXPECT_EQ(tokenizer->Bytes(1, 0), "");
+  EXPECT_EQ(tokenizer->Bytes(2, 0), "");
 }
 
 TEST(SentencePieceTest, IdsOutsideTheVocabularyStandForNothing) {
   const std::unique_ptr<Tokenizer> tokenizer = Make(ModelBytes(kModels[0]));
-  for (const int32_t id : {-1, tokenizer->vocabulary(), INT32_MAX, INT32_MIN}) EXPECT_EQ(tokenizer->Bytes(id), "");
+  for (const int32_t id : {-1, tokenizer->vocabulary(), INT32_MAX, INT32_MIN}) EXPECT_EQ(tokenizer->Bytes(id, 0), "");
 }
 
 TEST(SentencePieceTest, DecodeJoinsByteTokensToCharacters) {
   const std::unique_ptr<Tokenizer> tokenizer = Make(ModelBytes(kModels[0]));
   const auto byte_id = [](int byte) { return 3 + byte; };
-  EXPECT_EQ(tokenizer->Bytes(byte_id(0x9F)), "\x9F");
+  EXPECT_EQ(tokenizer->Bytes(byte_id(0x9F), 0), "\x9F");
   EXPECT_EQ(tokenizer->Decode(std::vector<int32_t>{byte_id(0xF0), byte_id(0x9F), byte_id(0x98), byte_id(0x80)}),
             "\xF0\x9F\x98\x80");
   EXPECT_EQ(tokenizer->Decode(std::vector<int32_t>{byte_id(0xF0), byte_id(0x9F), byte_id('x')}), "\xEF\xBF\xBDx");
