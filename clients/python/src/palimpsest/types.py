@@ -162,8 +162,8 @@ class Tokens:
     tokens: tuple[bytes, ...]
     """The bytes of each token, in the same order."""
     unknown_tokens: int = 0
-    """How often the text has something that the vocabulary does not: a word, or a byte of a vocabulary of characters. Each
-    became the unknown token, or was left out where the vocabulary has no such token."""
+    """How often the text has something that the vocabulary does not: a word, or a byte of a vocabulary of characters.
+    Each became the unknown token, or was left out where the vocabulary has no such token."""
 
 
 @dataclass(frozen=True)
