@@ -7,9 +7,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -206,6 +209,166 @@ TEST_F(CliE2eTest, ScoreInPiecesIsTheScoreOfTheWhole) {
   std::remove(path.c_str());
 }
 
+// The sum of what Score says by itself of each window.
+class ScoreProtocolsTest : public CliE2eTest {
+ protected:
+  struct Sum {
+    double logprob = 0;
+    int64_t tokens = 0;
+    int64_t bytes = 0;
+    int64_t characters = 0;
+    std::vector<float> logprobs;
+  };
+
+  void SetUp() override {
+    path_ = TempFile("protocols.txt", Text(4));
+    v1::TokenizeRequest request;
+    request.set_text(Text(4));
+    const auto response = client_->Tokenize(request);
+    ASSERT_TRUE(response.ok()) << response.status();
+    ids_.assign(response->ids().begin(), response->ids().end());
+    ASSERT_GT(ids_.size(), 100u);
+  }
+  void TearDown() override { std::remove(path_.c_str()); }
+
+  // Scores ids_[begin, end) and adds what is said of the last `scored`, all of which are asked for.
+  void Add(size_t begin, size_t end, size_t scored, Sum& sum) {
+    v1::ScoreRequest request;
+    request.mutable_tokens()->mutable_ids()->Add(ids_.begin() + begin, ids_.begin() + end);
+    request.set_return_tokens(true);
+    const auto response = client_->Score(request);
+    ASSERT_TRUE(response.ok()) << response.status();
+    for (size_t i = end - begin - scored; i < end - begin; ++i) {
+      const v1::ScoredToken& token = response->tokens(static_cast<int>(i));
+      sum.logprob += token.logprob();
+      sum.logprobs.push_back(token.logprob());
+      ++sum.tokens;
+      sum.bytes += token.token().size();
+      for (const char byte : token.token()) sum.characters += (byte & 0xc0) != 0x80;
+    }
+  }
+
+  // That the command says so, and the same of each token.
+  void ExpectOut(std::vector<std::string> flags, const Sum& sum, int64_t requests) {
+    const std::string tokens_path = TempFile("tokens.tsv");
+    std::vector<std::string> command = {"score", path_, "--json", "--tokens_out", tokens_path, "--piece_bytes", "200"};
+    command.insert(command.end(), flags.begin(), flags.end());
+    const auto json = nlohmann::json::parse(Out(command));
+    EXPECT_EQ(json["requests"], requests);
+    EXPECT_EQ(json["tokens"], ids_.size());
+    EXPECT_EQ(json["scored_tokens"], sum.tokens);
+    EXPECT_EQ(json["scored_bytes"], sum.bytes);
+    EXPECT_EQ(json["scored_characters"], sum.characters);
+    EXPECT_EQ(json["unknown_tokens"], 0);
+    EXPECT_NEAR(json["total_logprob"], sum.logprob, 1e-3);
+    EXPECT_NEAR(json["perplexity"], std::exp(-sum.logprob / sum.tokens), 1e-3);
+    EXPECT_NEAR(json["bits_per_token"], -sum.logprob / std::log(2.0) / sum.tokens, 1e-4);
+    EXPECT_NEAR(json["bits_per_character"], -sum.logprob / std::log(2.0) / sum.characters, 1e-4);
+    EXPECT_NEAR(json["bits_per_byte"], -sum.logprob / std::log(2.0) / sum.bytes, 1e-4);
+    const std::vector<std::string> lines = absl::StrSplit(ReadFile(tokens_path), '\n');
+    ASSERT_EQ(lines.size(), ids_.size() + 2) << "a heading, the tokens, the end of the last line";
+    EXPECT_EQ(lines[0], "id\ttoken\tlogprob");
+    for (size_t i = 0; i < ids_.size(); ++i) {
+      const std::vector<std::string> fields = absl::StrSplit(lines[1 + i], '\t');
+      ASSERT_EQ(fields.size(), 3u) << lines[1 + i];
+      EXPECT_EQ(fields[0], absl::StrCat(ids_[i]));
+      if (i == 0) {
+        EXPECT_EQ(fields[2], "");
+      } else {
+        EXPECT_NEAR(std::stof(fields[2]), sum.logprobs[i - 1], 1e-4) << i;
+      }
+    }
+    std::remove(tokens_path.c_str());
+  }
+
+  const std::unique_ptr<client::Client> client_ = Connect();
+  std::string path_;
+  std::vector<int32_t> ids_;
+};
+
+TEST_F(ScoreProtocolsTest, CarriedIsTheScoreOfTheWhole) {
+  Sum sum;
+  Add(0, ids_.size(), ids_.size() - 1, sum);
+  const std::vector<std::string> protocol = {"--protocol", "carried", "--piece_bytes", "100000"};
+  ExpectOut(protocol, sum, 1);
+}
+
+TEST_F(ScoreProtocolsTest, SegmentsAreScoredFromEmptyStates) {
+  const size_t last = ids_.size() - 1;
+  for (const size_t length : {size_t{7}, size_t{64}, last - 1, last, last + 5}) {
+    Sum sum;
+    int64_t requests = 0;
+    for (size_t begin = 0; begin < last; begin += length, ++requests) {
+      const size_t predicted = std::min(length, last - begin);
+      Add(begin, begin + predicted + 1, predicted, sum);
+    }
+    ExpectOut({"--protocol=segments", "--window", absl::StrCat(length)}, sum, requests);
+  }
+}
+
+TEST_F(ScoreProtocolsTest, ASlidingWindowScoresItsLastTokens) {
+  const size_t last = ids_.size() - 1;
+  const size_t length = 24;
+  Sum by_one;
+  Add(0, length + 1, length, by_one);
+  for (size_t token = length + 1; token <= last; ++token) Add(token - length, token + 1, 1, by_one);
+  ExpectOut({"--protocol=sliding", "--window", absl::StrCat(length)}, by_one, last - length + 1);
+  ExpectOut({"--protocol=sliding", "--window", absl::StrCat(length), "--parallel=1"}, by_one, last - length + 1);
+
+  const size_t stride = 10;
+  Sum by_ten;
+  Add(0, length + 1, length, by_ten);
+  int64_t requests = 1;
+  for (size_t scored = length; scored < last; ++requests) {
+    const size_t end = std::min(scored + stride, last);
+    Add(end - length, end + 1, end - scored, by_ten);
+    scored = end;
+  }
+  ExpectOut({"--protocol=sliding", "--window", absl::StrCat(length), "--stride", "10"}, by_ten, requests);
+
+  const std::string text = Out({"score", path_, "--protocol=sliding", "--window=24", "--stride=10"});
+  EXPECT_THAT(text, AllOf(HasSubstr("sliding, window 24, stride 10"), HasSubstr("bits per character"),
+                          HasSubstr("bits per byte"), HasSubstr("unknown tokens")));
+}
+
+TEST(ScoreVocabularyTest, UnknownWordsAreCountedAndCharactersAreTokens) {
+  const std::string folder = testing::MakeCheckpoint();
+  const auto write = [&](const std::string& name, const std::string& content) {
+    std::ofstream(absl::StrCat(folder, "/", name), std::ios::binary) << content;
+  };
+  std::string words = "<eos>\n<unk>\nthe\ncat\n";
+  std::string bytes;
+  for (int i = 0; i < 256; ++i) {
+    if (i >= 4) absl::StrAppend(&words, "w", i, "\n");
+    absl::StrAppend(&bytes, 255 - i, "\n");
+  }
+  const auto score = [&](const std::string& symbols, const std::string& rules,
+                         std::vector<std::string> flags) -> nlohmann::json {
+    write("vocab.txt", symbols);
+    write("vocabulary.json", rules);
+    const std::unique_ptr<ServerProcess> server = ServerProcess::Start(folder);
+    if (server == nullptr) return nullptr;
+    const std::string text = folder + "/text";
+    std::ofstream(text) << "the dog\nthe \xC3\xA9 cat\n";
+    std::string command = absl::StrCat(PALIMPSEST_CLI_BINARY, " score ", text, " --json --server ", server->target());
+    for (const std::string& flag : flags) absl::StrAppend(&command, " ", flag);
+    command += " > " + folder + "/out";
+    EXPECT_EQ(std::system(command.c_str()), 0) << command;
+    return nlohmann::json::parse(ReadFile(folder + "/out"));
+  };
+  for (const std::vector<std::string>& flags :
+       {std::vector<std::string>{}, {"--protocol=segments", "--window=3"}, {"--protocol=sliding", "--window=3"}}) {
+    const auto json = score(words, R"({"kind": "word", "unk": "<unk>", "eos": "<eos>"})", flags);
+    EXPECT_EQ(json["tokens"], 7) << json;
+    EXPECT_EQ(json["unknown_tokens"], 2) << json;
+    EXPECT_EQ(json["scored_bytes"], 6 + 1 + 3 + 6 + 4 + 1) << json;
+  }
+  const auto json = score(bytes, R"({"kind": "character", "unk": null, "eos": null})", {});
+  EXPECT_EQ(json["tokens"], 19) << json;
+  EXPECT_EQ(json["scored_characters"], 17) << json;
+  EXPECT_EQ(json["bits_per_character"], json["bits_per_token"]) << json;
+}
+
 TEST_F(CliE2eTest, ScoreAfterASessionLeavesTheSessionAsItIs) {
   Out({"session", "create", "--id", "context"});
   Out({"generate", "The old king asked his", "--session", "context", "--max_tokens", "0"});
@@ -357,6 +520,17 @@ TEST_F(CliE2eTest, WhatGoesWrongIsSaidWithItsExitCode) {
       {{"snapshot", "create", "a", "b", "--id", "c"}, 2, "given twice"},
       {{"session", "update", "nope"}, 2, "--ttl is needed"},
       {{"score", "/nonexistent/file"}, 1, "/nonexistent/file"},
+      {{"score", "-", "--protocol", "full"}, 2, "there are carried, segments and sliding"},
+      {{"score", "-", "--protocol", "segments"}, 2, "--protocol segments needs --window"},
+      {{"score", "-", "--window", "4"}, 2, "--window goes with --protocol segments or sliding"},
+      {{"score", "-", "--protocol", "sliding", "--window", "0"}, 2, "--window is 1 to"},
+      {{"score", "-", "--protocol", "sliding", "--window", "4", "--stride", "5"}, 2, "--stride is 1 to --window"},
+      {{"score", "-", "--protocol", "segments", "--window", "4", "--stride", "1"}, 2, "--protocol sliding"},
+      {{"score", "-", "--protocol", "segments", "--window", "4", "--after", "x"}, 2, "--protocol carried"},
+      {{"score", "-", "--protocol", "segments", "--window", "4", "--parallel", "0"}, 2, "--parallel is 1 to"},
+      {{"score", "-", "--protocol", "segments", "--window", "4"}, 1, "stdin is empty"},
+      {{"score", "-", "--tokens_out", "/nonexistent/file"}, 1, "cannot write /nonexistent/file"},
+      {{"score", binary, "--protocol", "segments", "--window", "4"}, 1, "byte 3 of the text"},
       {{"score", binary}, 1, "byte 3 of the text is not part of valid UTF-8"},
       {{"score", "-"}, 1, "stdin is empty"},
       {{"snapshot", "upload", binary}, 1, "palimpsest: "},

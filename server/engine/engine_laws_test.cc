@@ -269,6 +269,25 @@ TEST(EngineLaws, AScoreInPiecesIsTheScoreOfTheWhole) {
   }
 }
 
+TEST(EngineLaws, WhatIsScoredLastHasTheBitsOfTheWhole) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 2});
+  const std::vector<int32_t> text = RandomTokens(200, 13);
+  const StatePtr context = RunToEnd(*engine, Score(RandomTokens(70, 14)))->Wait().state;
+  for (const StatePtr& initial : {StatePtr(), context}) {
+    const auto whole = RunToEnd(*engine, Score(text, initial));
+    const std::vector<GeneratedTokenValue> expected = whole->tokens();
+    for (const int64_t first : {0, 1, 2, 63, 64, 65, 66, 128, 199}) {
+      EngineRequest request = Score(text, initial);
+      request.first_scored = first;
+      const auto part = RunToEnd(*engine, std::move(request));
+      const int64_t before = std::max<int64_t>(first - (initial == nullptr ? 1 : 0), 0);  // that have an answer
+      EXPECT_EQ(Bits(part->tokens()), Bits({expected.begin() + before, expected.end()})) << first;
+      EXPECT_EQ(part->Wait().state_digest, whole->Wait().state_digest);
+      EXPECT_EQ(part->positions().back(), whole->positions().back());
+    }
+  }
+}
+
 TEST(EngineLaws, TheScoreOfAReplyIsWhatItsTokensSaid) {
   const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2});
   const std::vector<int32_t> prompt = RandomTokens(30, 10);

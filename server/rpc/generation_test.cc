@@ -3,8 +3,10 @@
 #include <grpcpp/channel.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <fstream>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -402,6 +404,162 @@ TEST_F(GenerationTest, ScoreReturnsAlternativesAndTheState) {
   const Reply reply = server_.Generate(go_on);
   ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
   EXPECT_EQ(reply.ids(), server_.Generate(Ask("hello", 5)).ids());
+}
+
+TEST_F(GenerationTest, ScoreLastScoresOnlyTheLastTokens) {
+  v1::ScoreRequest request;
+  request.set_text("It was a dark and stormy night; the rain fell in torrents, except at occasional intervals.");
+  request.set_return_tokens(true);
+  request.set_return_state_digest(true);
+  const auto [all_status, all] = server_.Score(request);
+  ASSERT_TRUE(all_status.ok()) << all_status.error_message();
+  const int size = all.tokens_size();
+  ASSERT_GT(size, 66) << "more than a chunk";
+  for (const int last : {1, 2, size - 65, size - 64, size - 63, size - 1, size}) {
+    SCOPED_TRACE(last);
+    request.set_score_last(last);
+    const auto [status, response] = server_.Score(request);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    ASSERT_THAT(response.tokens(), SizeIs(last));
+    double sum = 0;
+    for (int i = 0; i < last; ++i) {
+      EXPECT_EQ(response.tokens(i).SerializeAsString(), all.tokens(size - last + i).SerializeAsString()) << i;
+      sum += response.tokens(i).logprob();
+    }
+    EXPECT_NEAR(response.total_logprob(), sum, 1e-9);
+    // Nothing predicts the first token of an empty context, asked for or not.
+    EXPECT_EQ(response.scored_tokens(), std::min(last, size - 1));
+    EXPECT_EQ(response.scored_bytes(), response.scored_tokens());
+    EXPECT_EQ(response.scored_characters(), response.scored_tokens());
+    EXPECT_EQ(response.unknown_tokens(), 0);
+    EXPECT_EQ(response.position(), size);
+    EXPECT_EQ(response.state_digest(), all.state_digest());
+  }
+}
+
+TEST_F(GenerationTest, ScoreLastWithinASessionMayBeTheWholePiece) {
+  const std::string session = server_.NewSession();
+  v1::ScoreRequest request;
+  request.set_session(session);
+  request.set_text("It was ");
+  ASSERT_TRUE(server_.Score(request).first.ok());
+  request.set_text("dark");
+  request.set_score_last(4);
+  request.set_return_tokens(true);
+  const auto [status, response] = server_.Score(request);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.scored_tokens(), 4);
+  EXPECT_EQ(response.tokens(0).token(), "d");
+  EXPECT_TRUE(response.tokens(0).has_logprob());
+}
+
+TEST_F(GenerationTest, ScoredCharactersAreCodePoints) {
+  v1::ScoreRequest request;
+  request.set_text("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80");
+  const auto [status, response] = server_.Score(request);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.scored_bytes(), 9);
+  EXPECT_EQ(response.scored_characters(), 3);
+}
+
+// A server whose model has a vocabulary of words.
+class WordsTest : public ::testing::Test {
+ protected:
+  static void AddVocabulary(ServerOptions& options) {
+    const std::string folder = options.model_root + "/tiny";
+    std::ofstream symbols(folder + "/vocab.txt");
+    symbols << "<eos>\n<unk>\nthe\ncat\n\xC3\xA9t\xC3\xA9\n";
+    for (int id = 5; id < 256; ++id) symbols << "w" << id << "\n";
+    std::ofstream(folder + "/vocabulary.json") << R"({"kind": "word", "unk": "<unk>", "eos": "<eos>"})";
+  }
+  TestServer server_{AddVocabulary};
+};
+
+TEST_F(WordsTest, TokenizeCountsWhatTheVocabularyDoesNotHave) {
+  v1::TokenizeRequest request;
+  v1::TokenizeResponse response;
+  request.set_text(" the  dog \n\ncat the");
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(server_.generation().Tokenize(&context, request, &response).ok());
+  }
+  EXPECT_THAT(response.ids(), ElementsAre(2, 1, 0, 0, 3, 2));
+  EXPECT_THAT(response.tokens(), ElementsAre("the", " <unk>", "\n", "\n", "cat", " the"));
+  EXPECT_EQ(response.unknown_tokens(), 1);
+  request.set_text("the");
+  request.set_continues(true);
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(server_.generation().Tokenize(&context, request, &response).ok());
+  }
+  EXPECT_THAT(response.tokens(), ElementsAre(" the"));
+  EXPECT_EQ(response.unknown_tokens(), 0);
+  grpc::ClientContext context;
+  v1::Model model;
+  v1::GetModelRequest get;
+  get.set_name("models/tiny");
+  ASSERT_TRUE(server_.models().GetModel(&context, get, &model).ok());
+  EXPECT_EQ(model.tokenizer(), "words");
+}
+
+TEST_F(WordsTest, ScoresInPiecesAddUpToTheWhole) {
+  v1::ScoreRequest request;
+  request.set_text("the dog \xC3\xA9t\xC3\xA9\ncat the");
+  request.set_return_tokens(true);
+  const auto [status, whole] = server_.Score(request);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(whole.unknown_tokens(), 1);
+  EXPECT_EQ(whole.scored_tokens(), 5);
+  EXPECT_EQ(whole.scored_bytes(), 6 + 6 + 1 + 3 + 4) << " <unk>, \xC3\xA9t\xC3\xA9 with its space, the line end, ...";
+  EXPECT_EQ(whole.scored_characters(), whole.scored_bytes() - 2);
+  const std::string session = server_.NewSession();
+  v1::ScoreResponse sum;
+  // The last piece holds no token at all.
+  for (const char* text : {"the", " dog \xC3\xA9t\xC3\xA9", "\ncat", " the", "  "}) {
+    v1::ScoreRequest piece;
+    piece.set_session(session);
+    piece.set_text(text);
+    piece.set_return_tokens(true);
+    const auto [piece_status, response] = server_.Score(piece);
+    ASSERT_TRUE(piece_status.ok()) << piece_status.error_message();
+    sum.set_total_logprob(sum.total_logprob() + response.total_logprob());
+    sum.set_scored_bytes(sum.scored_bytes() + response.scored_bytes());
+    sum.set_unknown_tokens(sum.unknown_tokens() + response.unknown_tokens());
+    for (const v1::ScoredToken& token : response.tokens()) *sum.add_tokens() = token;
+  }
+  EXPECT_NEAR(sum.total_logprob(), whole.total_logprob(), 1e-3);
+  EXPECT_EQ(sum.scored_bytes(), whole.scored_bytes());
+  EXPECT_EQ(sum.unknown_tokens(), 1);
+  ASSERT_EQ(sum.tokens_size(), whole.tokens_size());
+  for (int i = 0; i < sum.tokens_size(); ++i) EXPECT_EQ(sum.tokens(i).token(), whole.tokens(i).token()) << i;
+  // Nothing to score at all, and no context either.
+  v1::ScoreRequest blank;
+  blank.set_text("  ");
+  const auto [blank_status, nothing] = server_.Score(blank);
+  EXPECT_TRUE(blank_status.ok()) << blank_status.error_message();
+  EXPECT_EQ(nothing.scored_tokens(), 0);
+}
+
+TEST_F(WordsTest, TheReplyIsTheTextOfItsTokensAfterThePrompt) {
+  for (const std::string prompt : {"the cat", "the cat\n"}) {
+    v1::GenerateRequest request = Ask(prompt, 30);
+    request.set_top_logprobs(2);
+    const Reply reply = server_.Generate(request);
+    ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+    v1::DetokenizeRequest all;
+    all.add_ids(2);
+    all.add_ids(3);
+    if (prompt.ends_with('\n')) all.add_ids(0);
+    for (const int32_t id : reply.ids()) all.add_ids(id);
+    grpc::ClientContext context;
+    v1::DetokenizeResponse text;
+    ASSERT_TRUE(server_.generation().Detokenize(&context, all, &text).ok());
+    EXPECT_EQ(prompt + reply.text, text.text());
+    // Greedy: the first alternative is the token itself, with the bytes that it has at its place.
+    std::string told;
+    for (const v1::GeneratedToken& token : reply.tokens) told += token.top(0).token();
+    EXPECT_EQ(told, reply.text);
+  }
 }
 
 TEST_F(GenerationTest, TokenizeAndDetokenizeAreInverse) {

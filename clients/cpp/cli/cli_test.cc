@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -10,11 +11,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "clients/cpp/cli/args.h"
 #include "clients/cpp/cli/bench_report.h"
 #include "clients/cpp/cli/command.h"
+#include "clients/cpp/cli/in_order.h"
 #include "clients/cpp/cli/load.h"
 #include "clients/cpp/cli/prometheus.h"
+#include "clients/cpp/cli/scoring.h"
 #include "clients/cpp/cli/text_pieces.h"
 
 namespace palimpsest::cli {
@@ -100,6 +104,110 @@ TEST_F(FlagsTest, HelpShowsDefaultsAndKeepsToItsWidth) {
   EXPECT_THAT(help, HasSubstr("  --time TIME               how long (default 5s)\n"));
   EXPECT_THAT(help, HasSubstr("  --dry_run                 does nothing\n"));
   for (const std::string& line : std::vector<std::string>(absl::StrSplit(help, '\n'))) EXPECT_LE(line.size(), 60u);
+}
+
+// -- Windows of a text that is scored
+
+std::vector<ScoreWindow> All(const ScoreWindows& windows) {
+  std::vector<ScoreWindow> all;
+  for (int64_t i = 0; i < windows.count(); ++i) all.push_back(windows.at(i));
+  return all;
+}
+
+TEST(ScoreWindowsTest, TokensButTheFirstAreScoredOnceAndWindowsAreAsLongAsTheyShould) {
+  for (const int64_t tokens : {0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 20, 65}) {
+    for (const int64_t length : {1, 2, 3, 6, 7, 64, 100}) {
+      for (int64_t stride = 0; stride <= length; ++stride) {
+        SCOPED_TRACE(absl::StrCat(tokens, " tokens, windows of ", length, " by ", stride));
+        const bool segments = stride == 0;
+        const std::vector<ScoreWindow> windows =
+            All(segments ? ScoreWindows::Segments(tokens, length) : ScoreWindows::Sliding(tokens, length, stride));
+        int64_t next = 1;  // to be scored
+        for (const ScoreWindow& window : windows) {
+          EXPECT_EQ(window.end - window.scored, next);
+          EXPECT_GE(window.scored, 1);
+          EXPECT_GE(window.begin, 0);
+          EXPECT_LT(window.begin, next) << "something predicts what is scored";
+          const bool first = &window == &windows.front();
+          const bool last = &window == &windows.back();
+          if (segments) {
+            EXPECT_EQ(window.begin, next - 1) << "nothing from the segment before";
+            if (!last) {
+              EXPECT_EQ(window.scored, length);
+            }
+          } else {
+            if (windows.size() > 1) {
+              EXPECT_EQ(window.end - window.begin, length + 1);
+            }
+            if (!first && !last) {
+              EXPECT_EQ(window.scored, stride);
+            }
+          }
+          next = window.end;
+        }
+        EXPECT_EQ(next, std::max<int64_t>(tokens, 1));
+      }
+    }
+  }
+}
+
+// The counts of the toolkit's iterators.
+TEST(ScoreWindowsTest, AreAsManyAsTheToolkitHas) {
+  EXPECT_EQ(ScoreWindows::Sliding(20, 6, 1).count(), 14);
+  EXPECT_EQ(ScoreWindows::Segments(20, 6).count(), 4);
+  EXPECT_EQ(ScoreWindows::Segments(19, 6).count(), 3);
+}
+
+// -- Work in order
+
+TEST(InOrderTest, ResultsComeInOrderFromSeveralThreads) {
+  std::atomic<int> running = 0;
+  std::atomic<int> most = 0;
+  std::vector<int> used;
+  const absl::Status status = InOrder<int>(
+      200, 8,
+      [&](int64_t i) -> absl::StatusOr<int> {
+        const int now = ++running;
+        for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
+        }
+        absl::SleepFor(absl::Microseconds(i * 7919 % 1000));
+        --running;
+        return static_cast<int>(i);
+      },
+      [&](int i) {
+        used.push_back(i);
+        return absl::OkStatus();
+      });
+  EXPECT_TRUE(status.ok()) << status;
+  ASSERT_EQ(used.size(), 200u);
+  for (int i = 0; i < 200; ++i) EXPECT_EQ(used[i], i);
+  EXPECT_LE(most, 8);
+  EXPECT_GT(most, 1);
+}
+
+TEST(InOrderTest, TheFirstErrorEndsItAndNothingIsUsedAfterIt) {
+  for (const bool while_making : {true, false}) {
+    std::atomic<int> made = 0;
+    int used = 0;
+    const absl::Status status = InOrder<int>(
+        100000, 4,
+        [&](int64_t i) -> absl::StatusOr<int> {
+          ++made;
+          if (while_making && i >= 50) return absl::DataLossError(absl::StrCat(i));
+          return static_cast<int>(i);
+        },
+        [&](int i) {
+          if (!while_making && i == 50) return absl::DataLossError("50");
+          ++used;
+          return absl::OkStatus();
+        });
+    EXPECT_EQ(status, absl::DataLossError("50"));
+    EXPECT_EQ(used, 50);
+    EXPECT_LE(made, 51 + 16) << "not far ahead of what is used";
+  }
+  EXPECT_TRUE(InOrder<int>(
+                  0, 4, [](int64_t) -> absl::StatusOr<int> { return 0; }, [](int) { return absl::OkStatus(); })
+                  .ok());
 }
 
 // -- Cutting text into pieces

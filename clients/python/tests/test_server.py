@@ -134,6 +134,18 @@ def test_scores_add_up_in_one_piece_or_in_two(client: Any) -> None:
     assert sum(part.total_logprob for part in parts) == pytest.approx(whole.total_logprob, abs=1e-2)
 
 
+def test_what_is_scored_last_is_the_end_of_the_whole(client: Any) -> None:
+    ids = client.tokenize(PROMPT + PROMPT).ids
+    whole = client.score(ids, return_tokens=True)
+    last = client.score(ids, return_tokens=True, score_last=3)
+    assert [token.logprob for token in last.tokens] == [token.logprob for token in whole.tokens[-3:]]
+    assert last.total_logprob == pytest.approx(math.fsum(token.logprob for token in last.tokens), abs=1e-6)
+    assert last.scored_tokens == 3
+    assert last.unknown_tokens == 0
+    with pytest.raises(palimpsest.InvalidArgument, match="score_last is 0; accepted: 1 to"):
+        client.score(ids, score_last=0)
+
+
 def test_a_session_goes_on_where_it_stands(client: Any) -> None:
     with client.create_session(ttl=300) as session:
         first = session.generate(PROMPT, max_tokens=8, ignore_end_of_text=True).result()

@@ -168,6 +168,8 @@ def score(
 
         result = client.score("Once upon a time")
         bits_per_byte = -result.total_logprob / math.log(2) / result.scored_bytes
+
+    With `score_last` the tokens before are context only, which costs less than scoring them.
     """
     _check_options("score", options, types.ScoreOptions)
     request = generation.ScoreRequest(
@@ -177,6 +179,7 @@ def score(
         return_state=options.get("return_state", False),
         return_state_digest=options.get("return_state_digest", False),
         request_id=options.get("request_id", ""),
+        score_last=options.get("score_last"),
     )
     _set_context(request, session, state)
     if isinstance(text, str):
@@ -187,12 +190,17 @@ def score(
     return Call(_wire.SCORE, request, _score_result, request.session, options.get("timeout"))
 
 
-def tokenize(text: str, *, model: Resource = "", timeout: types.Seconds | None = None) -> Call[types.Tokens]:
-    """Turns text into the model's token ids. No beginning-of-text token is added."""
+def tokenize(
+    text: str, *, continues: bool = False, model: Resource = "", timeout: types.Seconds | None = None
+) -> Call[types.Tokens]:
+    """Turns text into the model's token ids. No beginning-of-text token is added.
+
+    Say `continues` if the text goes on from one before: a SentencePiece model then puts no space in front of it.
+    """
     return Call(
         _wire.TOKENIZE,
-        generation.TokenizeRequest(model=_name("models", model), text=text),
-        lambda response: types.Tokens(tuple(response.ids), tuple(response.tokens)),
+        generation.TokenizeRequest(model=_name("models", model), text=text, continues=continues),
+        lambda response: types.Tokens(tuple(response.ids), tuple(response.tokens), response.unknown_tokens),
         timeout=timeout,
     )
 
@@ -535,6 +543,8 @@ def _score_result(response: generation.ScoreResponse) -> types.ScoreResult:
         total_logprob=response.total_logprob,
         scored_tokens=response.scored_tokens,
         scored_bytes=response.scored_bytes,
+        scored_characters=response.scored_characters,
+        unknown_tokens=response.unknown_tokens,
         tokens=tuple(
             types.ScoredToken(token.id, token.token, _optional_logprob(token), _top(token.top))
             for token in response.tokens

@@ -141,10 +141,15 @@ class ScoreResult:
     total_logprob: float
     """Sum of the natural log-probabilities of the scored tokens."""
     scored_tokens: int
-    """Number of tokens in the sum: all but the first of an empty context."""
+    """Number of tokens in the sum: all, or the last `score_last`, but the first of an empty context."""
     scored_bytes: int
+    """Bytes of the text that the scored tokens stand for."""
+    scored_characters: int
+    """Characters (Unicode code points) of that text."""
+    unknown_tokens: int
+    """How often the text has something that the vocabulary does not; 0 for token ids. See `Tokens.unknown_tokens`."""
     tokens: tuple[ScoredToken, ...]
-    """Each token, if `return_tokens` or `top_logprobs` was asked for."""
+    """Each token, or the last `score_last`, if `return_tokens` or `top_logprobs` was asked for."""
     position: int
     usage: Usage
     state: bytes | None
@@ -158,6 +163,9 @@ class Tokens:
     ids: tuple[int, ...]
     tokens: tuple[bytes, ...]
     """The bytes of each token, in the same order."""
+    unknown_tokens: int = 0
+    """How often the text has something that the vocabulary does not: a word, or a byte of a vocabulary of characters.
+    Each became the unknown token, or was left out where the vocabulary has no such token."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,8 @@ class ScoreOptions(TypedDict, total=False):
     """Gives each token with its log-probability, not only the sum."""
     top_logprobs: int
     """Also gives this many alternatives at each place; 0 to 20; implies `return_tokens`."""
+    score_last: int
+    """Scores only the last so many tokens, 1 to all of them; those before are context. All if left out."""
     return_state: bool
     return_state_digest: bool
     request_id: str
