@@ -269,11 +269,25 @@ RandomCheckpointSpec DeltaNetBf16() {
   return spec;
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, Determinism,
-                         ::testing::Values(Checkpoint{"GatedDeltaNetF32", [] { return MakeCheckpoint(); }},
-                                           Checkpoint{"DeltaNetBf16", [] { return MakeCheckpoint(DeltaNetBf16()); }},
-                                           Checkpoint{"Bundled", BundledCheckpoint}),
-                         [](const auto& info) { return info.param.name; });
+RandomCheckpointSpec Paper(const char* settings) {
+  RandomCheckpointSpec spec;
+  spec.model_type = "fwp";
+  spec.settings = settings;
+  return spec;
+}
+const char* const kNormalisedDpfp = R"({"feature_map": "dpfp", "dpfp_nu": 2, "qk_norm": "sum",
+    "attention_norm": "key_and_output", "cutoffs": [60, 110], "embedding_size": 20})";
+const char* const kTransformerXl = R"({"mixer": "softmax", "positions": "relative", "segment_length": 50,
+    "memory_length": 30})";
+
+INSTANTIATE_TEST_SUITE_P(
+    Checkpoints, Determinism,
+    ::testing::Values(Checkpoint{"GatedDeltaNetF32", [] { return MakeCheckpoint(); }},
+                      Checkpoint{"DeltaNetBf16", [] { return MakeCheckpoint(DeltaNetBf16()); }},
+                      Checkpoint{"NormalisedDpfp", [] { return MakeCheckpoint(Paper(kNormalisedDpfp)); }},
+                      Checkpoint{"TransformerXl", [] { return MakeCheckpoint(Paper(kTransformerXl)); }},
+                      Checkpoint{"Bundled", BundledCheckpoint}),
+    [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace palimpsest::testing

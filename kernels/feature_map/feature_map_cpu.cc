@@ -132,8 +132,10 @@ HWY_EXPORT(FeatureMapRows);
 
 void FeatureMap(const ExecContext& ctx, const FeatureMapParams& params) {
   ctx.pool->ParallelFor(params.rows, RowsPerTask(int64_t{params.heads} * params.features()),
-                        [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(FeatureMapRows)
-                                                          (params, begin, end); });
+                        [&](int64_t begin, int64_t end) {
+                          HWY_DYNAMIC_DISPATCH(FeatureMapRows)
+                          (params, begin, end);
+                        });
 }
 
 }  // namespace palimpsest

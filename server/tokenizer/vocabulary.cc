@@ -28,7 +28,8 @@ absl::Status Refuse(const std::string& why) { return absl::InvalidArgumentError(
 
 std::string Quoted(std::string_view text) {
   constexpr size_t kMost = 40;
-  return absl::StrCat("\"", absl::Utf8SafeCEscape(std::string(text.substr(0, kMost))), text.size() > kMost ? "..." : "", "\"");
+  return absl::StrCat("\"", absl::Utf8SafeCEscape(std::string(text.substr(0, kMost))), text.size() > kMost ? "..." : "",
+                      "\"");
 }
 
 bool IsPythonSpace(char32_t c) {

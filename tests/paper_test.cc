@@ -1,0 +1,174 @@
+// The systems of 2102.11174 through the real server: what Score says of 512 tokens against what the official code said,
+// each by the protocol that the toolkit itself evaluates it with.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/model/checkpoint/safetensors.h"
+#include "tests/support/server_process.h"
+#include "tests/support/wire.h"
+
+namespace palimpsest::testing {
+namespace {
+
+struct Golden {
+  std::string name;
+  std::string model;
+  std::vector<int32_t> tokens;
+  std::vector<float> next_logprob;
+  int32_t segment = 0;
+};
+
+template <typename T>
+std::vector<T> Values(const TensorMap& tensors, const std::string& name) {
+  const TensorView& tensor = tensors.at(name);
+  std::vector<T> values(tensor.elements());
+  std::memcpy(values.data(), tensor.data, values.size() * sizeof(T));
+  return values;
+}
+
+std::vector<Golden> Goldens() {
+  std::vector<Golden> goldens;
+  for (const auto& entry : std::filesystem::directory_iterator(PALIMPSEST_SOURCE_DIR "/tests/golden_paper")) {
+    if (!entry.is_directory()) continue;
+    const auto file = WeightFiles::OpenFile(entry.path() / "golden.safetensors");
+    EXPECT_TRUE(file.ok()) << file.status();
+    if (!file.ok()) continue;
+    Golden golden;
+    golden.name = entry.path().filename();
+    golden.model = absl::StrReplaceAll(golden.name, {{"_", "-"}});
+    golden.tokens = Values<int32_t>(file->tensors(), "tokens");
+    golden.next_logprob = Values<float>(file->tensors(), "next_logprob");
+    golden.segment = Values<int32_t>(file->tensors(), "segment").at(0);
+    goldens.push_back(std::move(golden));
+  }
+  return goldens;
+}
+
+class PaperTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    goldens_ = new std::vector<Golden>(Goldens());
+    ASSERT_GE(goldens_->size(), 20);
+    std::vector<std::string> flags = {"--slots=4", "--threads=1", "--max_models=64"};
+    for (size_t i = 1; i < goldens_->size(); ++i) {
+      flags.push_back(absl::StrCat("--model=", goldens_->at(i).model, "=", PALIMPSEST_SOURCE_DIR "/tests/golden_paper/",
+                                   goldens_->at(i).name));
+    }
+    server_ =
+        ServerProcess::Start(PALIMPSEST_SOURCE_DIR "/tests/golden_paper/" + goldens_->at(0).name, flags).release();
+    ASSERT_NE(server_, nullptr);
+    goldens_->at(0).model = "test";  // as ServerProcess calls it
+  }
+  static void TearDownTestSuite() {
+    delete server_;
+    delete goldens_;
+  }
+
+  static std::vector<Golden>* goldens_;
+  static ServerProcess* server_;
+};
+std::vector<Golden>* PaperTest::goldens_ = nullptr;
+ServerProcess* PaperTest::server_ = nullptr;
+
+TEST_F(PaperTest, ScoresAreThoseOfTheOfficialCode) {
+  Stubs stubs(server_->target());
+  for (const Golden& golden : *goldens_) {
+    SCOPED_TRACE(golden.name);
+    const auto count = static_cast<int32_t>(golden.next_logprob.size());
+    const int32_t length = golden.segment > 0 ? golden.segment : count;
+    double worst = 0;
+    for (int32_t at = 0; at < count; at += length) {
+      v1::ScoreRequest request;
+      request.set_model("models/" + golden.model);
+      const auto end = golden.tokens.begin() + std::min(at + length, count) + 1;
+      request.mutable_tokens()->mutable_ids()->Add(golden.tokens.begin() + at, end);
+      request.set_return_tokens(true);
+      grpc::ClientContext context;
+      SetTimeout(context, absl::Minutes(2));
+      v1::ScoreResponse response;
+      const grpc::Status status = stubs.generation->Score(&context, request, &response);
+      ASSERT_TRUE(status.ok()) << status.error_message();
+      ASSERT_EQ(response.scored_tokens(), request.tokens().ids_size() - 1);
+      for (int32_t i = 0; i < response.scored_tokens(); ++i) {
+        const double got = response.tokens(i + 1).logprob();
+        worst = std::max(worst, std::fabs(got - golden.next_logprob[at + i]));
+      }
+    }
+    EXPECT_LT(worst, golden.name == "sum_dpfp_6" ? 5e-3 : 1e-4);
+  }
+}
+
+TEST_F(PaperTest, TheServerTellsTheBytesOfAStateAndWhatTheyAre) {
+  Stubs stubs(server_->target());
+  grpc::ClientContext context;
+  v1::ListModelsResponse response;
+  const grpc::Status status = stubs.models->ListModels(&context, {}, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.models_size(), goldens_->size());
+  for (const v1::Model& model : response.models()) {
+    int64_t bytes = 0;
+    for (const v1::StatePiece& piece : model.state_pieces()) {
+      int64_t elements = 1;
+      for (const int64_t size : piece.shape()) elements *= size;
+      EXPECT_EQ(piece.dtype(), "f32");
+      bytes += (4 * elements + 63) / 64 * 64;
+    }
+    EXPECT_EQ(model.state_bytes(), bytes) << model.name();
+  }
+}
+
+TEST_F(PaperTest, PositionsThatAreUsedUpAreSaid) {
+  Stubs stubs(server_->target());
+  const auto golden = std::ranges::find(*goldens_, "delta_elu_24_positions", &Golden::name);
+  ASSERT_NE(golden, goldens_->end());
+  const int32_t most = golden->segment + 1;
+  const auto request = [&](int32_t prompt, int32_t max_tokens) {
+    v1::GenerateRequest made;
+    made.set_model("models/" + golden->model);
+    made.mutable_tokens()->mutable_ids()->Add(golden->tokens.begin(), golden->tokens.begin() + prompt);
+    made.mutable_stop()->set_max_tokens(max_tokens);
+    made.mutable_stop()->set_ignore_end_of_text(true);
+    return made;
+  };
+  const Reply full = GenerateOk(stubs, request(most - 5, 100));
+  EXPECT_EQ(full.reason, v1::FINISH_REASON_CONTEXT_FULL);
+  EXPECT_EQ(full.tokens.size(), 5);
+  EXPECT_EQ(full.position, most);
+  EXPECT_EQ(GenerateOk(stubs, request(most, 0)).position, most);
+  for (const auto& [prompt, max_tokens] : {std::pair(most, 1), std::pair(most + 1, 0)}) {
+    grpc::ClientContext context;
+    const Outcome outcome = Generate(stubs, request(prompt, max_tokens), context);
+    EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    EXPECT_THAT(
+        outcome.status.error_message(),
+        ::testing::HasSubstr(absl::StrCat("on segments of ", most - 1, " tokens, so a context holds at most ", most)));
+  }
+  // A session that is full answers nothing more, and says so.
+  v1::GenerateRequest in_session = request(most, 0);
+  in_session.clear_model();
+  grpc::ClientContext create_context;
+  v1::CreateSessionRequest create;
+  create.mutable_session()->set_model("models/" + golden->model);
+  v1::Session session;
+  ASSERT_TRUE(stubs.sessions->CreateSession(&create_context, create, &session).ok());
+  in_session.set_session(session.name());
+  GenerateOk(stubs, in_session);
+  v1::GenerateRequest more;
+  more.set_session(session.name());
+  more.mutable_stop()->set_max_tokens(1);
+  grpc::ClientContext context;
+  EXPECT_EQ(Generate(stubs, more, context).status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  DeleteSession(stubs, session.name());
+}
+
+}  // namespace
+}  // namespace palimpsest::testing
