@@ -212,7 +212,7 @@ class Score : public Command {
       if (index > 0) request.set_score_last(static_cast<int32_t>(window.scored));
       return ScorePatiently(work, request);
     };
-    const auto take = [&](v1::ScoreResponse response) {
+    const auto take = [&](const v1::ScoreResponse& response) {
       Take(work, response);
       ShowProgress(work, work.totals.scored_tokens, tokens - 1);
       return absl::OkStatus();
