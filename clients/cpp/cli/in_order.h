@@ -21,7 +21,7 @@ namespace palimpsest::cli {
 // for. At most 4 * `threads` results are made or waiting at a time.
 template <class T>
 absl::Status InOrder(int64_t count, int threads, const std::function<absl::StatusOr<T>(int64_t)>& make,
-                     const std::function<absl::Status(T)>& use) {
+                     const std::function<absl::Status(const T&)>& use) {
   struct Shared {
     absl::Mutex mu;  // never held while `make` or `use` is called
     int64_t begun ABSL_GUARDED_BY(mu) = 0;
@@ -60,7 +60,7 @@ absl::Status InOrder(int64_t count, int threads, const std::function<absl::Statu
       result = std::move(shared.made.extract(index).mapped());
       shared.used = index + 1;
     }
-    status = result.ok() ? use(*std::move(result)) : result.status();
+    status = result.ok() ? use(*result) : result.status();
   }
   {
     absl::MutexLock lock(&shared.mu);

@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "clients/cpp/cli/command.h"
+#include "clients/cpp/cli/resource_commands.h"
 
 namespace palimpsest::cli {
 namespace {
@@ -23,7 +24,8 @@ std::string ConditionText(const Terminal& terminal, v1::Model::Condition conditi
   }
 }
 
-void PrintOne(const Context& context, const v1::Model& model) {
+void PrintOne(const Context& context, const std::vector<v1::Model>& models) {
+  const v1::Model& model = models.front();
   const std::pair<const char*, std::string> lines[] = {
       {"name", model.name()},
       {"condition", ConditionText(context.terminal, model.condition())},
@@ -46,104 +48,16 @@ void PrintOne(const Context& context, const v1::Model& model) {
   }
 }
 
-class List : public Command {
- public:
-  List()
-      : Command({.name = "models list",
-                 .summary = "list the models that are loaded",
-                 .description = "Lists the models that the server has loaded."}) {}
-  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON, one model to a line"); }
-  absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    ASSIGN_OR_RETURN(const std::vector<v1::Model> models, client->ListModels(context.Call()));
-    if (json_) {
-      for (const v1::Model& model : models) std::puts(ToJson(model, /*indented=*/false).c_str());
-      return absl::OkStatus();
-    }
-    if (models.empty()) return absl::OkStatus();
-    Table table({"NAME", "CONDITION", "ARCHITECTURE", ">PARAMETERS", "WEIGHTS", ">STATE BYTES", ">SLOTS", "BACKEND"});
-    for (const v1::Model& model : models) {
-      table.Add({model.name(), ConditionText(context.terminal, model.condition()), model.architecture(),
-                 FormatCount(model.parameter_count()),
-                 absl::StrCat(FormatBytes(model.weight_bytes()), " ", model.weight_dtype()),
-                 FormatCount(model.state_bytes()), FormatCount(model.slots()), model.backend()});
-    }
-    std::fputs(table.Render(context.terminal).c_str(), stdout);
-    return absl::OkStatus();
+void PrintTable(const Context& context, const std::vector<v1::Model>& models) {
+  Table table({"NAME", "CONDITION", "ARCHITECTURE", ">PARAMETERS", "WEIGHTS", ">STATE BYTES", ">SLOTS", "BACKEND"});
+  for (const v1::Model& model : models) {
+    table.Add({model.name(), ConditionText(context.terminal, model.condition()), model.architecture(),
+               FormatCount(model.parameter_count()),
+               absl::StrCat(FormatBytes(model.weight_bytes()), " ", model.weight_dtype()),
+               FormatCount(model.state_bytes()), FormatCount(model.slots()), model.backend()});
   }
-
- private:
-  bool json_ = false;
-};
-
-class Get : public Command {
- public:
-  Get()
-      : Command({.name = "models get",
-                 .arguments = "MODEL",
-                 .summary = "show a model",
-                 .description = "Shows what the server says of a model.",
-                 .min_arguments = 1,
-                 .max_arguments = 1}) {}
-  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON"); }
-  absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    ASSIGN_OR_RETURN(const v1::Model model,
-                     client->GetModel(ResourceName("models", context.arguments[0]), context.Call()));
-    if (json_) {
-      std::puts(ToJson(model, /*indented=*/true).c_str());
-    } else {
-      PrintOne(context, model);
-    }
-    return absl::OkStatus();
-  }
-
- private:
-  bool json_ = false;
-};
-
-class Load : public Command {
- public:
-  Load()
-      : Command({.name = "models load",
-                 .arguments = "ID PATH",
-                 .summary = "load a checkpoint under a name",
-                 .description = "Loads the checkpoint in folder PATH, relative to the server's --model_root, and waits "
-                                "until it is ready.",
-                 .min_arguments = 2,
-                 .max_arguments = 2}) {}
-  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON"); }
-  absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    const std::string id(absl::StripPrefix(context.arguments[0], "models/"));
-    ASSIGN_OR_RETURN(const v1::Model model, client->LoadModel(id, context.arguments[1], context.Call()));
-    if (json_) {
-      std::puts(ToJson(model, /*indented=*/true).c_str());
-    } else {
-      PrintOne(context, model);
-    }
-    return absl::OkStatus();
-  }
-
- private:
-  bool json_ = false;
-};
-
-class Unload : public Command {
- public:
-  Unload()
-      : Command({.name = "models unload",
-                 .arguments = "MODEL",
-                 .summary = "unload a model",
-                 .description = "Unloads a model once the calls that use it have ended. Its sessions and snapshots are "
-                                "deleted.",
-                 .min_arguments = 1,
-                 .max_arguments = 1}) {}
-  absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    return client->UnloadModel(ResourceName("models", context.arguments[0]), context.Call());
-  }
-};
+  std::fputs(table.Render(context.terminal).c_str(), stdout);
+}
 
 class HealthCheck : public Command {
  public:
@@ -169,10 +83,47 @@ class HealthCheck : public Command {
 }  // namespace
 
 void AddModels(Commands& commands) {
-  commands.push_back(std::make_unique<List>());
-  commands.push_back(std::make_unique<Get>());
-  commands.push_back(std::make_unique<Load>());
-  commands.push_back(std::make_unique<Unload>());
+  commands.push_back(std::make_unique<ShowCommand<v1::Model>>(
+      Command::Info{.name = "models list",
+                    .summary = "list the models that are loaded",
+                    .description = "Lists the models that the server has loaded."},
+      /*as_list=*/true,
+      [](client::Client& client, const Context& context) { return client.ListModels(context.Call()); }, PrintTable));
+  commands.push_back(std::make_unique<ShowCommand<v1::Model>>(
+      Command::Info{.name = "models get",
+                    .arguments = "MODEL",
+                    .summary = "show a model",
+                    .description = "Shows what the server says of a model.",
+                    .min_arguments = 1,
+                    .max_arguments = 1},
+      [](client::Client& client, const Context& context) {
+        return client.GetModel(ResourceName("models", context.arguments[0]), context.Call());
+      },
+      PrintOne));
+  commands.push_back(std::make_unique<ShowCommand<v1::Model>>(
+      Command::Info{.name = "models load",
+                    .arguments = "ID PATH",
+                    .summary = "load a checkpoint under a name",
+                    .description = "Loads the checkpoint in folder PATH, relative to the server's --model_root, and "
+                                   "waits until it is ready.",
+                    .min_arguments = 2,
+                    .max_arguments = 2},
+      [](client::Client& client, const Context& context) {
+        const std::string id(absl::StripPrefix(context.arguments[0], "models/"));
+        return client.LoadModel(id, context.arguments[1], context.Call());
+      },
+      PrintOne));
+  commands.push_back(std::make_unique<ForEachCommand>(
+      Command::Info{.name = "models unload",
+                    .arguments = "MODEL",
+                    .summary = "unload a model",
+                    .description = "Unloads a model once the calls that use it have ended. Its sessions and snapshots "
+                                   "are deleted.",
+                    .min_arguments = 1,
+                    .max_arguments = 1},
+      "models", [](client::Client& client, const Context& context, const std::string& name) {
+        return client.UnloadModel(name, context.Call());
+      }));
   commands.push_back(std::make_unique<HealthCheck>());
 }
 

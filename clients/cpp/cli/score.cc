@@ -46,17 +46,14 @@ class Score : public Command {
                  "which nothing predicts, does not count. Words that the vocabulary does not have are scored as its "
                  "unknown "
                  "token and counted.\n\n"
-                 "--protocol says what a token is predicted from:\n"
-                 "  carried   all of the text before it, through one session. Memory stays the same, here and on the "
-                 "server, whatever the file's length.\n"
-                 "  segments  the tokens before it in its segment: consecutive segments of --window tokens, each from "
-                 "an "
-                 "empty state, all positions scored. For models that were trained so.\n"
-                 "  sliding   at least the --window - --stride tokens before it: a window moves over the text by "
-                 "--stride, "
-                 "and each window, from an empty state, scores what is new in it. With the stride of 1 every token but "
-                 "those of the first window has --window tokens of context; each then costs --window steps.\n"
-                 "The last two send --parallel requests at a time.\n\n"
+                 "--protocol carried: each token is predicted from all of the text before it, through one session. "
+                 "Memory stays the same, here and on the server, whatever the file's length.\n\n"
+                 "--protocol segments: the text is cut into segments of --window tokens, each from an empty state, and "
+                 "all of them are scored.\n\n"
+                 "--protocol sliding: a window of --window tokens moves over the text by --stride, each from an empty "
+                 "state, and scores what is new in it. Each token costs --window / --stride steps.\n\n"
+                 "The last two are how models of limited context are evaluated; they send --parallel requests at a "
+                 "time.\n\n"
                  "What was made on the server is deleted at the end, also after Ctrl-C, which prints what was scored "
                  "so "
                  "far.",
@@ -215,7 +212,7 @@ class Score : public Command {
       if (index > 0) request.set_score_last(static_cast<int32_t>(window.scored));
       return ScorePatiently(work, request);
     };
-    const auto take = [&](v1::ScoreResponse response) {
+    const auto take = [&](const v1::ScoreResponse& response) {
       Take(work, response);
       ShowProgress(work, work.totals.scored_tokens, tokens - 1);
       return absl::OkStatus();

@@ -8,6 +8,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "clients/cpp/cli/command.h"
+#include "clients/cpp/cli/resource_commands.h"
 #include "clients/cpp/cli/sampling_flags.h"
 
 namespace palimpsest::cli {
@@ -51,12 +52,7 @@ std::string TtlText(const v1::Session& session) {
   return absl::FormatDuration(absl::Seconds(session.ttl().seconds()) + absl::Nanoseconds(session.ttl().nanos()));
 }
 
-void Print(const Context& context, const std::vector<v1::Session>& sessions, bool json, bool as_list) {
-  if (json) {
-    for (const v1::Session& session : sessions) std::puts(ToJson(session, /*indented=*/!as_list).c_str());
-    return;
-  }
-  if (sessions.empty()) return;
+void PrintTable(const Context& context, const std::vector<v1::Session>& sessions) {
   Table table({"NAME", "MODEL", "CONDITION", ">POSITION", ">STATE BYTES", "TTL", "EXPIRES"});
   for (const v1::Session& session : sessions) {
     table.Add({session.name(), session.model(), ConditionText(context.terminal, session.condition()),
@@ -99,52 +95,13 @@ class Create : public Command {
     if (!from_snapshot_.empty()) request.set_source_snapshot(ResourceName("snapshots", from_snapshot_));
     ASSIGN_OR_RETURN(const auto client, context.Connect());
     ASSIGN_OR_RETURN(const v1::Session session, client->CreateSession(request, context.Call()));
-    Print(context, {session}, json_, /*as_list=*/false);
+    PrintResources(context, {session}, json_, /*as_list=*/false, PrintTable);
     return absl::OkStatus();
   }
 
  private:
   std::string id_, model_, from_session_, from_snapshot_;
   std::optional<absl::Duration> ttl_;
-  bool json_ = false;
-};
-
-class Get : public Command {
- public:
-  Get()
-      : Command({.name = "session get",
-                 .arguments = "SESSION",
-                 .summary = "show a session",
-                 .description = "Shows what the server says of a session.",
-                 .min_arguments = 1,
-                 .max_arguments = 1}) {}
-  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON"); }
-  absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    ASSIGN_OR_RETURN(const v1::Session session,
-                     client->GetSession(ResourceName("sessions", context.arguments[0]), context.Call()));
-    Print(context, {session}, json_, /*as_list=*/false);
-    return absl::OkStatus();
-  }
-
- private:
-  bool json_ = false;
-};
-
-class List : public Command {
- public:
-  List()
-      : Command(
-            {.name = "session list", .summary = "list the sessions", .description = "Lists all sessions by name."}) {}
-  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON, one session to a line"); }
-  absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    ASSIGN_OR_RETURN(const std::vector<v1::Session> sessions, client->ListSessions(context.Call()));
-    Print(context, sessions, json_, /*as_list=*/true);
-    return absl::OkStatus();
-  }
-
- private:
   bool json_ = false;
 };
 
@@ -175,7 +132,7 @@ class Fork : public Command {
     if (ttl_) SetDuration(*ttl_, request.mutable_ttl());
     ASSIGN_OR_RETURN(const auto client, context.Connect());
     ASSIGN_OR_RETURN(const std::vector<v1::Session> copies, client->ForkSession(request, context.Call()));
-    Print(context, copies, json_, /*as_list=*/true);
+    PrintResources(context, copies, json_, /*as_list=*/true, PrintTable);
     return absl::OkStatus();
   }
 
@@ -208,7 +165,7 @@ class Update : public Command {
     request.mutable_update_mask()->add_paths("ttl");
     ASSIGN_OR_RETURN(const auto client, context.Connect());
     ASSIGN_OR_RETURN(const v1::Session session, client->UpdateSession(request, context.Call()));
-    Print(context, {session}, json_, /*as_list=*/false);
+    PrintResources(context, {session}, json_, /*as_list=*/false, PrintTable);
     return absl::OkStatus();
   }
 
@@ -247,8 +204,22 @@ class Delete : public Command {
 
 void AddSessions(Commands& commands) {
   commands.push_back(std::make_unique<Create>());
-  commands.push_back(std::make_unique<Get>());
-  commands.push_back(std::make_unique<List>());
+  commands.push_back(std::make_unique<ShowCommand<v1::Session>>(
+      Command::Info{.name = "session get",
+                    .arguments = "SESSION",
+                    .summary = "show a session",
+                    .description = "Shows what the server says of a session.",
+                    .min_arguments = 1,
+                    .max_arguments = 1},
+      [](client::Client& client, const Context& context) {
+        return client.GetSession(ResourceName("sessions", context.arguments[0]), context.Call());
+      },
+      PrintTable));
+  commands.push_back(std::make_unique<ShowCommand<v1::Session>>(
+      Command::Info{
+          .name = "session list", .summary = "list the sessions", .description = "Lists all sessions by name."},
+      /*as_list=*/true,
+      [](client::Client& client, const Context& context) { return client.ListSessions(context.Call()); }, PrintTable));
   commands.push_back(std::make_unique<Fork>());
   commands.push_back(std::make_unique<Update>());
   commands.push_back(std::make_unique<Delete>());

@@ -7,16 +7,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "clients/cpp/cli/command.h"
+#include "clients/cpp/cli/resource_commands.h"
 
 namespace palimpsest::cli {
 namespace {
 
-void Print(const Context& context, const std::vector<v1::Snapshot>& snapshots, bool json, bool as_list) {
-  if (json) {
-    for (const v1::Snapshot& snapshot : snapshots) std::puts(ToJson(snapshot, /*indented=*/!as_list).c_str());
-    return;
-  }
-  if (snapshots.empty()) return;
+void PrintTable(const Context& context, const std::vector<v1::Snapshot>& snapshots) {
   Table table({"NAME", "MODEL", ">POSITION", ">BYTES", "STATE DIGEST", "CREATED", "EXPIRES"});
   for (const v1::Snapshot& snapshot : snapshots) {
     table.Add({snapshot.name(), snapshot.model(), FormatCount(snapshot.position()), FormatCount(snapshot.size_bytes()),
@@ -54,53 +50,13 @@ class Create : public Command {
     if (ttl_) SetDuration(*ttl_, request.mutable_snapshot()->mutable_ttl());
     ASSIGN_OR_RETURN(const auto client, context.Connect());
     ASSIGN_OR_RETURN(const v1::Snapshot snapshot, client->CreateSnapshot(request, context.Call()));
-    Print(context, {snapshot}, json_, /*as_list=*/false);
+    PrintResources(context, {snapshot}, json_, /*as_list=*/false, PrintTable);
     return absl::OkStatus();
   }
 
  private:
   std::string session_, id_;
   std::optional<absl::Duration> ttl_;
-  bool json_ = false;
-};
-
-class Get : public Command {
- public:
-  Get()
-      : Command({.name = "snapshot get",
-                 .arguments = "SNAPSHOT",
-                 .summary = "show a snapshot",
-                 .description = "Shows what the server says of a snapshot; --json gives the whole digest.",
-                 .min_arguments = 1,
-                 .max_arguments = 1}) {}
-  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON"); }
-  absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    ASSIGN_OR_RETURN(const v1::Snapshot snapshot,
-                     client->GetSnapshot(ResourceName("snapshots", context.arguments[0]), context.Call()));
-    Print(context, {snapshot}, json_, /*as_list=*/false);
-    return absl::OkStatus();
-  }
-
- private:
-  bool json_ = false;
-};
-
-class List : public Command {
- public:
-  List()
-      : Command(
-            {.name = "snapshot list", .summary = "list the snapshots", .description = "Lists all snapshots by name."}) {
-  }
-  void AddFlags(FlagSet& flags) override { flags.Add("json", &json_, "", "print JSON, one snapshot to a line"); }
-  absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    ASSIGN_OR_RETURN(const std::vector<v1::Snapshot> snapshots, client->ListSnapshots(context.Call()));
-    Print(context, snapshots, json_, /*as_list=*/true);
-    return absl::OkStatus();
-  }
-
- private:
   bool json_ = false;
 };
 
@@ -159,7 +115,7 @@ class Upload : public Command {
     Interrupt::Scope scope(context.interrupt);
     ASSIGN_OR_RETURN(const v1::Snapshot snapshot,
                      client->UploadSnapshotFile(what, context.arguments[0], context.Call(scope.cancellation())));
-    Print(context, {snapshot}, json_, /*as_list=*/false);
+    PrintResources(context, {snapshot}, json_, /*as_list=*/false, PrintTable);
     return absl::OkStatus();
   }
 
@@ -169,34 +125,39 @@ class Upload : public Command {
   bool json_ = false;
 };
 
-class Delete : public Command {
- public:
-  Delete()
-      : Command({.name = "snapshot delete",
-                 .arguments = "SNAPSHOT...",
-                 .summary = "delete snapshots",
-                 .description = "Deletes snapshots, in the order given, up to the first that cannot be. Sessions made "
-                                "from them are not affected.",
-                 .min_arguments = 1,
-                 .max_arguments = std::numeric_limits<size_t>::max()}) {}
-  absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    for (const std::string& name : context.arguments) {
-      RETURN_IF_ERROR(client->DeleteSnapshot(ResourceName("snapshots", name), context.Call()));
-    }
-    return absl::OkStatus();
-  }
-};
-
 }  // namespace
 
 void AddSnapshots(Commands& commands) {
   commands.push_back(std::make_unique<Create>());
-  commands.push_back(std::make_unique<Get>());
-  commands.push_back(std::make_unique<List>());
+  commands.push_back(std::make_unique<ShowCommand<v1::Snapshot>>(
+      Command::Info{.name = "snapshot get",
+                    .arguments = "SNAPSHOT",
+                    .summary = "show a snapshot",
+                    .description = "Shows what the server says of a snapshot; --json gives the whole digest.",
+                    .min_arguments = 1,
+                    .max_arguments = 1},
+      [](client::Client& client, const Context& context) {
+        return client.GetSnapshot(ResourceName("snapshots", context.arguments[0]), context.Call());
+      },
+      PrintTable));
+  commands.push_back(std::make_unique<ShowCommand<v1::Snapshot>>(
+      Command::Info{
+          .name = "snapshot list", .summary = "list the snapshots", .description = "Lists all snapshots by name."},
+      /*as_list=*/true,
+      [](client::Client& client, const Context& context) { return client.ListSnapshots(context.Call()); }, PrintTable));
   commands.push_back(std::make_unique<Download>());
   commands.push_back(std::make_unique<Upload>());
-  commands.push_back(std::make_unique<Delete>());
+  commands.push_back(std::make_unique<ForEachCommand>(
+      Command::Info{.name = "snapshot delete",
+                    .arguments = "SNAPSHOT...",
+                    .summary = "delete snapshots",
+                    .description = "Deletes snapshots, in the order given, up to the first that cannot be. Sessions "
+                                   "made from them are not affected.",
+                    .min_arguments = 1,
+                    .max_arguments = std::numeric_limits<size_t>::max()},
+      "snapshots", [](client::Client& client, const Context& context, const std::string& name) {
+        return client.DeleteSnapshot(name, context.Call());
+      }));
 }
 
 }  // namespace palimpsest::cli
