@@ -391,6 +391,15 @@ TEST_F(CliE2eTest, CtrlCEndsWorkWith130AndLeavesNothingBehind) {
   EXPECT_THAT(scored.err, HasSubstr("interrupted"));
   std::remove(path.c_str());
 
+  const std::string short_path = TempFile("short.txt", Text(200));
+  Running slide({"score", short_path, "--protocol", "sliding", "--window", "2000"}, "");
+  absl::SleepFor(absl::Seconds(1));
+  slide.Interrupt();
+  const Result slid = slide.Wait();
+  EXPECT_EQ(slid.exit_code, 130);
+  EXPECT_THAT(slid.out, HasSubstr("perplexity")) << "what was scored so far is reported";
+  std::remove(short_path.c_str());
+
   Running generate({"generate", "Once", "--max_tokens", "60000", "--ignore_end_of_text"}, "");
   for (int i = 0; i < 2000 && generate.OutSoFar().empty(); ++i) absl::SleepFor(absl::Milliseconds(5));
   generate.Interrupt();

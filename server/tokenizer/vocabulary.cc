@@ -261,6 +261,7 @@ absl::StatusOr<VocabularyRules> ParseVocabularyRules(std::string_view bytes) {
   if (!json.is_object()) return Refuse("is no JSON object");
   VocabularyRules rules;
   bool has_kind = false;
+  bool lowercase = false;
   for (const auto& [key, value] : json.items()) {
     if (key == "kind") {
       if (value != "word" && value != "character") {
@@ -274,12 +275,17 @@ absl::StatusOr<VocabularyRules> ParseVocabularyRules(std::string_view bytes) {
       }
       if (value.is_string()) (key == "unk" ? rules.unk : rules.eos) = value.get<std::string>();
     } else if (key == "lowercase") {
-      if (value != false) return Refuse("lowercase is not false: only vocabularies that keep the case are supported");
+      if (!value.is_boolean()) return Refuse("lowercase is neither true nor false");
+      lowercase = value.get<bool>();
     } else {
       return Refuse(absl::StrCat("has the key ", Quoted(key), "; known are kind, unk, eos and lowercase"));
     }
   }
   if (!has_kind) return Refuse("has no \"kind\"; it is \"word\" or \"character\"");
+  // Of the decimal digits that are the symbols of characters it changes nothing.
+  if (rules.kind == Kind::kWord && lowercase) {
+    return Refuse("lowercase is true, but only vocabularies of words that keep the case are supported");
+  }
   if (rules.kind == Kind::kWord && !rules.unk.has_value()) {
     return Refuse(
         "has no \"unk\", the symbol for words that the vocabulary does not have; name one of vocab.txt, most often "

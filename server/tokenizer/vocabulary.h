@@ -14,6 +14,9 @@
 //     `unk` it is left out. That is what such models saw of line breaks, which enwik8's vocabulary does not have. With
 //     `eos`, byte 10 is that symbol where the vocabulary does not have it by its value.
 //
+// "lowercase" may be there and false (for characters also true, which changes nothing); keys but "kind", and of words
+// "unk", may be left out.
+//
 // A text in pieces gives the tokens of the whole, if of words the pieces meet at white space, which may be on either
 // side, but not between \r and \n. Characters may be cut anywhere.
 #pragma once

@@ -186,7 +186,7 @@ TEST(CharactersTest, SymbolsAreValuesOfBytes) {
 
 TEST(CharactersTest, UnknownBytesAndLineEndsMayHaveSymbols) {
   const std::unique_ptr<Tokenizer> characters =
-      Make("97\n<unk>\n<eos>\n", R"({"kind": "character", "unk": "<unk>", "eos": "<eos>"})");
+      Make("97\n<unk>\n<eos>\n", R"({"kind": "character", "unk": "<unk>", "eos": "<eos>", "lowercase": true})");
   int64_t unknown = -1;
   EXPECT_THAT(characters->Encode("ab\na", true, &unknown), ElementsAre(0, 1, 2, 0));
   EXPECT_EQ(unknown, 1);
@@ -207,7 +207,8 @@ TEST(VocabularyTest, RefusesWithTheLineAndTheCure) {
       {kSymbols, R"({"kind": "word"})", "has no \"unk\""},
       {kSymbols, R"({"kind": "word", "unk": null})", "has no \"unk\""},
       {kSymbols, R"({"kind": "word", "unk": 7})", "unk is neither a symbol of vocab.txt nor null"},
-      {kSymbols, R"({"kind": "word", "unk": "<unk>", "lowercase": true})", "lowercase is not false"},
+      {kSymbols, R"({"kind": "word", "unk": "<unk>", "lowercase": true})", "lowercase is true, but only"},
+      {kSymbols, R"({"kind": "word", "unk": "<unk>", "lowercase": 0})", "lowercase is neither true nor false"},
       {kSymbols, R"({"kind": "word", "unk": "<unk>", "bos": null})", "has the key \"bos\"; known are"},
       {kSymbols, R"({"kind": "word", "unk": "<UNK>"})", "does not hold \"<UNK>\", which vocabulary.json names as unk"},
       {kSymbols, R"({"kind": "word", "unk": "<unk>", "eos": "</s>"})", "\"</s>\", which vocabulary.json names as eos"},

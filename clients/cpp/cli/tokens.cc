@@ -46,6 +46,10 @@ class Tokenize : public Command {
     RETURN_IF_ERROR(CheckUtf8(request.text(), "text"));
     ASSIGN_OR_RETURN(const auto client, context.Connect());
     ASSIGN_OR_RETURN(const v1::TokenizeResponse response, client->Tokenize(request, context.Call()));
+    if (response.unknown_tokens() > 0) {
+      std::fprintf(stderr, "palimpsest: %s times the text has something that the vocabulary does not\n",
+                   FormatCount(response.unknown_tokens()).c_str());
+    }
     if (json_) {
       std::puts(ToJson(response, /*indented=*/false).c_str());
     } else if (count_) {
