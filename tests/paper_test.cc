@@ -2,9 +2,10 @@
 // each by the protocol that the toolkit itself evaluates it with.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <map>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 #include "server/model/checkpoint/safetensors.h"
 #include "tests/support/server_process.h"
 #include "tests/support/wire.h"
@@ -104,6 +106,35 @@ TEST_F(PaperTest, ScoresAreThoseOfTheOfficialCode) {
       }
     }
     EXPECT_LT(worst, golden.name == "sum_dpfp_6" ? 5e-3 : 1e-4);
+  }
+}
+
+// `palimpsest score` on a text, against the perplexities of the toolkit's eval.py and eval_sliding_window.py.
+TEST_F(PaperTest, PerplexitiesAreThoseOfTheOfficialScripts) {
+  const std::string folder = PALIMPSEST_SOURCE_DIR "/tests/golden_paper";
+  std::ifstream file(folder + "/scores.json");
+  const nlohmann::json scores = nlohmann::json::parse(file);
+  ASSERT_GE(scores["results"].size(), 7);
+  for (const nlohmann::json& expected : scores["results"]) {
+    const auto golden = std::ranges::find(*goldens_, expected["model"].get<std::string>(), &Golden::name);
+    ASSERT_NE(golden, goldens_->end());
+    const std::string protocol = expected["protocol"];
+    std::string command = absl::StrCat(PALIMPSEST_CLI_BINARY, " --server ", server_->target(), " score ", folder,
+                                       "/scores.txt --json --model models/", golden->model, " --protocol ", protocol);
+    if (protocol != "carried") absl::StrAppend(&command, " --window ", expected["window"].get<int>());
+    SCOPED_TRACE(command);
+    FILE* const pipe = popen(command.c_str(), "r");
+    ASSERT_NE(pipe, nullptr);
+    std::string output;
+    char buffer[4096];
+    while (const size_t n = fread(buffer, 1, sizeof buffer, pipe)) output.append(buffer, n);
+    ASSERT_EQ(pclose(pipe), 0) << output;
+    const nlohmann::json got = nlohmann::json::parse(output);
+    EXPECT_EQ(got["tokens"], scores["tokens"]);
+    EXPECT_EQ(got["scored_tokens"], scores["tokens"].get<int64_t>() - 1);
+    const double perplexity = expected["perplexity"];
+    // The script's last segment is shorter; its positions count down to its own end, ours to that of a whole one.
+    EXPECT_NEAR(got["perplexity"].get<double>(), perplexity, 5e-5 * perplexity);
   }
 }
 

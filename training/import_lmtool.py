@@ -1,20 +1,29 @@
-"""Imports a model of the toolkit of "Linear Transformers Are Secretly Fast Weight Programmers" (IDSIA/lmtool-fwp).
+"""Turns a checkpoint of the toolkit IDSIA/lmtool-fwp into a folder that Palimpsest serves.
 
-Reads what its `train.py` saved, the pickled model (`best_model.pt`) or a `state_dict` with the run's `log.txt`, and
-writes a folder that Palimpsest serves: config.json, model.safetensors and the vocabulary. Nothing of the pickle is
-executed, and PyTorch is not needed.
+    python -m training.import_lmtool best_model.pt --vocab data/wikitext-103/cache.pt --out models/delta-net
 
-Supported attention types: 0 (Transformer-XL), 2 (softmax), 4, 5, 6, 34, 35, 36 (sum rule), 24, 25, 26, 44, 45, 46
-(delta rule), with and without --skip_attn_normalization.
+MODEL is what the toolkit saves: the whole module, which says all about itself. A state_dict works too, together with
+the settings it was trained with: `--log log.txt`, which the toolkit writes beside it, or `--set name=value` for each of
+the toolkit's flags. Neither torch nor the toolkit is needed, and nothing in the file is run (see torch_pickle.py).
+
+VOCAB is one of
+    cache.pt                       the corpus that the toolkit keeps in the data folder
+    train.txt                      WikiText-103, counted as the toolkit does (--vocab-kind wt103)
+    train.txt valid.txt test.txt   enwik8 as its script writes it, decimal values of bytes (--vocab-kind enwik8)
+    a list                         one symbol a line, in the order of the ids (--vocab-kind list)
+
+The folder has config.json, model.safetensors, vocab.txt and vocabulary.json. Tensors keep their values; rows of fused
+projections are put in order, q, k and v each with its heads one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
-import re
+import ast
+import itertools
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,421 +32,639 @@ import numpy as np
 
 from training import torch_pickle, weights_file
 from training.checkpoint import SINGLE, write_json
+from training.torch_pickle import Placeholder, Tensor
 
-# Modules of the toolkit whose classes a saved model or corpus is made of, in its release of February 2021, too.
-MODULES = ["model_main", "mem_transformer", "utils", "data_utils", "__main__"]
-
-_ELU = {"feature_map": "elu1"}
-_FAVOR = {"feature_map": "favor"}
-_DPFP = {"feature_map": "dpfp"}
-_SUM_A = {"update_rule": "sum", "attention_norm": "output", "scaled_denominator": True}
-_SUM_B = {"update_rule": "sum", "attention_norm": "output"}
-_DELTA = {"update_rule": "delta", "qk_norm": "sum", "attention_norm": "output"}
-_DELTA_NORM = {"update_rule": "delta", "qk_norm": "sum", "attention_norm": "key_and_output"}
-ATTENTION_TYPES: dict[int, dict[str, Any]] = {
-    0: {"mixer": "softmax"},
-    2: {"mixer": "softmax"},
-    4: _SUM_A | _ELU,
-    5: _SUM_A | _FAVOR,
-    6: _SUM_A | _DPFP,
-    24: _DELTA | _ELU,
-    25: _DELTA | _FAVOR,
-    26: _DELTA | _DPFP,
-    34: _SUM_B | _ELU,
-    35: _SUM_B | _FAVOR,
-    36: _SUM_B | _DPFP,
-    44: _DELTA_NORM | _ELU,
-    45: _DELTA_NORM | _FAVOR,
-    46: _DELTA_NORM | _DPFP,
-}
-_REASONS = {
-    1: "learned relative positions",
-    3: "learned positions; it does not run in the toolkit either",
-    10: "a debugging layer of the toolkit",
-    14: "a prototype of 24 without attention normalisation",
-    16: "a prototype of 26 without attention normalisation",
-    54: "the Delta MLP, whose fast weights are two layers deep",
-    64: "the Delta Delta Net, whose fast weights write fast weights",
-    80: "an RNN",
-    90: "an LSTM",
-    124: "the Delta RNN, whose read depends on its last output",
-    134: "the Delta RNN, whose read depends on its last output",
-    224: "the Delta LSTM", 234: "the Delta LSTM", 244: "the Delta LSTM", 254: "the Delta LSTM",
-    324: "a delta net that an LSTM writes",
-    934: "the Recurrent Delta Net, whose queries and keys depend on its last output",
-}  # fmt: skip
+EPS = 1e-5
 
 
 class ImportRefusedError(ValueError):
-    """The model cannot be expressed; the message says what stands against it."""
+    """The checkpoint is one that cannot be brought over; the message says why and what would help."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What an attn_type of the toolkit computes, and where its projections are."""
+
+    rule: str | None  # None: softmax attention
+    feature_map: str = "identity"
+    layout: str = "per_head"  # of q, k and v: "per_head" in one matrix, "blocks" in one matrix, "separate" matrices
+    fused: str = "qkv_net"
+    qk_norm: str = "none"
+    attention_norm: str = "none"  # unless skipped
+    may_skip: bool = True
+    scaled_denominator: bool = False
+    pre_norm: str = "pre_normed_residual"  # norm_placement under --pre_lnorm
+
+    @property
+    def delta(self) -> bool:
+        """Whether it has a beta per head."""
+        return self.rule == "delta"
+
+
+def _quadratic(feature_map: str) -> System:
+    return System(
+        "sum", feature_map, "separate", attention_norm="output", may_skip=False, scaled_denominator=True,
+        pre_norm="pre_raw_query",
+    )  # fmt: skip
+
+
+def _delta(feature_map: str, attention_norm: str, pre_norm: str = "pre_normed_residual") -> System:
+    return System(
+        "delta", feature_map, fused="qkvb_net", qk_norm="sum", attention_norm=attention_norm, pre_norm=pre_norm
+    )
+
+
+SYSTEMS = {
+    0: System(None, layout="blocks", pre_norm="pre"),
+    2: System(None, layout="separate", pre_norm="pre_raw_query"),
+    4: _quadratic("elu1"),
+    5: _quadratic("favor"),
+    6: _quadratic("dpfp"),
+    14: _delta("elu1", "none", "pre"),  # prototypes of 24 and 26
+    16: _delta("dpfp", "none", "pre"),
+    24: _delta("elu1", "output"),
+    25: _delta("favor", "output"),
+    26: _delta("dpfp", "output"),
+    34: System("sum", "elu1", attention_norm="output"),
+    35: System("sum", "favor", attention_norm="output"),
+    36: System("sum", "dpfp", attention_norm="output"),
+    44: _delta("elu1", "key_and_output"),
+    45: _delta("favor", "key_and_output"),
+    46: _delta("dpfp", "key_and_output"),
+}
+
+_RECURRENT = "it is one of the recurrent follow-ups (2106.06295), whose layers the server does not have"
+_BROKEN = "it was never finished: it fails in every version of the toolkit"
+REFUSED_TYPES = {
+    1: "learned relative positions belong to no reported model, and the server does not have them",
+    3: _BROKEN, 7: _BROKEN, 10: _BROKEN, 74: _BROKEN, 104: _BROKEN, 114: _BROKEN, 144: _BROKEN, 204: _BROKEN,
+    924: _BROKEN,
+    54: "Delta MLP writes a deep fast network, which the server does not have",
+    64: "Delta Delta Net programs a second fast network, which the server does not have",
+    80: "it is a plain RNN, without fast weights", 90: "it is a plain LSTM, without fast weights",
+    124: _RECURRENT, 134: _RECURRENT, 224: _RECURRENT, 234: _RECURRENT, 244: _RECURRENT, 254: _RECURRENT,
+    324: _RECURRENT, 934: _RECURRENT,
+}  # fmt: skip
 
 
 @dataclass
 class Source:
-    """A model of the toolkit: settings by the toolkit's names, tensors by the names of its state_dict."""
+    """A checkpoint as the toolkit sees it: its own names of settings and tensors."""
 
-    attn_type: int
-    n_layer: int
-    n_head: int
-    d_head: int
-    d_model: int
-    d_embed: int
-    cutoffs: list[int]
-    div_val: int
-    pre_lnorm: bool
-    no_pos: bool
-    tgt_len: int
-    mem_len: int
-    clamp_len: int
-    skip_attn_normalization: bool
-    n_roll: int
-    use_sum_norm: bool
-    tensors: dict[str, np.ndarray]
-    proj_matrices: list[np.ndarray] = field(default_factory=list)  # [d_head, m] of each layer, FAVOR+ only
+    settings: dict[str, Any]
+    tensors: dict[str, np.ndarray] = field(repr=False)
 
+    def setting(self, name: str, default: Any = None) -> Any:
+        """The value; ImportRefusedError if it is neither given nor has a default."""
+        value = self.settings.get(name, default)
+        if value is None:
+            raise ImportRefusedError(f"'{name}' is not in the checkpoint: give --log log.txt or --set {name}=...")
+        return value
 
-def _refuse_unless(condition: bool, message: str) -> None:
-    if not condition:
-        raise ImportRefusedError(message)
+    def tensor(self, name: str, *shape: int) -> np.ndarray:
+        """The tensor, checked to be of this shape."""
+        if name not in self.tensors:
+            raise ImportRefusedError(f"the checkpoint has no tensor {name}, which attn_type and settings ask for")
+        values = self.tensors[name]
+        if values.shape != shape:
+            raise ImportRefusedError(
+                f"{name} has shape {list(values.shape)}, the settings ask for {list(shape)}; "
+                "is a setting wrong, such as n_head, d_head or cutoffs?"
+            )
+        return values
 
 
-def _check_type(attn_type: int) -> None:
-    if attn_type in ATTENTION_TYPES:
-        return
-    reason = _REASONS.get(attn_type, "no type of the toolkit's that runs")
-    supported = ", ".join(str(known) for known in ATTENTION_TYPES)
-    raise ImportRefusedError(f"attn_type {attn_type} is {reason}: not supported; supported are {supported}")
+# ---- reading checkpoints ----
 
 
-def from_module(model: torch_pickle.Record) -> Source:
-    """The pickled model object itself: everything is in it but the vocabulary."""
-    attn_type = int(model.get("attn_type"))
-    _check_type(attn_type)
-    _refuse_unless(not model.get("same_length", False), "same_length is set: its attention mask is not supported")
-    d_model = model.get("d_model")
-    _refuse_unless(model.get("d_res", d_model) == d_model, "d_res differs from d_model, which is not supported")
-    _refuse_unless(not model.get("ext_len", 0), "ext_len is not 0: extended contexts are not supported")
-    layers = [model.get("layers").get(str(i)) for i in range(model.get("n_layer"))]
-    for layer in layers:
-        _refuse_unless(layer.get("use_ff", True), "a model with --remove_ff is not supported")
-    mixers = [layer.get("dec_attn") for layer in layers]
-    first, crit = mixers[0], model.get("crit")
-    _refuse_unless(crit is not None, "the model was trained with sampled softmax, which has another output layer")
-    return Source(
-        attn_type=attn_type,
-        n_layer=model.get("n_layer"),
-        n_head=model.get("n_head"),
-        d_head=model.get("d_head"),
-        d_model=d_model,
-        d_embed=model.get("d_embed"),
-        cutoffs=list(crit.get("cutoffs"))[:-1],
-        div_val=crit.get("div_val"),
-        pre_lnorm=first.get("pre_lnorm", False),
-        no_pos=model.get("no_pos", False),
-        tgt_len=model.get("tgt_len"),
-        mem_len=model.get("mem_len"),
-        clamp_len=model.get("clamp_len", -1),
-        skip_attn_normalization=not first.get("normalize_attn_scores", True),
-        n_roll=first.get("n_roll", 0),
-        # Absent in February 2021, where these types always normalised.
-        use_sum_norm=bool(first.get("use_sum_norm", True)),
-        tensors=model.tensors(),
-        proj_matrices=[mixer.get("proj_matrix") for mixer in mixers if mixer.get("proj_matrix") is not None],
-    )
+def read_source(path: Path, settings: dict[str, Any]) -> Source:
+    """Reads a saved module or a state_dict. `settings` are those of a log or of the command line."""
+    saved = torch_pickle.load(path)
+    if isinstance(saved, Placeholder) and hasattr(saved, "_modules"):
+        return _read_module(saved, settings)
+    if isinstance(saved, dict) and saved and all(isinstance(value, Tensor) for value in saved.values()):
+        tensors = {str(name): value.numpy() for name, value in saved.items()}
+        return Source(_settings_of_state_dict(settings), tensors)
+    if isinstance(saved, dict) and "optimizer_state_dict" in saved:
+        raise ImportRefusedError(f"{path} holds the optimizer; the model is in the file ..._model.pt beside it")
+    raise ImportRefusedError(f"{path} holds neither a saved model nor a state_dict")
 
 
-def read_log(path: Path) -> dict[str, str]:
-    """The arguments that the toolkit's `log.txt` lists."""
-    found = re.findall(r"^\s+- (\w+) : (.*)$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    _refuse_unless(bool(found), f"{path}: no lines '    - name : value': this is not a log of the toolkit")
-    return dict(found)
+def _collect(module: Placeholder, prefix: str, tensors: dict[str, np.ndarray]) -> None:
+    # proj_matrix is an attribute of the module and no parameter, so no state_dict has it.
+    found = {"proj_matrix": module.__dict__.get("proj_matrix")}
+    for group in ("_parameters", "_buffers"):
+        found.update(module.__dict__.get(group, {}))
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            tensors[prefix + name] = value.numpy()
+    for name, child in module.__dict__.get("_modules", {}).items():
+        if isinstance(child, Placeholder):
+            _collect(child, f"{prefix}{name}.", tensors)
 
 
-def _standard_cutoffs(arguments: dict[str, str]) -> list[int]:
-    if arguments.get("adaptive") != "True":
-        return []
-    known = {"wt103": [20000, 40000, 200000], "lm1b": [60000, 100000, 640000]}
-    dataset = arguments.get("dataset", "")
-    _refuse_unless(dataset in known, f"the cutoffs of dataset {dataset!r} are not known: give --cutoffs")
-    return known[dataset]
-
-
-def from_state_dict(
-    tensors: dict[str, np.ndarray], arguments: dict[str, str], cutoffs: list[int] | None, favor_seed: int | None
-) -> Source:
-    """A bare state_dict, with the settings that the run's log tells."""
-
-    def number(name: str, default: int | None = None) -> int:
-        text = arguments.get(name)
-        if text in (None, "None"):
-            _refuse_unless(default is not None, f"the log does not tell {name}")
-            return int(default or 0)
-        return int(str(text))
-
-    attn_type = number("attn_type")
-    _check_type(attn_type)
-    for flag in ("remove_ff", "same_length"):
-        _refuse_unless(arguments.get(flag) != "True", f"a model with --{flag} is not supported")
-    d_model, d_head, n_layer = number("d_model"), number("d_head"), number("n_layer")
-    matrices: list[np.ndarray] = []
-    if ATTENTION_TYPES[attn_type].get("feature_map") == "favor":
-        _refuse_unless(
-            favor_seed is not None,
-            "FAVOR+'s projections are not in a state_dict: import the pickled model, or draw new ones with "
-            "--favor_seed (the model's perplexity then changes a little)",
+def _read_module(model: Placeholder, overrides: dict[str, Any]) -> Source:
+    later = {"tgt_len", "mem_len", "clamp_len"}  # what the toolkit's evaluation sets anew
+    if wrong := sorted(set(overrides) - later):
+        raise ImportRefusedError(
+            f"the file is a whole module, which has its own {', '.join(wrong)}: only tgt_len, mem_len and clamp_len "
+            "can be given besides"
         )
-        random = np.random.default_rng(favor_seed)
-        matrices = [draw_favor_matrix(random, d_head, number("performer_proj_dim", 16)) for _ in range(n_layer)]
-    return Source(
-        attn_type=attn_type,
-        n_layer=n_layer,
-        n_head=number("n_head"),
-        d_head=d_head,
-        d_model=d_model,
-        d_embed=number("d_embed", d_model) if number("d_embed", -1) > 0 else d_model,
-        cutoffs=_standard_cutoffs(arguments) if cutoffs is None else cutoffs,
-        div_val=number("div_val", 1),
-        pre_lnorm=arguments.get("pre_lnorm") == "True",
-        no_pos=arguments.get("no_pos") == "True",
-        tgt_len=number("tgt_len"),
-        mem_len=number("mem_len", 0),
-        clamp_len=number("clamp_len", -1),
-        skip_attn_normalization=arguments.get("skip_attn_normalization") == "True",
-        n_roll=number("dpfp_n_roll", 2),
-        use_sum_norm=False,
-        tensors={name: value for name, value in tensors.items() if isinstance(value, np.ndarray)},
-        proj_matrices=matrices,
-    )
+    settings = {name: value for name, value in model.__dict__.items() if not name.startswith("_")}
+    if settings.get("sample_softmax", -1) > 0:
+        raise ImportRefusedError("the model was trained with --sample_softmax: its output layer is another one")
+    settings.update(_settings_of_layers(model))
+    ends = _child(model, "word_emb"), _child(model, "crit")
+    for name in ("cutoffs", "div_val", "d_proj"):
+        values = [getattr(end, name, None) for end in ends]
+        if values[0] != values[1]:
+            raise ImportRefusedError(f"word_emb has {name} {values[0]}, crit {values[1]}: they must agree")
+        settings[name] = values[0]
+    settings["cutoffs"] = list(settings["cutoffs"])[:-1]  # the toolkit ends them with the vocabulary's size
+    settings.update(overrides)
+    tensors: dict[str, np.ndarray] = {}
+    _collect(model, "", tensors)
+    return Source(settings, tensors)
 
 
-def draw_favor_matrix(random: np.random.Generator, d: int, m: int) -> np.ndarray:
-    """A random projection [d, m] as the toolkit draws them: orthogonal blocks, rows of the length of Gaussian ones."""
-    blocks = [np.linalg.qr(random.standard_normal((m, m)))[0].T for _ in range(-(-d // m))]
-    lengths = np.linalg.norm(random.standard_normal((d, m)), axis=1, keepdims=True)
-    return (np.concatenate(blocks)[:d] * lengths).astype(np.float32)
+def _child(module: Placeholder, name: str) -> Placeholder:
+    child = module.__dict__.get("_modules", {}).get(name)
+    if not isinstance(child, Placeholder):
+        raise ImportRefusedError(f"the saved {type(module).__name__} has no {name}: it is no model of the toolkit")
+    return child
 
 
-def _positions(source: Source) -> dict[str, Any]:
-    last = source.tgt_len - 1
-    if source.attn_type == 0:
-        return {"positions": "relative", "memory_length": source.mem_len, "clamp_length": source.clamp_len}
-    _refuse_unless(source.mem_len == 0, f"mem_len is {source.mem_len}, which only Transformer-XL uses as meant")
-    if source.no_pos:
-        return {"positions": "none"}
-    _refuse_unless(
-        source.clamp_len <= 0 or source.clamp_len >= last,
-        f"clamp_len {source.clamp_len} cuts the positions of segments of {source.tgt_len}: not supported",
-    )
-    return {"positions": "sinusoidal"}
+def _settings_of_layers(model: Placeholder) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    # Absent in the release of February 2021, whose 34 and 35 always normalise.
+    defaults = {"use_sum_norm": True, "normalize_attn_scores": True, "eps": EPS}
+    layers = _child(model, "layers").__dict__.get("_modules", {})
+    for number, layer in layers.items():
+        attention = _child(layer, "dec_attn")
+        here = {
+            name: getattr(attention, name, defaults.get(name))
+            for name in ("pre_lnorm", "normalize_attn_scores", "use_sum_norm", "n_roll", "proj_dim", "scale", "eps")
+        }
+        here["remove_ff"] = not getattr(layer, "use_ff", True)
+        if not here["remove_ff"] and bool(_child(layer, "pos_ff").__dict__.get("pre_lnorm")) != bool(here["pre_lnorm"]):
+            raise ImportRefusedError(f"layer {number} has its norm before one half and after the other")
+        for name, value in here.items():
+            if settings.setdefault(name, value) != value:
+                raise ImportRefusedError(f"layer {number} has {name} {value}, layer 0 {settings[name]}")
+    return settings
 
 
-def config_of(source: Source, inner: int) -> dict[str, Any]:
-    """The settings as Palimpsest's config.json has them."""
-    mixer = dict(ATTENTION_TYPES[source.attn_type])
-    if source.skip_attn_normalization and not mixer.get("scaled_denominator", False) and "attention_norm" in mixer:
-        mixer["attention_norm"] = "none"
-    if source.attn_type in (34, 35, 36):
-        mixer["qk_norm"] = "sum" if source.use_sum_norm else "none"
-    if mixer.get("feature_map") == "dpfp":
-        mixer["dpfp_nu"] = source.n_roll
-    if mixer.get("feature_map") == "favor":
-        mixer["favor_features"] = source.proj_matrices[0].shape[1]
-    placement = "post"
-    if source.pre_lnorm:
-        placement = {0: "pre", 2: "pre_raw_query", 4: "pre_raw_query", 5: "pre_raw_query", 6: "pre_raw_query"}.get(
-            source.attn_type, "pre_normed_residual"
-        )
-    vocabulary = sum(
-        source.tensors[f"word_emb.emb_layers.{i}.weight"].shape[0]
-        for i in range(1 if source.div_val == 1 else len(source.cutoffs) + 1)
-    )
-    return {
+def parse_log(text: str) -> dict[str, Any]:
+    """The settings that a log of the toolkit lists: lines `    - name : value`."""
+    settings = {}
+    for line in text.splitlines():
+        name, colon, value = line.removeprefix("    - ").partition(" : ")
+        if colon and line.startswith("    - "):
+            settings[name] = _value(value)
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+_TOOLKIT_CUTOFFS = {"wt103": [20000, 40000, 200000], "lm1b": [60000, 100000, 640000]}
+
+
+def _settings_of_state_dict(given: dict[str, Any]) -> dict[str, Any]:
+    settings = dict(given)
+    settings["normalize_attn_scores"] = not given.get("skip_attn_normalization", False)
+    settings.setdefault("use_sum_norm", False)
+    settings["n_roll"] = given.get("dpfp_n_roll", 2)
+    settings["proj_dim"] = given.get("performer_proj_dim", 16)
+    settings.setdefault("eps", EPS)
+    if "cutoffs" not in settings:
+        settings["cutoffs"] = []
+        if given.get("adaptive"):
+            dataset = given.get("dataset", "wt103")
+            if dataset not in _TOOLKIT_CUTOFFS:
+                raise ImportRefusedError(f"no cutoffs are known for dataset {dataset}: give --set cutoffs=[...]")
+            settings["cutoffs"] = _TOOLKIT_CUTOFFS[dataset]
+    return settings
+
+
+# ---- what the model is ----
+
+
+@dataclass
+class Model:
+    """A checkpoint understood: config.json, and the tensors under Palimpsest's names."""
+
+    config: dict[str, Any]
+    tensors: dict[str, np.ndarray] = field(repr=False)
+    metadata: dict[str, str] = field(default_factory=dict)  # of model.safetensors
+
+
+def convert(source: Source, *, favor_seed: int | None = None) -> Model:
+    """The model of a checkpoint, or ImportRefusedError."""
+    system = _system(source)
+    _refuse_options(source)
+    layers = 1 + max((int(name.split(".")[1]) for name in source.tensors if name.startswith("layers.")), default=-1)
+    if source.settings.get("n_layer", layers) != layers or layers == 0:
+        raise ImportRefusedError(f"n_layer is {source.settings.get('n_layer')}, the checkpoint has {layers} layers")
+    size, heads, head = (int(source.setting(name)) for name in ("d_model", "n_head", "d_head"))
+    scale = source.settings.get("scale")
+    if scale is not None and abs(scale * head**0.5 - 1) > 1e-6:
+        raise ImportRefusedError(f"the output scale is {scale}, expected 1/sqrt(d_head)")
+    if system.feature_map == "favor":
+        _add_projections(source, layers, head, favor_seed)
+    elif favor_seed is not None:
+        raise ImportRefusedError("--favor-seed is given, but the model has no random projections")
+    inner = len(source.tensors.get("layers.0.pos_ff.CoreNet.0.bias", ()))
+    ends_config, ends = _ends(source, size)
+    segment = int(source.setting("tgt_len"))
+    config: dict[str, Any] = {
         "model_type": "fwp",
-        "vocab_size": vocabulary,
-        "hidden_size": source.d_model,
-        "embedding_size": source.d_embed,
-        "num_hidden_layers": source.n_layer,
-        "num_heads": source.n_head,
-        "head_dim": source.d_head,
+        "vocab_size": ends_config.pop("vocab_size"),
+        "hidden_size": size,
+        **ends_config,
+        "num_hidden_layers": layers,
+        "num_heads": heads,
+        "head_dim": head,
         "intermediate_size": inner,
-        "cutoffs": source.cutoffs,
-        "div_val": source.div_val,
-        "norm_placement": placement,
-        "segment_length": source.tgt_len,
-        **_positions(source),
-        **mixer,
+        "norm_placement": system.pre_norm if source.setting("pre_lnorm", False) else "post",
+        **_positions(source, system, segment),
+        "mixer": "softmax" if system.rule is None else "fast_weight",
+        **_mixer_config(source, system),
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    tensors = dict(ends)
+    if config["positions"] == "relative":
+        tensors["model.content_bias"] = source.tensor("r_w_bias", heads, head)
+        tensors["model.position_bias"] = source.tensor("r_r_bias", heads, head)
+    for number in range(layers):
+        tensors.update(_layer(source, system, number, size, heads, head, inner))
+    return Model(config, tensors, {} if favor_seed is None else {"favor_seed": str(favor_seed)})
 
 
-# Rows of a fused projection for one part of each head: all heads of a part, in order.
-def _by_head(fused: np.ndarray, heads: int, sizes: dict[str, int]) -> dict[str, np.ndarray]:
-    per_head = fused.reshape(heads, sum(sizes.values()), fused.shape[1])
-    parts, at = {}, 0
-    for name, size in sizes.items():
-        parts[name] = per_head[:, at : at + size].reshape(heads * size, fused.shape[1])
-        at += size
-    return parts
+def _system(source: Source) -> System:
+    kind = source.setting("attn_type")
+    if kind in SYSTEMS:
+        return SYSTEMS[kind]
+    why = REFUSED_TYPES.get(kind, "the toolkit has no such type")
+    raise ImportRefusedError(
+        f"attn_type {kind} cannot be imported: {why}. Supported are {', '.join(map(str, SYSTEMS))}"
+    )
 
 
-def _projections(source: Source, take: Callable[[str], np.ndarray], attn: str) -> dict[str, np.ndarray]:
-    heads, d = source.n_head, source.d_head
-    if source.attn_type in (2, 4, 5, 6):
-        k, v = np.split(take(attn + "kv_net.weight"), 2)
-        return {"q": take(attn + "q_net.weight"), "k": k, "v": v}
-    if source.attn_type == 0:
-        q, k, v = np.split(take(attn + "qkv_net.weight"), 3)
-        return {"q": q, "k": k, "v": v, "r": take(attn + "r_net.weight")}
-    if source.attn_type in (34, 35, 36):
-        return _by_head(take(attn + "qkv_net.weight"), heads, {"q": d, "k": d, "v": d})
-    return _by_head(take(attn + "qkvb_net.weight"), heads, {"q": d, "k": d, "v": d, "b": 1})
+def _refuse_options(source: Source) -> None:
+    size = source.setting("d_model")
+    reasons = {
+        "same_length": "every token would see equally many before it, which the server's windows do not do",
+        "remove_ff": "the server's layers always have their feed-forward half",
+        "remove_lnorm": "the server's layers always have their norms",
+        "remove_res": "the server's layers always have their residual connections",
+        "remove_out_proj": "the server's layers always have their output projection",
+    }
+    for name, why in reasons.items():
+        if source.settings.get(name):
+            raise ImportRefusedError(f"the model was trained with --{name}: {why}")
+    if source.settings.get("d_res") not in (None, size):
+        raise ImportRefusedError(f"d_res is {source.settings['d_res']}, but only d_res = d_model ({size}) is served")
+    if source.settings.get("d_proj") not in (None, size):
+        raise ImportRefusedError(f"the embedding gives {source.settings['d_proj']} numbers, d_model is {size}")
+    if source.settings.get("ext_len", 0) != 0:
+        raise ImportRefusedError(f"ext_len is {source.settings['ext_len']}: the server keeps no extended context")
+    if source.settings.get("mem_len", 0) != 0 and source.setting("attn_type") != 0:
+        raise ImportRefusedError("mem_len is only served with attn_type 0 (Transformer-XL); --set mem_len=0 if unused")
+    if abs(source.settings.get("eps", EPS) - EPS) > 1e-9:
+        raise ImportRefusedError(f"eps is {source.settings['eps']}, expected {EPS}")
+    frequencies = source.tensors.get("pos_emb.inv_freq")
+    expected = 10000.0 ** (-np.arange(0, size, 2) / size)
+    if frequencies is not None and not np.allclose(frequencies, expected, rtol=1e-5, atol=0):
+        raise ImportRefusedError("pos_emb.inv_freq is not 10000^(-2j/d_model): positions would differ")
 
 
-def convert(source: Source) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """config.json and the tensors of model.safetensors. Raises ImportRefusedError if something is left over."""
-    left = dict(source.tensors)
+def _positions(source: Source, system: System, segment: int) -> dict[str, Any]:
+    relative = source.setting("attn_type") == 0
+    none = not relative and source.setting("no_pos", False)
+    clamp = int(source.settings.get("clamp_len", -1))
+    if not relative and not none and 0 < clamp < segment - 1:
+        raise ImportRefusedError(f"clamp_len {clamp} is less than tgt_len - 1: only Transformer-XL is served so")
+    return {
+        "positions": "relative" if relative else "none" if none else "sinusoidal",
+        # Without positions a fast-weight model does not know of segments.
+        "segment_length": 0 if none and system.rule else segment,
+        "memory_length": int(source.setting("mem_len", 0)) if relative else 0,
+        "clamp_length": clamp if relative and clamp > 0 else -1,
+    }
 
-    def take(name: str) -> np.ndarray:
-        _refuse_unless(name in left, f"tensor {name!r} is missing")
-        return left.pop(name)
 
-    out: dict[str, np.ndarray] = {}
-    tables = 1 if source.div_val == 1 else len(source.cutoffs) + 1
-    projected = source.div_val > 1 or source.d_embed != source.d_model
-    inner = source.tensors["layers.0.pos_ff.CoreNet.0.weight"].shape[0]
-    config = config_of(source, inner)
+def _mixer_config(source: Source, system: System) -> dict[str, Any]:
+    if system.rule is None:
+        return {}
+    skip = system.may_skip and not source.setting("normalize_attn_scores")
+    attention_norm = "none" if skip else system.attention_norm
+    config: dict[str, Any] = {"update_rule": system.rule, "feature_map": system.feature_map}
+    if system.feature_map == "dpfp":
+        config["dpfp_nu"] = int(source.setting("n_roll"))
+    if system.feature_map == "favor":
+        config["favor_features"] = int(source.tensors["layers.0.dec_attn.proj_matrix"].shape[1])
+    sum_norm = system.fused == "qkv_net" and system.layout == "per_head" and source.setting("use_sum_norm")
+    config["qk_norm"] = "sum" if sum_norm else system.qk_norm
+    config["attention_norm"] = attention_norm
+    config["scaled_denominator"] = system.scaled_denominator
+    return config
 
-    tied = True
-    heads = []
-    for i in range(tables):
-        out[f"model.embeddings.{i}.weight"] = take(f"word_emb.emb_layers.{i}.weight")
-        if projected:
-            out[f"model.embedding_projections.{i}.weight"] = take(f"word_emb.emb_projs.{i}")
-        heads.append(take(f"crit.out_layers.{i}.weight"))
-        tied = tied and np.array_equal(heads[i], out[f"model.embeddings.{i}.weight"])
-        out[f"lm_head.{i}.bias"] = take(f"crit.out_layers.{i}.bias")
-    config["tie_word_embeddings"] = tied
-    if not tied:
-        out.update({f"lm_head.{i}.weight": weight for i, weight in enumerate(heads)})
+
+def _add_projections(source: Source, layers: int, head: int, seed: int | None) -> None:
+    names = [f"layers.{number}.dec_attn.proj_matrix" for number in range(layers)]
+    missing = [name for name in names if name not in source.tensors]
+    if missing and seed is None:
+        raise ImportRefusedError(
+            "FAVOR+'s random projections (proj_matrix) are not in a state_dict. Import the whole module, which has "
+            "them, or give --favor-seed N to draw others: the model then gives somewhat other probabilities"
+        )
+    if not missing and seed is not None:
+        raise ImportRefusedError("--favor-seed is given, but the checkpoint has the projections it was trained with")
+    generator = np.random.default_rng(seed)
+    for name in missing:
+        source.tensors[name] = draw_projection(generator, head, int(source.setting("proj_dim")))
+
+
+def draw_projection(generator: np.random.Generator, head: int, count: int) -> np.ndarray:
+    """A projection [head, count] as the toolkit draws it: orthogonal rows in blocks, of Gaussian lengths."""
+    blocks = []
+    for _ in range(-(-head // count)):
+        q, _ = np.linalg.qr(generator.standard_normal((count, count)))
+        blocks.append(q.T)
+    rows = np.concatenate(blocks)[:head]
+    lengths = np.linalg.norm(generator.standard_normal((head, count)), axis=1)
+    return (lengths[:, None] * rows).astype(np.float32)
+
+
+# ---- tensors ----
+
+
+def _ends(source: Source, size: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Embedding and output layer: their keys of the config, and their tensors."""
+    div_val = int(source.setting("div_val", 1))
+    cutoffs = [int(cutoff) for cutoff in source.setting("cutoffs", [])]
+    tables = _numbered(source, "word_emb.emb_layers.{}.weight")
+    vocabulary = sum(len(table) for table in tables)
+    if not tables or any(b <= a for a, b in zip([0, *cutoffs], [*cutoffs, vocabulary], strict=True)):
+        raise ImportRefusedError(f"cutoffs are {cutoffs}, expected ascending ids below n_token, which is {vocabulary}")
+    embed = tables[0].shape[1]
+    limits = [0, *cutoffs, vocabulary]
+    clusters = len(limits) - 1
+    widths = [embed // div_val**i for i in range(clusters)]
+    parts = [vocabulary] if div_val == 1 else [b - a for a, b in itertools.pairwise(limits)]
+    tensors: dict[str, np.ndarray] = {}
+
+    heads = _numbered(source, "crit.out_layers.{}.weight")
+    tied = all(a.shape == b.shape and np.array_equal(a, b) for a, b in zip(tables, heads, strict=False))
+    for i, rows in enumerate(parts):
+        tensors[f"model.embeddings.{i}.weight"] = source.tensor(f"word_emb.emb_layers.{i}.weight", rows, widths[i])
+        head = source.tensor(f"crit.out_layers.{i}.weight", rows, widths[i])
+        if not tied:
+            tensors[f"lm_head.{i}.weight"] = head
+        tensors[f"lm_head.{i}.bias"] = source.tensor(f"crit.out_layers.{i}.bias", rows)
+
+    projected = div_val > 1 or embed != size
+    tied_projections = [False] * clusters
     if projected:
-        ties = []
-        for i in range(len(source.cutoffs) + 1):
-            projection = take(f"crit.out_projs.{i}")
-            embedding = out[f"model.embedding_projections.{0 if source.div_val == 1 else i}.weight"]
-            ties.append(np.array_equal(projection, embedding))
-            if not ties[-1]:
-                out[f"lm_head.projections.{i}.weight"] = projection.T
-        config["tie_projections"] = ties
-    if source.cutoffs:
-        out["lm_head.clusters.weight"] = take("crit.cluster_weight")
-        out["lm_head.clusters.bias"] = take("crit.cluster_bias")
-    if source.attn_type == 0:
-        out["model.content_bias"], out["model.position_bias"] = take("r_w_bias"), take("r_r_bias")
-    left.pop("pos_emb.inv_freq", None)  # a function of the width
-
-    for n in range(source.n_layer):
-        theirs, ours = f"layers.{n}.", f"model.layers.{n}."
-        for name, matrix in _projections(source, take, theirs + "dec_attn.").items():
-            out[f"{ours}attn.{name}_proj.weight"] = matrix
-        out[ours + "attn.o_proj.weight"] = take(theirs + "dec_attn.o_net.weight")
-        if source.proj_matrices:
-            out[ours + "attn.feature_projection"] = source.proj_matrices[n].T
-        for a, b in [("dec_attn", "attn_norm"), ("pos_ff", "mlp_norm")]:
-            for part in ("weight", "bias"):
-                out[f"{ours}{b}.{part}"] = take(f"{theirs}{a}.layer_norm.{part}")
-        for a, b in [("CoreNet.0", "up_proj"), ("CoreNet.3", "down_proj")]:
-            for part in ("weight", "bias"):
-                out[f"{ours}mlp.{b}.{part}"] = take(f"{theirs}pos_ff.{a}.{part}")
-    _refuse_unless(not left, f"tensors that are not understood: {', '.join(sorted(left)[:5])}")
-    return config, out
+        for i in range(len(parts)):
+            width = widths[i] if div_val > 1 else embed
+            tensors[f"model.embedding_projections.{i}.weight"] = source.tensor(f"word_emb.emb_projs.{i}", size, width)
+        for i in range(clusters):
+            width = widths[i] if div_val > 1 else embed
+            projection = source.tensor(f"crit.out_projs.{i}", size, width)
+            other = tensors[f"model.embedding_projections.{i if div_val > 1 else 0}.weight"]
+            tied_projections[i] = bool(np.array_equal(projection, other))
+            if not tied_projections[i]:
+                tensors[f"lm_head.projections.{i}.weight"] = projection.T
+    if clusters > 1:
+        tensors["lm_head.clusters.weight"] = source.tensor("crit.cluster_weight", clusters - 1, embed)
+        tensors["lm_head.clusters.bias"] = source.tensor("crit.cluster_bias", clusters - 1)
+    elif "crit.cluster_weight" in source.tensors:
+        count = len(source.tensors["crit.cluster_weight"])
+        raise ImportRefusedError(
+            f"the output layer has {count} clusters, but no cutoffs are given: --set cutoffs=[...]"
+        )
+    config: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "embedding_size": embed,
+        "cutoffs": cutoffs,
+        "div_val": div_val,
+        "tie_word_embeddings": tied,
+    }
+    if any(tied_projections):
+        config["tie_projections"] = tied_projections
+    return config, tensors
 
 
-# What Python's str.split() cuts at, and str.splitlines() does not need to know: lines end at \n, \r and \r\n only.
-def _lines(text: str) -> list[str]:
-    return re.split(r"\r\n|\r|\n", text.removesuffix("\n"))
+def _numbered(source: Source, pattern: str) -> list[np.ndarray]:
+    found: list[np.ndarray] = []
+    while (name := pattern.format(len(found))) in source.tensors:
+        found.append(source.tensors[name])
+    return found
 
 
-def count_words(path: Path) -> list[str]:
-    """The toolkit's vocabulary of a word-level `train.txt`: <eos>, then by count, ties by first occurrence."""
-    counter: collections.Counter[str] = collections.Counter()
-    for line in _lines(path.read_text(encoding="utf-8")):
-        counter.update([*line.split(), "<eos>"])
-    return ["<eos>"] + [word for word, _ in counter.most_common() if word != "<eos>"]
+def _layer(
+    source: Source, system: System, number: int, size: int, heads: int, head: int, inner: int
+) -> dict[str, np.ndarray]:
+    theirs, ours = f"layers.{number}.", f"model.layers.{number}."
+    attention = f"{theirs}dec_attn."
+    width = heads * head
+    tensors = {f"{ours}attn.{name}.weight": value for name, value in _qkv(source, system, attention, size, heads, head)}
+    tensors[f"{ours}attn.o_proj.weight"] = source.tensor(f"{attention}o_net.weight", size, width)
+    if system.feature_map == "favor":
+        name = f"{attention}proj_matrix"
+        count = source.tensors[name].shape[-1]
+        tensors[f"{ours}attn.feature_projection"] = source.tensor(name, head, count).T
+    if system.layout == "blocks":
+        tensors[f"{ours}attn.r_proj.weight"] = source.tensor(f"{attention}r_net.weight", width, size)
+    for name, norm in (("attn_norm", f"{attention}layer_norm"), ("mlp_norm", f"{theirs}pos_ff.layer_norm")):
+        for part in ("weight", "bias"):
+            tensors[f"{ours}{name}.{part}"] = source.tensor(f"{norm}.{part}", size)
+    core = f"{theirs}pos_ff.CoreNet."
+    tensors[f"{ours}mlp.up_proj.weight"] = source.tensor(f"{core}0.weight", inner, size)
+    tensors[f"{ours}mlp.up_proj.bias"] = source.tensor(f"{core}0.bias", inner)
+    tensors[f"{ours}mlp.down_proj.weight"] = source.tensor(f"{core}3.weight", size, inner)
+    tensors[f"{ours}mlp.down_proj.bias"] = source.tensor(f"{core}3.bias", size)
+    return tensors
 
 
-def read_symbols(path: Path) -> list[str]:
-    """Symbols in the order of their ids: from the toolkit's `cache.pt`, a `train.txt`, or a list, one a line."""
-    if path.suffix == ".pt":
-        corpus = torch_pickle.load(path, MODULES)
-        vocabulary = corpus.get("vocab") if isinstance(corpus, torch_pickle.Record) else None
-        _refuse_unless(vocabulary is not None, f"{path}: no corpus of the toolkit")
-        return list(vocabulary.get("idx2sym"))
-    if path.name == "train.txt":
-        return count_words(path)
-    return path.read_text(encoding="utf-8").split("\n")[
-        : -1 if path.read_text(encoding="utf-8").endswith("\n") else None
-    ]
+def _qkv(
+    source: Source, system: System, attention: str, size: int, heads: int, head: int
+) -> Iterable[tuple[str, np.ndarray]]:
+    width = heads * head
+    names = ("q_proj", "k_proj", "v_proj")
+    if system.layout == "separate":
+        key_value = source.tensor(f"{attention}kv_net.weight", 2 * width, size)
+        query = source.tensor(f"{attention}q_net.weight", width, size)
+        return zip(names, (query, key_value[:width], key_value[width:]), strict=True)
+    per_head = 3 * head + system.delta
+    fused = source.tensor(f"{attention}{system.fused}.weight", heads * per_head, size)
+    if system.layout == "blocks":
+        return zip(names, np.split(fused, 3), strict=True)
+    by_head = fused.reshape(heads, per_head, size)
+    parts = [(name, by_head[:, i * head : (i + 1) * head].reshape(width, size)) for i, name in enumerate(names)]
+    return [*parts, ("b_proj", by_head[:, 3 * head])] if system.delta else parts
 
 
-def _rules(symbols: list[str]) -> dict[str, Any]:
-    if all(symbol.isdecimal() and int(symbol) < 256 for symbol in symbols):
-        return {"kind": "character", "unk": None, "eos": None}
-    for unk in ("<unk>", "<UNK>"):
-        if unk in symbols:
-            return {"kind": "word", "unk": unk, "eos": "<eos>" if "<eos>" in symbols else None}
-    raise ImportRefusedError("the vocabulary has neither <unk> nor <UNK>: a word that it lacks would have no id")
+# ---- vocabularies ----
 
 
-def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], symbols: list[str]) -> None:
-    """Writes what the server loads."""
-    _refuse_unless(
-        len(symbols) == config["vocab_size"],
-        f"the vocabulary has {len(symbols)} symbols, the model {config['vocab_size']}: they do not belong together",
-    )
-    rules = _rules(symbols)
+@dataclass
+class Vocabulary:
+    """Symbols in the order of their ids; `kind` is "word" or "character"."""
+
+    kind: str
+    symbols: list[str] = field(repr=False)
+
+    def rules(self) -> dict[str, Any]:
+        """vocabulary.json."""
+        words = self.kind == "word"
+        special = {name: f"<{name}>" if words and f"<{name}>" in self.symbols else None for name in ("unk", "eos")}
+        return {"kind": self.kind, **special, "lowercase": False}
+
+
+def read_vocabulary(paths: list[Path], kind: str, size: int) -> Vocabulary:
+    """Reads the files of --vocab; raises ImportRefusedError unless they give `size` symbols."""
+    if kind == "auto":
+        kind = _guess(paths, size)
+    if kind == "cache":
+        vocabulary = _from_corpus(paths[0])
+    elif kind == "list":
+        symbols = _lines(paths[0])
+        if symbols and not symbols[-1]:
+            symbols.pop()
+        vocabulary = Vocabulary("character" if all(map(_is_byte, symbols)) else "word", symbols)
+    else:
+        vocabulary = _count(paths, characters=kind == "enwik8")
+    names = ", ".join(map(str, paths))
+    if len(vocabulary.symbols) != size:
+        raise ImportRefusedError(
+            f"{names}: gives {len(vocabulary.symbols)} symbols, the model has {size}. It must be the vocabulary of the "
+            "training data; with text files, see also --vocab-kind"
+        )
+    if len(set(vocabulary.symbols)) != size or any(symbol.split() != [symbol] for symbol in vocabulary.symbols):
+        raise ImportRefusedError(f"{names}: a symbol is there twice, is empty or has white space in it")
+    if vocabulary.kind == "character" and not all(map(_is_byte, vocabulary.symbols)):
+        wrong = next(symbol for symbol in vocabulary.symbols if not _is_byte(symbol))
+        raise ImportRefusedError(f"{names}: {wrong!r} is no decimal value of a byte, which characters must be")
+    return vocabulary
+
+
+def _guess(paths: list[Path], size: int) -> str:
+    with paths[0].open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02"):
+        return "cache"
+    if len(paths) == 1:
+        lines = _lines(paths[0])
+        if len(lines) - (not lines[-1]) == size and not any(len(line.split()) > 1 for line in lines):
+            return "list"
+        return "wt103"
+    return "enwik8"
+
+
+def _is_byte(symbol: str) -> bool:
+    return symbol.isascii() and symbol.isdecimal() and str(int(symbol)) == symbol and int(symbol) < 256
+
+
+def _lines(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as file:  # \n, \r and \r\n end lines, as for the toolkit
+        return file.read().split("\n")
+
+
+def _count(paths: list[Path], *, characters: bool) -> Vocabulary:
+    """As the toolkit: most frequent first, ties by first occurrence; words have <eos> in front."""
+    counts: Counter[str] = Counter()
+    for path in paths if characters else paths[:1]:
+        for line in _lines(path):
+            counts.update(line.split())
+    symbols = [symbol for symbol, _ in counts.most_common()]
+    if characters:
+        return Vocabulary("character", symbols)
+    return Vocabulary("word", ["<eos>", *(symbol for symbol in symbols if symbol != "<eos>")])
+
+
+def _from_corpus(path: Path) -> Vocabulary:
+    corpus = torch_pickle.load(path)
+    vocabulary = getattr(corpus, "vocab", None)
+    symbols = getattr(vocabulary, "idx2sym", None)
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise ImportRefusedError(f"{path}: holds no corpus of the toolkit")
+    dataset = getattr(corpus, "dataset", None)
+    kinds = {"wt103": "word", "wt2": "word", "enwik8": "character"}
+    if dataset not in kinds:
+        raise ImportRefusedError(
+            f"{path}: is the corpus of {dataset}; the server knows how to cut texts for {', '.join(kinds)}"
+        )
+    return Vocabulary(kinds[dataset], symbols)
+
+
+# ---- the folder ----
+
+
+def write_folder(folder: Path, model: Model, vocabulary: Vocabulary | None) -> None:
+    """Writes all files of the model."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config)
-    weights_file.write(
-        folder / SINGLE,
-        {name: weights_file.entry(np.asarray(values, "<f4"), "F32") for name, values in tensors.items()},
-    )
-    write_json(folder / "vocabulary.json", rules)
-    (folder / "vocab.txt").write_text("".join(symbol + "\n" for symbol in symbols), encoding="utf-8")
+    write_json(folder / "config.json", model.config)
+    entries = {name: weights_file.entry(np.asarray(values, "<f4"), "F32") for name, values in model.tensors.items()}
+    weights_file.write(folder / SINGLE, entries, model.metadata)
+    if vocabulary is not None:
+        with (folder / "vocab.txt").open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{symbol}\n" for symbol in vocabulary.symbols)
+        write_json(folder / "vocabulary.json", vocabulary.rules())
 
 
-def main() -> None:
-    """Entry point."""
+def _parse_settings(log: Path | None, given: list[str]) -> dict[str, Any]:
+    settings = parse_log(log.read_text(encoding="utf-8")) if log else {}
+    if log and "attn_type" not in settings:
+        raise ImportRefusedError(f"{log}: lists no settings, which are lines like '    - attn_type : 24'")
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ImportRefusedError(f"--set {item}: expected name=value, such as attn_type=24")
+        settings[name.removeprefix("--")] = _value(value)
+    return settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="best_model.pt or latest_model.pt of a run, or a state_dict")
+    parser.add_argument("model", type=Path, metavar="MODEL.pt", help="best_model.pt of a run, or a state_dict")
+    parser.add_argument("--vocab", type=Path, nargs="+", required=True, help="the vocabulary, see above")
+    parser.add_argument("--vocab-kind", choices=("auto", "cache", "wt103", "enwik8", "list"), default="auto")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--log", type=Path, help="log.txt of the run, for a state_dict")
     parser.add_argument(
-        "--vocab", type=Path, required=True, help="the data folder's cache.pt or train.txt, or a list, a symbol a line"
-    )
-    parser.add_argument("--log", type=Path, help="log.txt of the run; needed for a state_dict")
-    parser.add_argument("--cutoffs", help="comma separated; for a state_dict of a data set other than wt103 and lm1b")
-    parser.add_argument("--favor_seed", type=int, help="draw FAVOR+'s projections, which a state_dict lacks")
-    args = parser.parse_args()
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="a setting, named as the toolkit's flag: for a state_dict all that differ from the toolkit's defaults, "
+        "for a whole module tgt_len, mem_len and clamp_len; use_sum_norm=True for types 34 and 35 of February 2021",
+    )  # fmt: skip
+    parser.add_argument(
+        "--favor-seed", type=int, metavar="N",
+        help="draw FAVOR+'s projections, which a state_dict lacks; the same N gives the same model. "
+        "model.safetensors keeps N in its metadata",
+    )  # fmt: skip
+    args = parser.parse_args(arguments)
     try:
-        loaded = torch_pickle.load(args.model, MODULES)
-        if isinstance(loaded, torch_pickle.Record):
-            source = from_module(loaded)
-        elif isinstance(loaded, dict):
-            _refuse_unless(args.log is not None, f"{args.model} is a state_dict: give the run's --log, too")
-            cutoffs = None if args.cutoffs is None else [int(part) for part in args.cutoffs.split(",") if part]
-            source = from_state_dict(loaded, read_log(args.log), cutoffs, args.favor_seed)
-        else:
-            raise ImportRefusedError(f"{args.model} holds neither a model nor a state_dict")
-        config, tensors = convert(source)
-        write_folder(args.out, config, tensors, read_symbols(args.vocab))
-    except (ImportRefusedError, torch_pickle.RefusedPickleError, OSError) as error:
-        sys.exit(f"import_lmtool: {error}")
-    count = sum(values.size for values in tensors.values())
-    print(
-        f"{args.out}: attn_type {source.attn_type}, {count / 1e6:.2f} million parameters, "
-        f"{config['vocab_size']} symbols"
-    )
+        source = read_source(args.model, _parse_settings(args.log, args.set))
+        model = convert(source, favor_seed=args.favor_seed)
+        vocabulary = read_vocabulary(args.vocab, args.vocab_kind, model.config["vocab_size"])
+        write_folder(args.out, model, vocabulary)
+    except (ValueError, OSError) as why:
+        print(f"import_lmtool: {why}", file=sys.stderr)
+        return 1
+    if vocabulary.kind == "word" and vocabulary.rules()["unk"] is None:
+        print("import_lmtool: the vocabulary has no <unk>: name in vocabulary.json what stands for unknown words")
+    parameters = sum(values.size for values in model.tensors.values())
+    print(f"{args.out}: attn_type {source.settings['attn_type']}, {parameters:,} parameters, {vocabulary.kind}s")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

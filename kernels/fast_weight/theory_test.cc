@@ -153,12 +153,11 @@ Rows Features(const Rows& x, FeatureMapKind map, KeyNorm norm, int32_t rolls = 0
 }
 
 class Theory : public testing::TestWithParam<bool> {};
-INSTANTIATE_TEST_SUITE_P(By, Theory, testing::Bool(),
-                         [](const auto& info) { return info.param ? "Chunks" : "Steps"; });
+INSTANTIATE_TEST_SUITE_P(By, Theory, testing::Bool(), [](const auto& info) { return info.param ? "Chunks" : "Steps"; });
 
 // Predictions of all queries form a matrix of rank E at most, the targets a permutation: half the mean squared error is
-// at least (1 - E / U) / 2 whatever the rule, the map and a scalar normaliser (Eckart and Young). A memory that answered
-// better would remember more than it can hold.
+// at least (1 - E / U) / 2 whatever the rule, the map and a scalar normaliser (Eckart and Young). A memory that
+// answered better would remember more than it can hold.
 TEST_P(Theory, NoMemoryHoldsMoreThanItsRank) {
   constexpr int32_t kDim = 16, kPairs = 100;
   struct Case {
@@ -325,7 +324,8 @@ TEST_P(Theory, RandomKeysInterfereUnderTheSumRule) {
 }
 
 // Under the delta rule with beta 1 old items fade and the error stays below 2: e_0 = 0 for the item just written, and
-// for the m-th write after it e_(m+1) = e_m (1 - 2/E) + (2/E)(1 - r^m) + (1/E)(2 - r^(i+m)), r = 1 - 1/E, i items before.
+// for the m-th write after it e_(m+1) = e_m (1 - 2/E) + (2/E)(1 - r^m) + (1/E)(2 - r^(i+m)), r = 1 - 1/E, i items
+// before.
 double DeltaTheory(int32_t n, int32_t features) {
   const double E = features, r = 1.0 - 1.0 / E;
   double mean = 0.0;
@@ -357,10 +357,9 @@ TEST(TheoryOfFeatures, TheMapsSetTheCrosstalk) {
     int32_t rolls;
     double expected;
   };
-  for (const Case& c :
-       {Case{FeatureMapKind::kIdentity, 0, 0.0155}, Case{FeatureMapKind::kElu1, 0, 0.476},
-        Case{FeatureMapKind::kDpfp, 1, 0.0195}, Case{FeatureMapKind::kDpfp, 2, 0.0160},
-        Case{FeatureMapKind::kDpfp, 3, 0.0149}}) {
+  for (const Case& c : {Case{FeatureMapKind::kIdentity, 0, 0.0155}, Case{FeatureMapKind::kElu1, 0, 0.476},
+                        Case{FeatureMapKind::kDpfp, 1, 0.0195}, Case{FeatureMapKind::kDpfp, 2, 0.0160},
+                        Case{FeatureMapKind::kDpfp, 3, 0.0149}}) {
     const Rows x = Features(Gaussian(300, 64, 12), c.map, KeyNorm::kL2, c.rolls);
     double mean = 0.0;
     for (size_t i = 0; i < x.size(); ++i) {
