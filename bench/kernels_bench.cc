@@ -11,6 +11,8 @@
 // Seconds, of the bounds too, are of the wall clock; with one thread they are of its processor time, so that a busy
 // machine takes bandwidth from the figures but not time.
 
+#include "bench/kernels_bench.h"
+
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -19,11 +21,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "bench/machine_bounds.h"
 #include "kernels/common/aligned_buffer.h"
 #include "kernels/common/check.h"
 #include "kernels/fast_weight/fast_weight.h"
@@ -31,30 +31,6 @@
 
 namespace palimpsest {
 namespace {
-
-struct Machine {
-  ThreadPool pool;
-  MachineBounds bounds;
-  explicit Machine(int threads)
-      : pool(threads), bounds(MeasureMachineBounds(pool, threads == 1 ? BenchClock::kThread : BenchClock::kWall)) {}
-};
-
-std::vector<float> Normal(int64_t n, uint32_t seed, float scale = 1.0f) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, scale);
-  std::vector<float> values(n);
-  for (float& value : values) value = normal(random);
-  return values;
-}
-
-void Count(benchmark::State& state, const MachineBounds& bounds, double bytes, double bytes_per_second, double flops) {
-  using benchmark::Counter;
-  const auto rate = Counter::kIsIterationInvariantRate;
-  state.counters["bytes_per_second"] = Counter(bytes, rate, Counter::kIs1000);
-  state.counters["memory_share"] = Counter(bytes / bytes_per_second, rate);
-  state.counters["flops_per_second"] = Counter(flops, rate, Counter::kIs1000);
-  state.counters["f32_share"] = Counter(flops / bounds.f32_flops_per_second, rate);
-}
 
 // ---------------------------------------------------------------------------------------------------- linear
 
@@ -263,6 +239,7 @@ void Register(Machine& machine) {
       milliseconds(chunk)->Arg(512);
     }
   }
+  RegisterMixers(machine);
 }
 
 }  // namespace

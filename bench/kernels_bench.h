@@ -1,0 +1,43 @@
+// What the benchmarks of ops share.
+#pragma once
+
+#include <benchmark/benchmark.h>
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "bench/machine_bounds.h"
+#include "kernels/common/thread_pool.h"
+
+namespace palimpsest {
+
+struct Machine {
+  ThreadPool pool;
+  MachineBounds bounds;
+  explicit Machine(int threads)
+      : pool(threads), bounds(MeasureMachineBounds(pool, threads == 1 ? BenchClock::kThread : BenchClock::kWall)) {}
+};
+
+inline std::vector<float> Normal(int64_t n, uint32_t seed, float scale = 1.0f) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> values(n);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+inline void Count(benchmark::State& state, const MachineBounds& bounds, double bytes, double bytes_per_second,
+                  double flops) {
+  using benchmark::Counter;
+  const auto rate = Counter::kIsIterationInvariantRate;
+  state.counters["bytes_per_second"] = Counter(bytes, rate, Counter::kIs1000);
+  state.counters["memory_share"] = Counter(bytes / bytes_per_second, rate);
+  state.counters["flops_per_second"] = Counter(flops, rate, Counter::kIs1000);
+  state.counters["f32_share"] = Counter(flops / bounds.f32_flops_per_second, rate);
+}
+
+// The mixers of 2102.11174: mixers_bench.cc.
+void RegisterMixers(Machine& machine);
+
+}  // namespace palimpsest
