@@ -157,6 +157,39 @@ TEST_F(PaperTest, TheServerTellsTheBytesOfAStateAndWhatTheyAre) {
   }
 }
 
+// A long life costs nothing: neither the session's bytes nor the server's memory grow with the text.
+TEST_F(PaperTest, ASessionOf200000TokensTakesNoMoreMemoryThanOneOf2000) {
+  constexpr int32_t kTokens = 200000, kPiece = 2000;
+  Stubs stubs(server_->target());
+  for (const char* name : {"delta_norm_dpfp_46", "sum_favor_35", "transformer_xl"}) {
+    SCOPED_TRACE(name);
+    const auto golden = std::ranges::find(*goldens_, name, &Golden::name);
+    ASSERT_NE(golden, goldens_->end());
+    grpc::ClientContext context;
+    v1::CreateSessionRequest create;
+    create.mutable_session()->set_model("models/" + golden->model);
+    v1::Session session;
+    ASSERT_TRUE(stubs.sessions->CreateSession(&context, create, &session).ok());
+    double before = 0;
+    for (int32_t at = 0; at < kTokens; at += kPiece) {
+      v1::GenerateRequest request;
+      request.set_session(session.name());
+      for (int32_t i = 0; i < kPiece; ++i) {
+        request.mutable_tokens()->add_ids(golden->tokens[(at + i) % golden->tokens.size()]);
+      }
+      request.mutable_stop()->set_max_tokens(0);
+      GenerateOk(stubs, request);
+      if (at == 5 * kPiece) before = server_->Metric("process_resident_memory_bytes");
+    }
+    const v1::Session after = GetSession(stubs, session.name());
+    EXPECT_EQ(after.position(), kTokens);
+    EXPECT_EQ(after.state_bytes(), session.state_bytes());
+    EXPECT_GT(before, 0);
+    EXPECT_LT(server_->Metric("process_resident_memory_bytes") - before, kSanitized ? 64e6 : 4e6);
+    DeleteSession(stubs, session.name());
+  }
+}
+
 TEST_F(PaperTest, PositionsThatAreUsedUpAreSaid) {
   Stubs stubs(server_->target());
   const auto golden = std::ranges::find(*goldens_, "delta_elu_24_positions", &Golden::name);
