@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -200,6 +201,33 @@ TEST(ModelConfig, CanonicalTextIsTheSameForTheSameFunction) {
   }
 }
 
+TEST(ModelConfig, ReadsTheSystemsOfThePaper) {
+  const ModelConfig delta = Parsed(R"({"model_type": "fwp", "vocab_size": 1000, "hidden_size": 64, "num_heads": 4,
+      "head_dim": 12, "num_hidden_layers": 3, "intermediate_size": 96, "feature_map": "dpfp", "dpfp_nu": 2,
+      "qk_norm": "sum", "attention_norm": "key_and_output", "positions": "sinusoidal", "segment_length": 128,
+      "cutoffs": [100, 400], "embedding_size": 40, "div_val": 2})");
+  EXPECT_EQ(delta.mixer.shape.key_dim, 48);
+  EXPECT_EQ(delta.mixer.shape.value_dim, 12);
+  EXPECT_EQ(delta.mixer.query_width(), 48);
+  EXPECT_EQ(delta.mixer.rule, UpdateRule::kDelta);
+  EXPECT_FLOAT_EQ(delta.mixer.query_scale, 1.0f / std::sqrt(12.0f));
+  EXPECT_TRUE(delta.layer_norm);
+  EXPECT_TRUE(delta.tied_embeddings);
+  EXPECT_EQ(delta.max_context(), 129);
+  EXPECT_EQ(delta.clusters(), 3);
+  EXPECT_EQ(delta.cluster_begin(2), 400);
+  EXPECT_EQ(delta.cluster_end(2), 1000);
+  EXPECT_EQ(delta.cluster_width(2), 10);
+
+  const ModelConfig xl = Parsed(R"({"model_type": "fwp", "vocab_size": 100, "hidden_size": 64, "mixer": "softmax",
+      "positions": "relative", "segment_length": 32, "memory_length": 48, "clamp_length": 60})");
+  EXPECT_TRUE(xl.mixer.is_window());
+  EXPECT_EQ(xl.mixer.window_capacity(), 80);
+  EXPECT_EQ(xl.mixer.largest_distance, 60);
+  EXPECT_EQ(xl.max_context(), 0);
+  EXPECT_NE(delta.Canonical(), xl.Canonical());
+}
+
 struct BadConfig {
   const char* name;
   std::string text;
@@ -211,8 +239,46 @@ struct BadConfig {
 std::vector<BadConfig> BadConfigs() {
   const auto delta = [](const nlohmann::json& changes) { return Config("delta_net", changes); };
   const auto gated = [](const nlohmann::json& changes) { return Config("gated_deltanet", changes); };
+  // A small good config of the paper's family with some keys changed.
+  const auto paper = [](const nlohmann::json& changes) {
+    nlohmann::json config = {{"model_type", "fwp"},     {"vocab_size", 512}, {"hidden_size", 64},
+                             {"num_hidden_layers", 2},  {"num_heads", 4},    {"head_dim", 16},
+                             {"intermediate_size", 96}, {"qk_norm", "sum"},  {"bos_token_id", nullptr},
+                             {"eos_token_id", nullptr}};
+    config.update(changes);
+    return config.dump();
+  };
   std::string deep = "{\"a\":" + std::string(40, '[') + std::string(40, ']') + "}";
   return {
+      {"paper_mixer", paper({{"mixer", "rnn"}}), "'mixer' is 'rnn', expected 'fast_weight' or 'softmax'"},
+      {"paper_rule", paper({{"update_rule", "gated"}}), "'update_rule' is 'gated', expected 'sum' or 'delta'"},
+      {"paper_map", paper({{"feature_map", "silu"}}), "'feature_map' is 'silu'"},
+      {"paper_nu", paper({{"feature_map", "dpfp"}, {"dpfp_nu", 32}}), "'dpfp_nu' is 32, expected an integer from 1 to 31"},
+      {"paper_favor", paper({{"feature_map", "favor"}}), "feature_map 'favor' needs 'favor_features'"},
+      {"paper_features", paper({{"feature_map", "favor"}, {"favor_features", 5000}}), "'favor_features' is 5000"},
+      {"paper_wide_dpfp", paper({{"feature_map", "dpfp"}, {"head_dim", 1024}, {"dpfp_nu", 5}}),
+       "the feature map gives 10240 features a head"},
+      {"paper_keys_of_sum", paper({{"update_rule", "sum"}, {"attention_norm", "key_and_output"}}),
+       "attention_norm 'key_and_output' needs update_rule 'delta'"},
+      {"paper_no_denominator", paper({{"scaled_denominator", true}}), "'scaled_denominator' is true, but"},
+      {"paper_positions", paper({{"positions", "sinusoidal"}}), "'positions' needs 'segment_length'"},
+      {"paper_odd", paper({{"positions", "sinusoidal"}, {"segment_length", 8}, {"hidden_size", 63}}),
+       "needs an even hidden_size, it is 63"},
+      {"paper_relative", paper({{"positions", "relative"}, {"segment_length", 8}}), "need mixer 'softmax'"},
+      {"paper_memory", paper({{"mixer", "softmax"}, {"segment_length", 8}, {"memory_length", 8}}),
+       "'memory_length' needs positions 'relative'"},
+      {"paper_no_window", paper({{"mixer", "softmax"}}), "mixer 'softmax' needs 'segment_length'"},
+      {"paper_clamp", paper({{"positions", "sinusoidal"}, {"segment_length", 9}, {"clamp_length", 4}}),
+       "'clamp_length' is 4, expected -1 or at least segment_length - 1, which is 8"},
+      {"paper_cutoffs", paper({{"cutoffs", {100, 100}}}), "'cutoffs' is [100, 100], expected ascending ids above 0"},
+      {"paper_cutoff_beyond", paper({{"cutoffs", {512}}}), "'cutoffs' is 512, expected an id from 0 to 511"},
+      {"paper_div_val", paper({{"cutoffs", {10, 20, 30}}, {"div_val", 8}}), "leaves nothing"},
+      {"paper_ties", paper({{"cutoffs", {100}}, {"tie_projections", {true}}}), "'tie_projections' has 1 values"},
+      {"paper_ties_type", paper({{"tie_projections", {1}}}), "expected a list of true and false"},
+      {"paper_norm", paper({{"norm_placement", "none"}}), "'norm_placement' is 'none'"},
+      {"paper_state", paper({{"mixer", "softmax"}, {"segment_length", 1048576}, {"num_hidden_layers", 1000}}),
+       "one state takes"},
+      {"paper_fla_key", paper({{"use_gate", true}}), "unknown key 'use_gate'"},
       {"empty", "", "config.json: not valid JSON"},
       {"not_json", "{\"model_type\": delta_net}", "config.json: not valid JSON: parse error at line 1, column 16"},
       {"not_an_object", "[1, 2]", "config.json: expected an object, got array"},
