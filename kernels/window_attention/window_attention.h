@@ -28,7 +28,7 @@ struct WindowAttentionParams {
   float scale = 1.0f;
   RaggedRows rows;
   const int64_t* first_position = nullptr;  // [num_sequences], >= 0: position of each sequence's first row
-  // [2, capacity, heads, dim] per slot: keys, then values; position t's are at t % capacity. Updated in place.
+  // [2, heads, capacity, dim] per slot: keys, then values; position t's are at t % capacity. Updated in place.
   StatePiece ring;
   const float* q = nullptr;  // [rows, heads, dim] each, with row strides
   int64_t ldq = 0;

@@ -42,13 +42,25 @@ float Exponentiate(std::vector<float>& scores) {
   return SumOf(scores.data(), scores.size());
 }
 
+// Calls body(i, n, place) for the visible rows in order of position, as one or two stretches of the ring: rows
+// [place, place + n) are the i-th visible one and those after it.
+template <class Body>
+void ForStretches(const WindowAttentionParams& p, int64_t begin, int64_t end, const Body& body) {
+  for (int64_t i = 0; begin + i < end;) {
+    const int64_t place = (begin + i) % p.capacity;
+    const int64_t n = std::min(end - begin - i, p.capacity - place);
+    body(i, n, place);
+    i += n;
+  }
+}
+
+// `keys` and `values` are the head's: [capacity, dim].
 void AttendRow(const WindowAttentionParams& p, float* keys, float* values, int64_t row, int64_t t, int64_t column,
                WindowScratch& scratch) {
   const FloatTag d;
   const int64_t width = int64_t{p.heads} * p.dim, begin = p.first_visible(t);
-  const auto place = [&](int64_t position) { return position % p.capacity * width + column; };
-  std::copy_n(p.k + row * p.ldk + column, p.dim, keys + place(t));
-  std::copy_n(p.v + row * p.ldv + column, p.dim, values + place(t));
+  std::copy_n(p.k + row * p.ldk + column, p.dim, keys + t % p.capacity * p.dim);
+  std::copy_n(p.v + row * p.ldv + column, p.dim, values + t % p.capacity * p.dim);
 
   const float* query = p.q + row * p.ldq + column;
   if (p.relative != nullptr) {
@@ -58,28 +70,33 @@ void AttendRow(const WindowAttentionParams& p, float* keys, float* values, int64
   }
   std::vector<float>& scores = scratch.scores;
   scores.resize(t - begin + 1);
-  for (int64_t j = begin; j <= t; ++j) {
-    float score = Dot(query, keys + place(j), p.dim);
-    if (p.relative != nullptr) {
-      score += Dot(scratch.position_query.data(), p.relative + (t - j) * width + column, p.dim);
+  ForStretches(p, begin, t + 1, [&](int64_t i, int64_t n, int64_t place) HWY_ATTR {
+    for (int64_t j = 0; j < n; ++j) scores[i + j] = Dot(query, keys + (place + j) * p.dim, p.dim);
+  });
+  if (p.relative != nullptr) {
+    const float* const nearest = p.relative + column;
+    for (int64_t j = begin; j <= t; ++j) {
+      scores[j - begin] += Dot(scratch.position_query.data(), nearest + (t - j) * width, p.dim);
     }
-    scores[j - begin] = score * p.scale;
   }
+  for (float& score : scores) score *= p.scale;
   const FloatVec share = hn::Set(d, 1.0f / Exponentiate(scores));
   float* const out = p.out + row * p.ldout + column;
-  ForEachVector(p.dim, [&](size_t i, size_t count) HWY_ATTR {
+  ForEachVector(p.dim, [&](size_t c, size_t count) HWY_ATTR {
     FloatVec sum = hn::Zero(d);
-    for (int64_t j = begin; j <= t; ++j) {
-      sum = hn::MulAdd(hn::Set(d, scores[j - begin]), LoadCount(values + place(j) + i, count), sum);
-    }
-    StoreCount(hn::Mul(sum, share), out + i, count);
+    ForStretches(p, begin, t + 1, [&](int64_t i, int64_t n, int64_t place) HWY_ATTR {
+      for (int64_t j = 0; j < n; ++j) {
+        sum = hn::MulAdd(hn::Set(d, scores[i + j]), LoadCount(values + (place + j) * p.dim + c, count), sum);
+      }
+    });
+    StoreCount(hn::Mul(sum, share), out + c, count);
   });
 }
 
 // All rows of one head of one sequence.
 void WindowAttentionHead(const WindowAttentionParams& p, int32_t sequence, int32_t head) {
   thread_local WindowScratch scratch;
-  float* const keys = p.ring.At(p.rows.slot[sequence]);
+  float* const keys = p.ring.At(p.rows.slot[sequence]) + int64_t{head} * p.capacity * p.dim;
   float* const values = keys + p.ring_floats() / 2;
   const int64_t begin = p.rows.row_begin[sequence];
   for (int64_t r = begin; r < p.rows.row_begin[sequence + 1]; ++r) {

@@ -16,11 +16,12 @@ void WindowAttentionReference(const WindowAttentionParams& p) {
       for (int32_t h = 0; h < p.heads; ++h) {
         const int64_t column = int64_t{h} * p.dim;
         const float* const q = p.q + r * p.ldq + column;
-        std::copy_n(p.k + r * p.ldk + column, p.dim, keys + t % p.capacity * width + column);
-        std::copy_n(p.v + r * p.ldv + column, p.dim, values + t % p.capacity * width + column);
+        const auto place = [&](int64_t position) { return (h * p.capacity + position % p.capacity) * p.dim; };
+        std::copy_n(p.k + r * p.ldk + column, p.dim, keys + place(t));
+        std::copy_n(p.v + r * p.ldv + column, p.dim, values + place(t));
         std::vector<double> scores;
         for (int64_t j = p.first_visible(t); j <= t; ++j) {
-          const float* const k = keys + j % p.capacity * width + column;
+          const float* const k = keys + place(j);
           double score = 0.0;
           for (int32_t i = 0; i < p.dim; ++i) {
             if (p.relative == nullptr) {
@@ -38,7 +39,7 @@ void WindowAttentionReference(const WindowAttentionParams& p) {
         for (int32_t i = 0; i < p.dim; ++i) {
           double out = 0.0;
           for (int64_t n = 0; n < std::ssize(scores); ++n) {
-            out += scores[n] / sum * values[(p.first_visible(t) + n) % p.capacity * width + column + i];
+            out += scores[n] / sum * values[place(p.first_visible(t) + n) + i];
           }
           p.out[r * p.ldout + column + i] = static_cast<float>(out);
         }

@@ -62,7 +62,7 @@ StateLayout StateLayout::FromConfig(const ModelConfig& config) {
   for (int32_t i = 0; i < config.layers; ++i) {
     const std::string layer = absl::StrCat("layers.", i, ".");
     if (mixer.is_window()) {
-      add(layer + "window", {2, mixer.window_capacity(), mixer.shape.heads, mixer.head_dim});
+      add(layer + "window", {2, mixer.shape.heads, mixer.window_capacity(), mixer.head_dim});
       continue;
     }
     add(layer + "fast_weight", {mixer.shape.value_heads, mixer.shape.value_dim, mixer.shape.key_dim});
