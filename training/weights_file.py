@@ -42,9 +42,9 @@ def entry(values: np.ndarray, dtype: str) -> Entry:
     return Entry(dtype, values.shape, lambda: values)
 
 
-def write(path: Path, tensors: dict[str, Entry]) -> None:
-    """Writes one file, tensors in the order given."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def write(path: Path, tensors: dict[str, Entry], metadata: dict[str, str] | None = None) -> None:
+    """Writes one file, tensors in the order given. `metadata` is what the header says about the file."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name, item in tensors.items():
         header[name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": [offset, offset + item.bytes]}
