@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from training import weights_file
-from training.paper import synthetic
+from training.paper import report, synthetic
 from training.paper.features import draw_projection, features
 from training.paper.language import SYSTEMS, export
 from training.paper.model import MixerSettings, PaperModel, Shape
+from training.paper.runs import Run, collect
 from training.paper.synthetic import CAPACITY, UPDATES, RetrievalModel, Task, with_all_queries
 
 SHAPE = Shape(vocab_size=50, hidden_size=24, layers=2, heads=3, head_dim=6, intermediate_size=32, segment_length=7)
@@ -161,3 +162,33 @@ def test_training_learns_a_small_task_and_is_exported_with_its_sequences(tmp_pat
     tensors = weights_file.read(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(tensors["evaluation.10.keys"], sets[10].keys.numpy())
     assert synthetic.mean_loss(model, sets[10]) < 0.01
+
+
+def point(system: str, unique: int, loss: float) -> dict:
+    facts = {"setting": 1, "system": system, "unique": unique, "stopped": "solved", "curve": [loss]}
+    return {"name": f"setting1-{system}-u{unique}", **facts, "losses": {str(unique): loss}}
+
+
+def test_page_says_what_was_measured_and_what_was_not(tmp_path) -> None:
+    for item in (point("dpfp1-sum", 100, 0.0123), point("dpfp1-sum", 600, 0.2)):
+        Run(tmp_path / "work" / "synthetic" / item["name"]).finish(item)
+    results = tmp_path / "results"
+    collect(tmp_path / "work", results, "synthetic")
+    report.write(results, tmp_path / "paper.md", tmp_path / "paper")
+    page = (tmp_path / "paper.md").read_text()
+    assert "| DPFP-1 sum | 0.0123 (0.0002) | 0.2000 (0.4177) |" in page
+    assert "**Did not hold.** No linear read beats" in page and "1 below the bound" in page
+    assert "**Not measured.** With keys that come back" in page
+    assert "No results of the language part" in page
+    assert (tmp_path / "paper" / "capacity.svg").exists()
+
+
+def test_collecting_replaces_a_run_and_keeps_the_others(tmp_path) -> None:
+    work, results = tmp_path / "work", tmp_path / "results"
+    for item in (point("softmax", 20, 0.1), point("softmax", 60, 0.2)):
+        Run(work / "synthetic" / item["name"]).finish(item)
+    collect(work, results, "synthetic")
+    again = tmp_path / "again"
+    Run(again / "synthetic" / "setting1-softmax-u60").finish(point("softmax", 60, 0.3))
+    merged = collect(again, results, "synthetic")
+    assert [item["losses"] for item in merged] == [{"20": 0.1}, {"60": 0.3}]

@@ -118,7 +118,7 @@ def plot_updates(results: Results, measured: Losses, path: Path) -> None:
     right.set(title="crosses: published", xlabel="unique keys U", ylabel="loss")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        if axes.lines:
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     save(figure, path)
 
