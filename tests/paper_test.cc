@@ -1,6 +1,7 @@
 // The systems of 2102.11174 through the real server: what Score says of 512 tokens against what the official code said,
 // each by the protocol that the toolkit itself evaluates it with.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -135,6 +136,38 @@ TEST_F(PaperTest, PerplexitiesAreThoseOfTheOfficialScripts) {
     const double perplexity = expected["perplexity"];
     // The script's last segment is shorter; its positions count down to its own end, ours to that of a whole one.
     EXPECT_NEAR(got["perplexity"].get<double>(), perplexity, 5e-5 * perplexity);
+  }
+}
+
+// A head of clusters computes those that a draw falls into. Asked for alternatives it computes them all, and draws the
+// same tokens.
+TEST_F(PaperTest, DrawsFromSomeClustersAreThoseFromAll) {
+  Stubs stubs(server_->target());
+  for (const char* name : {"delta_elu_24_skip", "narrowing_clusters_untied", "projected_clusters"}) {
+    SCOPED_TRACE(name);
+    const auto golden = std::ranges::find(*goldens_, name, &Golden::name);
+    ASSERT_NE(golden, goldens_->end());
+    int32_t largest = 0;
+    for (const float temperature : {0.0f, 1.0f}) {
+      v1::GenerateRequest request;
+      request.set_model("models/" + golden->model);
+      request.mutable_tokens()->add_ids(golden->tokens.front());
+      request.mutable_stop()->set_max_tokens(2000);
+      request.mutable_sampling()->set_temperature(temperature);
+      request.mutable_sampling()->set_seed(7);
+      request.set_logprobs(true);
+      const Reply some = GenerateOk(stubs, request);
+      request.set_top_logprobs(1);
+      const Reply all = GenerateOk(stubs, request);
+      ASSERT_EQ(some.tokens.size(), all.tokens.size());
+      for (size_t i = 0; i < some.tokens.size(); ++i) {
+        ASSERT_EQ(some.tokens[i].id, all.tokens[i].id) << "token " << i;
+        EXPECT_NEAR(std::bit_cast<float>(some.tokens[i].logprobs[0]), std::bit_cast<float>(all.tokens[i].logprobs[0]),
+                    1e-5);
+        largest = std::max(largest, some.tokens[i].id);
+      }
+    }
+    EXPECT_GE(largest, 110) << "no token of the last cluster was drawn";
   }
 }
 

@@ -7,6 +7,19 @@
 
 namespace palimpsest {
 
+namespace {
+
+// Whether a draw can be made cluster by cluster: it takes the greatest logit, or the probabilities as they are.
+bool NeedsFewLogits(const EngineRequest& request) {
+  const SamplingSettings& s = request.sampling;
+  const bool unadjusted =
+      s.logit_bias.empty() && s.repetition_penalty == 1.0f && s.presence_penalty == 0.0f && s.frequency_penalty == 0.0f;
+  const bool plain = s.temperature == 1.0f && s.top_k <= 0 && s.top_p >= 1.0f && s.min_p <= 0.0f;
+  return unadjusted && (plain || s.temperature == 0.0f) && request.top_logprobs == 0;
+}
+
+}  // namespace
+
 Stepper::Stepper(const Model& model, int32_t threads, SlotPool& slots)
     : model_(model), slots_(slots), pool_(threads), context_{.pool = &pool_} {}
 
@@ -40,7 +53,32 @@ void Stepper::Run(std::span<const Scheduler::Item> items, std::span<Sequence* co
   }
   answers_begin_.push_back(answers_.size());
   Forward();
-  if (!answers_.empty()) Sample(context_, answers_, model_.config().vocabulary);
+  SampleAll();
+}
+
+void Stepper::SampleAll() {
+  if (answers_.empty()) return;
+  const ModelConfig& config = model_.config();
+  Sample(context_, answers_, config.vocabulary);
+  if (config.clusters() == 1) return;
+  // Where a draw fell on a cluster that was left out, the draw is made again with that cluster there. It falls into it
+  // then, or, if rounding will have it, into a neighbour: hence the loop, which ends when no cluster is left.
+  std::vector<int32_t> wanted(answers_.size());
+  for (bool again = true; again;) {
+    again = false;
+    for (size_t i = 0; i < answers_.size(); ++i) {
+      const SampleRow& answer = answers_[i];
+      const bool left_out =
+          answer.finite && answer.settings != nullptr && model_.StandsForCluster(answer.logits, answer.token);
+      wanted[i] = left_out ? answer.token : -1;
+      again |= left_out;
+    }
+    if (!again) return;
+    model_.ExtendLogits(context_, workspace_, wanted, logits_.data());
+    for (size_t i = 0; i < answers_.size(); ++i) {
+      if (wanted[i] >= 0) Sample(context_, std::span(answers_).subspan(i, 1), config.vocabulary);
+    }
+  }
 }
 
 void Stepper::Clear() {
@@ -72,6 +110,7 @@ void Stepper::Add(const Scheduler::Item& item, const Sequence& sequence) {
       answer.position = sequence.head.position;
       answer.top_logprobs = request.top_logprobs;
       answer.want_logprob = request.want_logprobs || request.top_logprobs > 0;
+      if (NeedsFewLogits(request)) targets_.back() = kNoIdYet;
       return;
     }
     case Scheduler::Work::kFeed:
@@ -97,7 +136,7 @@ void Stepper::Add(const Scheduler::Item& item, const Sequence& sequence) {
 
 SampleRow& Stepper::AddAnswer(int32_t row) {
   logit_rows_.push_back(row);
-  targets_.push_back(-1);
+  targets_.push_back(kAllIds);
   return answers_.emplace_back();
 }
 

@@ -40,6 +40,8 @@ class Stepper {
   // Asks for the logits of row `row`.
   SampleRow& AddAnswer(int32_t row);
   void Forward();
+  // Samples all answers, computing what they turn out to need of the logits.
+  void SampleAll();
 
   const Model& model_;
   SlotPool& slots_;

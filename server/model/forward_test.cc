@@ -385,6 +385,7 @@ TEST(Forward, ATargetNeedsItsClusterOnly) {
     for (int32_t i = 0; i < spec.vocabulary; ++i) sum += std::exp(row[i]), left_out += row[i] == kNoLogit;
     EXPECT_NEAR(sum, 1.0, 1e-5) << "row " << r;
     const float* const all = player.logits(0).data() + r * spec.vocabulary;
+    EXPECT_EQ(model->StandsForCluster(row, 100), targets[r] >= 0 && (targets[r] < 100 || targets[r] >= 180));
     if (targets[r] < 0) {
       EXPECT_TRUE(
           SameBytes(std::vector<float>(row, row + spec.vocabulary), std::vector<float>(all, all + spec.vocabulary)));
@@ -392,6 +393,50 @@ TEST(Forward, ATargetNeedsItsClusterOnly) {
       EXPECT_EQ(row[targets[r]], all[targets[r]]) << "row " << r;
       EXPECT_GT(left_out, 50) << "row " << r;
     }
+  }
+}
+
+TEST(Forward, ClustersComeOnDemand) {
+  RandomCheckpointSpec spec;
+  spec.model_type = "fwp";
+  spec.tied = true;
+  spec.settings = R"({"qk_norm": "sum", "cutoffs": [100, 180, 181]})";
+  const auto model = LoadRandom(spec);
+  ASSERT_NE(model, nullptr);
+  const std::vector<int32_t> tokens = {5, 250, 101};
+  Player player(*model, 1);
+  player.Call({{0, tokens}});
+
+  AlignedBytes state(model->layout().bytes());
+  const int32_t row_begin[] = {0, 3}, slot[] = {0};
+  const std::vector<int32_t> rows = {0, 1, 2}, targets(3, kNoIdYet);
+  std::vector<float> logits(3 * spec.vocabulary);
+  ThreadPool pool(2);
+  Workspace workspace;
+  model->Forward({&pool},
+                 {.tokens = tokens,
+                  .rows = {1, row_begin, slot},
+                  .states = state.data(),
+                  .state_stride = state.size(),
+                  .logit_rows = rows,
+                  .targets = targets},
+                 workspace, logits.data());
+  const std::vector<float>& all = player.logits(0);
+  EXPECT_TRUE(model->StandsForCluster(logits.data(), 100));
+  EXPECT_TRUE(model->StandsForCluster(logits.data(), 181));
+  EXPECT_FALSE(model->StandsForCluster(logits.data(), 99));
+  EXPECT_FALSE(model->StandsForCluster(logits.data(), 180)) << "a cluster of one id is always there";
+  for (const std::vector<int32_t>& wanted : {std::vector<int32_t>{100, -1, 181}, {181, 101, -1}, {-1, 200, 150}}) {
+    model->ExtendLogits({&pool}, workspace, wanted, logits.data());
+    for (int32_t r = 0; r < 3; ++r) {
+      if (wanted[r] < 0) continue;
+      EXPECT_FALSE(model->StandsForCluster(logits.data() + r * spec.vocabulary, wanted[r]));
+      EXPECT_EQ(logits[r * spec.vocabulary + wanted[r]], all[r * spec.vocabulary + wanted[r]]);
+    }
+  }
+  for (size_t i = 0; i < logits.size(); ++i) {
+    // A cluster of one id is one computation less, and so a rounding.
+    EXPECT_NEAR(logits[i], all[i], i % spec.vocabulary == 180 ? 1e-5 : 0.0) << i;
   }
 }
 

@@ -36,13 +36,15 @@ struct ForwardBatch {
   std::span<const int64_t> first_position = {};
   // Rows whose logits are wanted, ascending.
   std::span<const int32_t> logit_rows = {};
-  // For each of those, the one id whose log-probability is wanted, or -1 for all. Empty: all of all. A head of clusters
-  // then leaves out those that nobody asks for: the log-probability of such a cluster stands at its first id, and its
-  // other ids have kNoLogit, so that a softmax over the row is still right for the target.
+  // For each of those, the one id whose log-probability is wanted, or kAllIds, or kNoIdYet. Empty: all of all. A head
+  // of clusters then leaves out those that nobody asks for: the log-probability of such a cluster stands at its first
+  // id, and its other ids have kNoLogit, so that a softmax over the row is still right for the ids that are there.
   std::span<const int32_t> targets = {};
 };
 
 inline constexpr float kNoLogit = -1e30f;
+inline constexpr int32_t kAllIds = -1;
+inline constexpr int32_t kNoIdYet = -2;  // ExtendLogits may ask for some later
 
 // Buffers of a forward pass; grows to the largest batch seen and is reused. One per thread that calls Forward.
 class Workspace {
@@ -83,6 +85,12 @@ class Model {
   // sequence's logits and state depend on its own tokens, its state and the lengths of its chunks (64 tokens, counted
   // from its first row) alone.
   void Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const;
+
+  // Whether `id` in this row of logits stands for the whole of its cluster, which was left out.
+  bool StandsForCluster(const float* row, int32_t id) const;
+  // Computes clusters that the last Forward with this workspace left out: in each of its `logit_rows` that of the id
+  // given, and nothing where that is negative. `logits` is what it filled in.
+  void ExtendLogits(const ExecContext& ctx, Workspace& workspace, std::span<const int32_t> ids, float* logits) const;
 
  private:
   explicit Model(std::unique_ptr<const ModelWeights> weights);
