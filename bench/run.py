@@ -139,11 +139,44 @@ def model_section(size: str, math: str, data: dict[str, Any]) -> list[str]:
     return lines
 
 
+def mixers_section(ops: dict[str, Any]) -> list[str]:
+    """One table of the mixers of 2102.11174: a step of 64 sequences, and a chunked prefill of 512 tokens."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in ops["benchmarks"]:
+        kind, _, name = row["name"].removesuffix("/real_time").partition("/")
+        if kind.startswith("mixer_"):
+            rows.setdefault(name, {})[kind] = row
+    if not rows:
+        return []
+    context = ops["context"]
+    lines = [
+        "## Mixers of 2102.11174",
+        "",
+        "16 layers of 8 heads of 32 (the paper's medium models), from projected q, k and v to the mixer's output: "
+        "feature map, attention normalisation, memory. "
+        + f"Bounds in this run: {context['read_bound']} reads, {context['update_bound']} updates, "
+        + f"{context['f32_bound']} float32, {context['threads']} threads, {context['simd']}. "
+        + "A step reads and writes every state (a window is read only); a share above 100 % came from a cache.",
+        "",
+        "| mixer | state, kB | step of 64, ms | share of bandwidth | of f32 | 512 tokens, ms | tokens/s | of f32 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, kinds in rows.items():
+        step, chunk = kinds["mixer_step_of_64"], kinds["mixer_chunks_of_512"]
+        lines.append(
+            f"| {name} | {step['state_bytes'] / 1e3:.0f} | {step['real_time']:.2f} | {percent(step['memory_share'])} "
+            f"| {percent(step['f32_share'])} | {chunk['real_time']:.1f} | {chunk['tokens_per_second']:.0f} "
+            f"| {percent(chunk['f32_share'])} |"
+        )
+    return [*lines, ""]
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=pathlib.Path, required=True, help="folder of the built binaries")
-    parser.add_argument("--sizes", default=",".join(SIZES), help="comma separated; default %(default)s")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="comma separated, or none; default %(default)s")
+    parser.add_argument("--ops", default=".", help="which ops, a regular expression; default all")
     parser.add_argument("--math", default="f32,bf16", help="arithmetic of the projections; default %(default)s")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement; default %(default)s")
     parser.add_argument("--no-served", action="store_true", help="leave out the measurement through gRPC")
@@ -168,8 +201,10 @@ def main() -> None:
 
     if not args.no_ops:
         say("ops")
-        results["ops"] = json.loads(run([args.bin / "kernels_bench", "--benchmark_format=json"]))
-    for size in args.sizes.split(","):
+        results["ops"] = json.loads(
+            run([args.bin / "kernels_bench", "--benchmark_format=json", f"--benchmark_filter={args.ops}"])
+        )
+    for size in args.sizes.split(",") if args.sizes != "none" else []:
         folder = checkpoint(size)
         for math in args.math.split(","):
             say(f"model {size}, {math}")
@@ -201,15 +236,17 @@ def main() -> None:
         "",
     ]
     if ops := results.get("ops"):
-        lines += ["## Ops", "", "| op | time | figure |", "|---|---|---|"]
-        for row in ops["benchmarks"]:
+        others = [row for row in ops["benchmarks"] if not row["name"].startswith("mixer_")]
+        lines += ["## Ops", "", "| op | time | figure |", "|---|---|---|"] if others else []
+        for row in others:
             figures = ", ".join(
                 f"{name.replace('_', ' ')} {row[name]:.3g}"
                 for name in row
                 if name.endswith(("share", "per_second", "GBs", "GFLOPs")) and isinstance(row[name], (int, float))
             )
             lines.append(f"| {row['name']} | {row['real_time']:.3g} {row['time_unit']} | {figures} |")
-        lines.append("")
+        lines += [""] if others else []
+        lines += mixers_section(ops)
     for name, data in results["models"].items():
         size, math = name.split()
         lines += model_section(size, math, data)
