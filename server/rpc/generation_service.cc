@@ -85,6 +85,8 @@ absl::Status EngineError(const absl::Status& status) {
       return WithReason(status, "SERVER_DRAINING");
     case absl::StatusCode::kInternal:
       return WithReason(status, "NUMBERS_NOT_FINITE");
+    case absl::StatusCode::kFailedPrecondition:
+      return WithReason(status, "CONTEXT_FULL");
     default:
       return status;
   }
