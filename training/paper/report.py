@@ -93,7 +93,7 @@ def plot_capacity(measured: Losses, path: Path) -> None:
     axes.plot([], [], "x", color="grey", label="published")
     axes.plot([], [], ":", color="grey", label="rank bound")
     axes.set(xlabel="unique keys U (pairs in the sequence)", ylabel="loss", ylim=(-0.02, 0.53))
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     save(figure, path)
 
