@@ -167,7 +167,8 @@ def capacity_claims(results: Results, measured: Losses) -> list[str]:
     for s, u, loss in late:
         known = published.CAPACITY[s.name].get(u)
         cells.append(f"{label(s.name)} at U={u} ({loss:.3f}{'' if known is None else f', published {known}'})")
-    text = f"Of {len(inside)} points with U ≤ E these did not come down to 0.001 in training: {', '.join(cells) or 'none'}."
+    names = ", ".join(cells) or "none"
+    text = f"Of {len(inside)} points with U ≤ E these did not come down to 0.001 in training: {names}."
     lines.append(verdict("Linear and DPFP memories are learnt up to U = E.", not late if inside else None, text))
     early = [p for p in outside if (p[0].name, p[1]) in solved]
     text = f"{len(outside)} points, of which {len(early)} came down to 0.001."
