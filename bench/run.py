@@ -221,6 +221,7 @@ def main() -> None:
                     ]
                 )
             )
+            data["checkpoint"] = str(folder.relative_to(ROOT))
             if not args.no_served and math == args.math.split(",")[-1]:
                 say(f"served {size}")
                 data["served"] = served(args.bin, folder, streams=64, tokens=128)
