@@ -68,9 +68,13 @@ class CliE2eTest : public ::testing::Test {
       std::vector<char*> argv;
       for (std::string& argument : arguments) argv.push_back(argument.data());
       argv.push_back(nullptr);
-      std::string address = absl::StrCat("PALIMPSEST_SERVER=", server_->target());
-      std::string path = absl::StrCat("PATH=", getenv("PATH"));
-      char* environment[] = {address.data(), path.data(), nullptr};
+      std::vector<std::string> variables = {absl::StrCat("PALIMPSEST_SERVER=", server_->target())};
+      for (const char* name : {"PATH", "TSAN_OPTIONS", "ASAN_OPTIONS", "LSAN_OPTIONS"}) {
+        if (const char* value = getenv(name)) variables.push_back(absl::StrCat(name, "=", value));
+      }
+      std::vector<char*> environment;
+      for (std::string& variable : variables) environment.push_back(variable.data());
+      environment.push_back(nullptr);
       posix_spawn_file_actions_t files;
       posix_spawn_file_actions_init(&files);
       posix_spawn_file_actions_addopen(&files, STDIN_FILENO, (stem_ + ".in").c_str(), O_RDONLY, 0);
@@ -78,7 +82,7 @@ class CliE2eTest : public ::testing::Test {
                                        0600);
       posix_spawn_file_actions_addopen(&files, STDERR_FILENO, (stem_ + ".err").c_str(), O_CREAT | O_WRONLY | O_TRUNC,
                                        0600);
-      EXPECT_EQ(posix_spawn(&pid_, argv[0], &files, nullptr, argv.data(), environment), 0);
+      EXPECT_EQ(posix_spawn(&pid_, argv[0], &files, nullptr, argv.data(), environment.data()), 0);
       posix_spawn_file_actions_destroy(&files);
     }
     ~Running() {

@@ -181,6 +181,8 @@ class ClientTest : public ::testing::Test {
     int port = 0;
     grpc::ServerBuilder builder;
     builder.SetMaxReceiveMessageSize(64 << 20);
+    // As the real server: the client's pings are welcome.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(&generation_);
     builder.RegisterService(&sessions_);
