@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -43,7 +44,11 @@ using Json = nlohmann::json;
 class Sequences {
  public:
   Sequences(const Model& model, ThreadPool& pool, int32_t count)
-      : model_(model), ctx_{&pool}, slots_(count, model.layout().bytes()), logits_(count * model.config().vocabulary) {
+      : model_(model),
+        ctx_{&pool},
+        slots_(count, model.layout().bytes()),
+        taken_(count),
+        logits_(count * model.config().vocabulary) {
     for (int32_t i = 0; i < count; ++i) slot_index_.push_back(slots_.Acquire(nullptr).index);
   }
 
@@ -79,8 +84,10 @@ class Sequences {
     batch.rows = {static_cast<int32_t>(row_begin.size()) - 1, row_begin.data(), slot_index_.data()};
     batch.states = slots_.base();
     batch.state_stride = slots_.stride();
+    batch.first_position = std::span(taken_).first(row_begin.size() - 1);
     batch.logit_rows = rows;
     model_.Forward(ctx_, batch, workspace_, logits_.data());
+    for (size_t s = 0; s + 1 < row_begin.size(); ++s) taken_[s] += row_begin[s + 1] - row_begin[s];
   }
 
   const Model& model_;
@@ -88,6 +95,7 @@ class Sequences {
   SlotPool slots_;
   Workspace workspace_;
   std::vector<int32_t> slot_index_;
+  std::vector<int64_t> taken_;
   AlignedArray<float> logits_;
   uint64_t random_ = 1;
 };
@@ -233,6 +241,10 @@ int Main() {
     return 1;
   }
   const std::shared_ptr<const Model> model = std::move(*loaded);
+  if (model->config().max_context() > 0 || model->config().clusters() > 1) {
+    std::fprintf(stderr, "model_bench: measures models without positions that end and with one cluster of ids only\n");
+    return 1;
+  }
   const int32_t flag_threads = absl::GetFlag(FLAGS_threads);
   const int32_t threads = flag_threads > 0 ? flag_threads : static_cast<int32_t>(std::thread::hardware_concurrency());
   ThreadPool pool(threads);

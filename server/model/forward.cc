@@ -218,6 +218,7 @@ void FinishSublayer(const Pass& pass, const NormWeights& norm, Buffers& buffers)
   pass.Normalise(norm, buffers.x.data(), buffers.x.data(), pass.num_rows());
 }
 
+// The token mixer on the residual stream x, its norm where the architecture puts it.
 void MixTokens(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
   const MixerConfig& mixer = pass.config().mixer;
   const int64_t D = pass.config().hidden, ld = layer.projections.out();
@@ -235,6 +236,7 @@ void MixTokens(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
   FinishSublayer(pass, layer.attn_norm, buffers);
 }
 
+// The MLP, likewise.
 void MixChannels(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
   const int32_t rows = pass.num_rows(), inner = pass.config().mlp_inner;
   const int64_t D = pass.config().hidden, ld = layer.up.out();

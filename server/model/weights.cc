@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/common/thread_pool.h"
+#include "kernels/embedding/embedding.h"
 #include "server/model/checkpoint/safetensors.h"
 #include "server/model/checkpoint/tensor_table.h"
 #include "server/model/checkpoint_tensors.h"
@@ -206,23 +207,25 @@ AlignedArray<float> Frequencies(int64_t hidden) {
 
 // Keys of the distances 0 to window - 1: the sinusoid of each, projected.
 AlignedArray<float> RelativeKeys(const ModelWeights& weights, const TensorView& projection) {
-  const int64_t D = weights.config.hidden, width = projection.shape[0];
-  const int32_t window = weights.config.mixer.window_capacity();
-  AlignedArray<float> keys(window * width);
-  std::vector<double> sinusoid(D);
-  for (int32_t t = 0; t < window; ++t) {
-    const auto distance = static_cast<float>(std::min(t, weights.config.mixer.largest_distance));
-    for (int64_t j = 0; j < D / 2; ++j) {
-      const float angle = distance * weights.frequencies[j];
-      sinusoid[j] = std::sin(double{angle});
-      sinusoid[D / 2 + j] = std::cos(double{angle});
-    }
-    for (int64_t o = 0; o < width; ++o) {
-      double sum = 0.0;
-      for (int64_t i = 0; i < D; ++i) sum += sinusoid[i] * ElementAt(projection, o * D + i);
-      keys[t * width + o] = static_cast<float>(sum);
-    }
-  }
+  const MixerConfig& mixer = weights.config.mixer;
+  const int32_t D = weights.config.hidden, window = mixer.window_capacity();
+  std::vector<int64_t> distances(window);
+  for (int32_t t = 0; t < window; ++t) distances[t] = std::min(t, mixer.largest_distance);
+  ThreadPool pool(1);  // this is one of many tasks
+  AlignedArray<float> sinusoids(int64_t{window} * D), keys(int64_t{window} * projection.shape[0]);
+  AddSinusoid({&pool}, {.rows = window,
+                        .dim = D,
+                        .frequencies = weights.frequencies.data(),
+                        .positions = distances.data(),
+                        .y = sinusoids.data()});
+  const AlignedArray<float> matrix = Floats(projection);
+  const PackedLinear packed = PackedLinear::Pack(DType::kF32, matrix.data(), projection.shape[0], D);
+  Linear({&pool}, {.weights = &packed,
+                   .x = sinusoids.data(),
+                   .ldx = D,
+                   .y = keys.data(),
+                   .ldy = projection.shape[0],
+                   .rows = window});
   return keys;
 }
 

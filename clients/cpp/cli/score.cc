@@ -37,15 +37,11 @@ class Score : public Command {
              .summary = "measure how well the model predicts a text of any length",
              .description =
                  "Sends FILE (- is stdin; UTF-8 text) in pieces that give the tokens of the whole, and prints tokens, "
-                 "nats "
-                 "per token, perplexity, bits per character and bits per byte. Bytes and characters are those of the "
-                 "text "
-                 "that the scored tokens stand for, characters Unicode code points. Where a token is a byte by itself, "
-                 "as "
-                 "in a model of enwik8, bits per character are bits per token, as they are published. The first token, "
-                 "which nothing predicts, does not count. Words that the vocabulary does not have are scored as its "
-                 "unknown "
-                 "token and counted.\n\n"
+                 "nats per token, perplexity, bits per character and bits per byte. Bytes and characters are those of "
+                 "the text that the scored tokens stand for, characters Unicode code points. Where a token is a byte "
+                 "by itself, as in a model of enwik8, bits per character are bits per token, as they are published. "
+                 "The first token, which nothing predicts, does not count. Words that the vocabulary does not have are "
+                 "scored as its unknown token and counted.\n\n"
                  "--protocol carried: each token is predicted from all of the text before it, through one session. "
                  "Memory stays the same, here and on the server, whatever the file's length.\n\n"
                  "--protocol segments: the text is cut into segments of --window tokens, each from an empty state, and "
@@ -55,8 +51,7 @@ class Score : public Command {
                  "The last two are how models of limited context are evaluated; they send --parallel requests at a "
                  "time.\n\n"
                  "What was made on the server is deleted at the end, also after Ctrl-C, which prints what was scored "
-                 "so "
-                 "far.",
+                 "so far.",
              .min_arguments = 1,
              .max_arguments = 1}) {}
 
