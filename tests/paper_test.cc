@@ -4,8 +4,6 @@
 #include <bit>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -15,59 +13,30 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
-#include "server/model/checkpoint/safetensors.h"
+#include "server/model/testing/paper_golden.h"
 #include "tests/support/server_process.h"
 #include "tests/support/wire.h"
 
 namespace palimpsest::testing {
 namespace {
 
-struct Golden {
-  std::string name;
-  std::string model;
-  std::vector<int32_t> tokens;
-  std::vector<float> next_logprob;
-  int32_t segment = 0;
+struct Golden : PaperGolden {
+  std::string model;  // its name on the server
 };
-
-template <typename T>
-std::vector<T> Values(const TensorMap& tensors, const std::string& name) {
-  const TensorView& tensor = tensors.at(name);
-  std::vector<T> values(tensor.elements());
-  std::memcpy(values.data(), tensor.data, values.size() * sizeof(T));
-  return values;
-}
-
-std::vector<Golden> Goldens() {
-  std::vector<Golden> goldens;
-  for (const auto& entry : std::filesystem::directory_iterator(PALIMPSEST_SOURCE_DIR "/tests/golden_paper")) {
-    if (!entry.is_directory()) continue;
-    const auto file = WeightFiles::OpenFile(entry.path() / "golden.safetensors");
-    EXPECT_TRUE(file.ok()) << file.status();
-    if (!file.ok()) continue;
-    Golden golden;
-    golden.name = entry.path().filename();
-    golden.model = absl::StrReplaceAll(golden.name, {{"_", "-"}});
-    golden.tokens = Values<int32_t>(file->tensors(), "tokens");
-    golden.next_logprob = Values<float>(file->tensors(), "next_logprob");
-    golden.segment = Values<int32_t>(file->tensors(), "segment").at(0);
-    goldens.push_back(std::move(golden));
-  }
-  return goldens;
-}
 
 class PaperTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    goldens_ = new std::vector<Golden>(Goldens());
+    goldens_ = new std::vector<Golden>();
+    for (const PaperGolden& golden : PaperGoldens(PALIMPSEST_SOURCE_DIR)) {
+      goldens_->push_back({golden, absl::StrReplaceAll(golden.name, {{"_", "-"}})});
+    }
     ASSERT_GE(goldens_->size(), 20);
     std::vector<std::string> flags = {"--slots=4", "--threads=1", "--max_models=64"};
     for (size_t i = 1; i < goldens_->size(); ++i) {
-      flags.push_back(absl::StrCat("--model=", goldens_->at(i).model, "=", PALIMPSEST_SOURCE_DIR "/tests/golden_paper/",
-                                   goldens_->at(i).name));
+      flags.push_back(absl::StrCat("--model=", goldens_->at(i).model, "=", goldens_->at(i).folder));
     }
-    server_ =
-        ServerProcess::Start(PALIMPSEST_SOURCE_DIR "/tests/golden_paper/" + goldens_->at(0).name, flags).release();
+    server_ = ServerProcess::Start(goldens_->at(0).folder, flags).release();
     ASSERT_NE(server_, nullptr);
     goldens_->at(0).model = "test";  // as ServerProcess calls it
   }

@@ -81,9 +81,8 @@ class Model {
   const std::string& fingerprint() const;
 
   // Runs the batch: `logits` [logit_rows.size(), vocabulary] is filled in and the states move on. No sequence may pass
-  // ModelConfig::max_context(). The bits of a
-  // sequence's logits and state depend on its own tokens, its state and the lengths of its chunks (64 tokens, counted
-  // from its first row) alone.
+  // ModelConfig::max_context(). The bits of a sequence's logits and state depend on its own tokens, its state and the
+  // lengths of its chunks (64 tokens, counted from its first row) alone.
   void Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const;
 
   // Whether `id` in this row of logits stands for the whole of its cluster, which was left out.

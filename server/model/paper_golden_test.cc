@@ -1,11 +1,11 @@
 // The systems of 2102.11174 against their official code: log-probabilities of imported checkpoints that the toolkit
 // trained, over 512 tokens, however the tokens are fed. How the goldens are made: tests/golden_paper/README.md.
+#include "server/model/testing/paper_golden.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <filesystem>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -14,44 +14,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/common/aligned_buffer.h"
-#include "server/model/checkpoint/safetensors.h"
 #include "server/model/model.h"
 
 namespace palimpsest {
 namespace {
 
-const std::string& Root() {
-  static const auto* const root = new std::string(PALIMPSEST_SOURCE_DIR "/tests/golden_paper/");
-  return *root;
-}
-
-std::vector<std::string> Folders() {
-  std::vector<std::string> folders;
-  for (const auto& entry : std::filesystem::directory_iterator(Root())) {
-    if (entry.is_directory()) folders.push_back(entry.path().filename().string());
-  }
-  std::ranges::sort(folders);
-  return folders;
-}
-
-template <typename T>
-std::vector<T> Values(const TensorMap& tensors, const std::string& name) {
-  const TensorView& tensor = tensors.at(name);
-  std::vector<T> values(tensor.elements());
-  std::memcpy(values.data(), tensor.data, values.size() * sizeof(T));
-  return values;
-}
-
-class PaperGoldenTest : public ::testing::TestWithParam<std::string> {
+class PaperGoldenTest : public ::testing::TestWithParam<testing::PaperGolden> {
  protected:
   void SetUp() override {
-    const std::string folder = Root() + GetParam();
-    const absl::StatusOr<WeightFiles> file = WeightFiles::OpenFile(folder + "/golden.safetensors");
-    ASSERT_TRUE(file.ok()) << file.status();
-    tokens_ = Values<int32_t>(file->tensors(), "tokens");
-    next_logprob_ = Values<float>(file->tensors(), "next_logprob");
-    segment_ = Values<int32_t>(file->tensors(), "segment").at(0);
-    absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, {.math = ModelOptions::Math::kF32});
+    absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(GetParam().folder, {.math = ModelOptions::Math::kF32});
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     ASSERT_GE(next_logprob_.size(), 511);
@@ -121,13 +92,13 @@ class PaperGoldenTest : public ::testing::TestWithParam<std::string> {
   }
 
   std::unique_ptr<Model> model_;
-  std::vector<int32_t> tokens_;
-  std::vector<float> next_logprob_;
-  int32_t segment_ = 0;
+  const std::vector<int32_t>& tokens_ = GetParam().tokens;
+  const std::vector<float>& next_logprob_ = GetParam().next_logprob;
+  const int32_t segment_ = GetParam().segment;
 };
 
-INSTANTIATE_TEST_SUITE_P(Paper, PaperGoldenTest, ::testing::ValuesIn(Folders()),
-                         [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Paper, PaperGoldenTest, ::testing::ValuesIn(testing::PaperGoldens(PALIMPSEST_SOURCE_DIR)),
+                         [](const auto& info) { return info.param.name; });
 
 TEST_P(PaperGoldenTest, BySteps) { ExpectGolden({1}); }
 TEST_P(PaperGoldenTest, ByChunks) { ExpectGolden({64}); }
@@ -136,8 +107,8 @@ TEST_P(PaperGoldenTest, ByAMixture) { ExpectGolden({3, 1, 1, 64, 5, 128, 1, 37, 
 
 TEST(PaperGoldens, CoverEverySystem) {
   std::set<std::string> seen;
-  for (const std::string& name : Folders()) {
-    const absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(Root() + name);
+  for (const testing::PaperGolden& golden : testing::PaperGoldens(PALIMPSEST_SOURCE_DIR)) {
+    const absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(golden.folder);
     ASSERT_TRUE(model.ok()) << model.status();
     const ModelConfig& config = (*model)->config();
     const MixerConfig& mixer = config.mixer;
