@@ -52,3 +52,10 @@ function(palimpsest_test name)
       "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/lsan_suppressions.txt")
   endif()
 endfunction()
+
+# palimpsest_device_test(...), as palimpsest_test: the same sources as NAME, on the processor, and as NAME_on_device.
+function(palimpsest_device_test name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
+  palimpsest_test(${name} SOURCES ${ARG_SOURCES} LINKS ${ARG_LINKS} test_processor)
+  palimpsest_test(${name}_on_device SOURCES ${ARG_SOURCES} LINKS ${ARG_LINKS} test_device LABELS device)
+endfunction()

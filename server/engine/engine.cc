@@ -14,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
 #include "server/engine/available_memory.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
@@ -37,7 +38,7 @@ absl::Status CheckOptions(const EngineOptions& options) {
     int32_t most;
   } kBounds[] = {
       {"threads", options.threads, 0, 4096},
-      {"slots", options.slots, 1, 1 << 20},
+      {"slots", options.slots, 0, 1 << 20},
       {"max_queue", options.max_queue, 0, 1 << 24},
       {"prefill_budget", options.prefill_budget, 1, 1 << 20},
       {"max_undelivered_tokens", options.max_undelivered_tokens, 1, 1 << 24},
@@ -50,14 +51,44 @@ absl::Status CheckOptions(const EngineOptions& options) {
   return absl::OkStatus();
 }
 
-absl::Status CheckMemory(const Model& model, const EngineOptions& options) {
-  const std::optional<int64_t> available = AvailableMemory();
-  const int64_t state_bytes = model.layout().bytes();
-  const int64_t slots_bytes = options.slots * state_bytes;
-  if (!available || slots_bytes <= *available) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(options.slots, " slots of ", state_bytes, " bytes need ",
-                                                   slots_bytes, " bytes of memory, ", *available,
-                                                   " are available; use fewer slots"));
+constexpr int32_t kDefaultSlots = 64;
+constexpr int32_t kMostSlotsUnasked = 4096;
+
+// Rows of a batch at most: a step of every slot, and the prompts' chunks, of which one may begin within the budget.
+int32_t MaxRows(int32_t slots, const EngineOptions& options) {
+  return slots + std::max(options.prefill_budget, Scheduler::kChunk);
+}
+
+// How many slots there will be. RESOURCE_EXHAUSTED: not as many as were asked for.
+absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options) {
+  const int64_t state_bytes = std::max<int64_t>(model.layout().bytes(), 1);
+  if (model.device() == nullptr) {
+    const int32_t slots = options.slots > 0 ? options.slots : kDefaultSlots;
+    const std::optional<int64_t> available = AvailableMemory();
+    if (!available || slots * state_bytes <= *available) return slots;
+    return absl::ResourceExhaustedError(absl::StrCat(slots, " slots of ", state_bytes, " bytes need ",
+                                                     slots * state_bytes, " bytes of memory, ", *available,
+                                                     " are available; use fewer slots"));
+  }
+  const int64_t total = model.device()->info().total_bytes, free = model.device()->FreeBytes();
+  const auto allowed = static_cast<int64_t>(static_cast<double>(total) * options.device_memory_fraction);
+  const int64_t available = std::max<int64_t>(0, allowed - (total - free));
+  const auto bytes = [&](int32_t slots) { return slots * state_bytes + model.WorkspaceBytes(MaxRows(slots, options)); };
+  if (options.slots > 0) {
+    if (bytes(options.slots) <= available) return options.slots;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        options.slots, " slots of ", state_bytes, " bytes, and what their batches need, take ", bytes(options.slots),
+        " bytes of device memory, ", available, " are available (", options.device_memory_fraction, " of ", total,
+        ", less what is in use); use fewer slots, or a larger part of the memory"));
+  }
+  int32_t slots = 0;
+  for (int32_t more = kMostSlotsUnasked; more > 0; more /= 2) {
+    if (slots + more <= kMostSlotsUnasked && bytes(slots + more) <= available) slots += more;
+  }
+  if (slots > 0) return slots;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("not one slot of ", state_bytes, " bytes fits the device: ", available,
+                   " bytes of its memory are available, with what a batch ", "needs ", bytes(1), " would be taken"));
 }
 
 // Whether the positions that the model was trained with reach as far as the request goes.
@@ -125,8 +156,9 @@ class Engine::Impl {
                  .layout_hash = model_->layout().hash(),
                  .bytes = model_->layout().bytes(),
                  .vocabulary = model_->config().vocabulary}),
-        slots_(options.slots, format_.bytes),
-        stepper_(*model_, options.threads == 0 ? ProcessorCount() : options.threads, slots_),
+        slots_(options.slots, format_.bytes, model_->device()),
+        stepper_(*model_, options.threads == 0 ? ProcessorCount() : options.threads, slots_,
+                 MaxRows(options.slots, options)),
         scheduler_(options.slots, options.prefill_budget),
         lanes_(static_cast<size_t>(options.slots), nullptr) {}
   ~Impl();
@@ -150,7 +182,7 @@ class Engine::Impl {
     std::vector<RequestId> cancelled;
     absl::Time drain_deadline = absl::InfiniteFuture();
   };
-  enum class Ending : uint8_t { kDone, kEarly, kNotFinite };
+  enum class Ending : uint8_t { kDone, kEarly, kNotFinite, kDeviceFailed };
   struct Finished {
     std::unique_ptr<Sequence> sequence;
     RequestSink::Finish finish;
@@ -173,6 +205,8 @@ class Engine::Impl {
   void AdmitWaiting(absl::Time now);
   void HoldSlowReaders();
   void RunBatch();
+  // Ends everything; from then on nothing is taken.
+  void FailDevice(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers);
   void CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now);
   void CompletePrompt(Sequence& sequence);
@@ -180,8 +214,8 @@ class Engine::Impl {
   void End(Sequence& sequence, Ending ending, absl::Status status, EndReason reason = EndReason::kLength,
            std::string stop_string = "");
   // Settles what the sequence leaves behind: its lease and the state that was asked for. False: its numbers are not
-  // finite.
-  bool Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
+  // finite. INTERNAL: the device failed, and the session is where it was.
+  absl::StatusOr<bool> Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
   void DeliverFinished() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Constant after construction.
@@ -212,7 +246,8 @@ class Engine::Impl {
   int32_t delivering_ ABSL_GUARDED_BY(mu_) = 0;  // settled, OnFinish not yet called
   RequestId last_id_ ABSL_GUARDED_BY(mu_) = 0;
   EngineStats stats_ ABSL_GUARDED_BY(mu_);
-  std::optional<bool> warm_ ABSL_GUARDED_BY(mu_);  // whether the warm-up was finite
+  std::optional<absl::Status> warm_ ABSL_GUARDED_BY(mu_);  // what came of the warm-up
+  absl::Status device_status_ ABSL_GUARDED_BY(mu_);
 
   std::thread thread_;  // last: uses all of the above
 };
@@ -232,8 +267,7 @@ absl::Status Engine::Impl::Start() {
   thread_ = std::thread([this] { Loop(); });
   absl::MutexLock lock(&mu_);
   mu_.Await(absl::Condition(this, &Impl::IsWarm));
-  if (*warm_) return absl::OkStatus();
-  return absl::DataLossError("the model's logits are not finite for its first tokens: the checkpoint is damaged");
+  return *warm_;
 }
 
 absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
@@ -243,6 +277,9 @@ absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
   {
     absl::MutexLock lock(&mu_);
     if (draining_) return absl::UnavailableError("the server is draining; retry on another replica");
+    if (!device_status_.ok()) {
+      return absl::UnavailableError(absl::StrCat(device_status_.message(), "; retry on another replica"));
+    }
     const int32_t most = options_.slots + options_.max_queue;
     if (in_flight_ >= most) {
       return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", in_flight_, " requests are here, ",
@@ -285,10 +322,10 @@ EngineStats Engine::Impl::stats() const {
 
 void Engine::Impl::Loop() {
   pthread_setname_np(pthread_self(), "engine");
-  const bool finite = stepper_.WarmUp();
+  absl::Status warm = stepper_.WarmUp();
   {
     absl::MutexLock lock(&mu_);
-    warm_ = finite;
+    warm_ = std::move(warm);
   }
   Mail mail;
   bool idle = false;
@@ -375,9 +412,13 @@ void Engine::Impl::HoldSlowReaders() {
 
 void Engine::Impl::RunBatch() {
   const absl::Time begin = absl::Now();
-  stepper_.Run(items_, lanes_);
+  stepper_.Begin(items_, lanes_);
+  absl::Status status = stepper_.Finish();
   const absl::Time end = absl::Now();
   ++counted_.iterations;
+  counted_.recorded_passes = stepper_.passes().recorded_passes;
+  counted_.direct_passes = stepper_.passes().direct_passes;
+  if (!status.ok()) return FailDevice(status);
   for (size_t i = 0; i < items_.size(); ++i) {
     const Scheduler::Item& item = items_[i];
     Sequence& sequence = *lanes_[item.lane];
@@ -392,6 +433,25 @@ void Engine::Impl::RunBatch() {
     }
   }
   if (observer_.on_iteration) observer_.on_iteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
+}
+
+void Engine::Impl::FailDevice(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mu_);
+    device_status_ = status;
+  }
+  counted_.failed = true;
+  std::vector<Sequence*> rest;
+  for (const auto& [id, sequence] : sequences_) rest.push_back(sequence.get());
+  std::ranges::sort(rest, {}, &Sequence::id);
+  for (Sequence* sequence : rest) {
+    End(*sequence, Ending::kDeviceFailed,
+        absl::UnavailableError(absl::StrCat(
+            status.message(), sequence->request.lease
+                                  ? absl::StrCat("; the session stands where it was before the request, at position ",
+                                                 sequence->initial_position)
+                                  : "")));
+  }
 }
 
 void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers) {
@@ -486,7 +546,10 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   if (sequence.generated_tokens > 0) finish.time_to_first_token = sequence.first_token - request.arrival;
   finish.total_time = now - request.arrival;
   finish.status = std::move(status);
-  if (!Settle(sequence, ending, finish, now)) {
+  const absl::StatusOr<bool> settled = Settle(sequence, ending, finish, now);
+  if (!settled.ok()) {
+    finish.status = absl::UnavailableError(settled.status().message());
+  } else if (!*settled) {
     ++counted_.quarantined;
     finish.status = absl::InternalError(
         absl::StrCat("the numbers of this sequence stopped being finite at position ", sequence.head.position,
@@ -506,7 +569,8 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   sequences_.erase(it);
 }
 
-bool Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now) {
+absl::StatusOr<bool> Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish,
+                                          absl::Time now) {
   EngineRequest& request = sequence.request;
   const bool changed = sequence.head.position != sequence.initial_position;
   // A request that ends early leaves its prompt behind only if a token was sampled after it.
@@ -517,7 +581,13 @@ bool Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish
 
   StatePtr state;
   if (asked || commit) {
-    state = MakeState(format_, model_->layout(), sequence.head, slots_.Data(sequence.slot));
+    absl::StatusOr<StatePtr> made = MakeState(format_, model_->layout(), sequence.head, slots_, sequence.slot);
+    if (!made.ok()) {
+      finish.position = sequence.initial_position;
+      request.lease.Abandon(now);
+      return made.status();
+    }
+    state = *std::move(made);
     if (state == nullptr) ending = Ending::kNotFinite;
   }
   if (ending == Ending::kNotFinite) {
@@ -560,8 +630,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(std::shared_ptr<const Mode
                                                       const EngineOptions& options, EngineObserver observer) {
   PALIMPSEST_CHECK(model != nullptr && tokenizer != nullptr);
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  if (absl::Status status = CheckMemory(*model, options); !status.ok()) return status;
-  auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), options, std::move(observer));
+  absl::StatusOr<int32_t> slots = ChooseSlots(*model, options);
+  if (!slots.ok()) return slots.status();
+  EngineOptions chosen = options;
+  chosen.slots = *slots;
+  auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), chosen, std::move(observer));
   if (absl::Status status = impl->Start(); !status.ok()) return status;
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
