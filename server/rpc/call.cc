@@ -6,6 +6,7 @@
 #include <memory>
 #include <random>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -13,6 +14,7 @@
 #include "kernels/common/check.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/status.h"
+#include "server/rpc/trace_context.h"
 
 namespace palimpsest {
 namespace {
@@ -20,6 +22,13 @@ namespace {
 std::string MakeRequestId() {
   thread_local std::mt19937_64 generator{std::random_device{}()};
   return absl::StrFormat("%016x", generator());
+}
+
+std::vector<absl::string_view> Values(const grpc::CallbackServerContext& context, const char* key) {
+  std::vector<absl::string_view> values;
+  const auto [begin, end] = context.client_metadata().equal_range(key);
+  for (auto it = begin; it != end; ++it) values.emplace_back(it->second.data(), it->second.size());
+  return values;
 }
 
 }  // namespace
@@ -69,6 +78,12 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const char* m
   log.method = method;
   log.peer = context->peer();
   context->AddInitialMetadata("x-request-id", log.id);
+  TraceContext trace = ContinueTrace(Values(*context, "traceparent"), Values(*context, "tracestate"));
+  context->AddInitialMetadata("traceresponse", trace.ToString());
+  log.trace_id = std::move(trace.trace_id);
+  log.span_id = std::move(trace.span_id);
+  log.parent_span_id = std::move(trace.parent_id);
+  log.trace_state = std::move(trace.trace_state);
   admitted_ = core_.door.Enter();
 }
 
