@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
-#include "clients/cpp/cli_e2e_testing.h"
+#include "clients/cpp/testing/cli_e2e.h"
 
 namespace palimpsest {
 namespace {

@@ -1,4 +1,6 @@
 // The command line as its user meets it: the real binary against the real server with the bundled checkpoint.
+#include "clients/cpp/testing/cli_e2e.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -15,7 +17,6 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
-#include "clients/cpp/cli_e2e_testing.h"
 #include "clients/cpp/client.h"
 
 namespace palimpsest {
