@@ -61,7 +61,8 @@ ABSL_FLAG(std::string, tls_key, "", "PEM file with the certificate's private key
 ABSL_FLAG(std::string, tls_client_ca, "", "PEM file. Given, clients must show a certificate signed by one in it.");
 
 ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
-          "Threads of the arithmetic, for each model. 0: one per processor.");
+          "Threads of the arithmetic, for each model. 0: one for each whole processor that the process may use: its "
+          "affinity and its control groups' quota.");
 ABSL_FLAG(
     int32_t, slots, Defaults().engine.slots,
     "Sequences that run at once, for each model. Each takes the bytes of one state from the start on. More raises "

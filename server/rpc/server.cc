@@ -19,6 +19,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "server/engine/available_processors.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -132,7 +133,7 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(const S
 }
 
 EngineOptions Resolved(EngineOptions options) {
-  if (options.threads == 0) options.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  if (options.threads == 0) options.threads = AvailableProcessors();
   return options;
 }
 
