@@ -2,6 +2,7 @@
 
 #include <grpcpp/server_context.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <random>
@@ -45,6 +46,7 @@ void Door::Shut() {
 
 absl::Status Door::Enter() {
   absl::MutexLock lock(&mu_);
+  last_event_ = absl::Now();
   switch (condition_) {
     case Condition::kClosed:
       return WithReason(absl::UnavailableError("the server is starting; wait until its health is SERVING"),
@@ -61,6 +63,7 @@ absl::Status Door::Enter() {
 void Door::Leave() {
   absl::MutexLock lock(&mu_);
   --inside_;
+  last_event_ = absl::Now();
 }
 
 bool Door::AwaitEmpty(absl::Time deadline) {
@@ -68,6 +71,19 @@ bool Door::AwaitEmpty(absl::Time deadline) {
   return mu_.AwaitWithDeadline(absl::Condition(
                                    +[](int64_t* inside) { return *inside == 0; }, &inside_),
                                deadline);
+}
+
+void Door::AwaitQuiet(absl::Duration time, absl::Time deadline) {
+  for (;;) {
+    absl::Time until;
+    {
+      absl::MutexLock lock(&mu_);
+      until = std::min(last_event_ + time, deadline);
+    }
+    const absl::Duration left = until - absl::Now();
+    if (left <= absl::ZeroDuration()) return;
+    absl::SleepFor(left);
+  }
 }
 
 Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const char* method, const std::string& id)

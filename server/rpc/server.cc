@@ -37,6 +37,8 @@ constexpr const char* kServiceNames[] = {"palimpsest.v1.GenerationService", "pal
 constexpr absl::Duration kSweepEvery = absl::Seconds(1);
 // For the last messages to leave, after the last call has ended.
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
+// Nobody has called for so long: the callers have gone elsewhere.
+constexpr absl::Duration kQuiet = absl::Milliseconds(200);
 
 absl::Status CheckOptions(const ServerOptions& options) {
   const auto wrong = [](absl::string_view option, auto value, absl::string_view accepted) {
@@ -279,8 +281,12 @@ void Server::Drain(absl::Duration grace, absl::Duration lame_duck) {
   impl_->core.door.Shut();
   impl_->core.models.Drain(deadline);
   // What is left now are last messages on their way, uploads, downloads, and readers too slow for the grace.
-  const bool all_ended = impl_->core.door.AwaitEmpty(std::max(deadline, absl::Now() + kFlush));
+  const absl::Time last = std::max(deadline, absl::Now() + kFlush);
+  const bool all_ended = impl_->core.door.AwaitEmpty(last);
   if (!all_ended) LogWarning("calls are left at the end of the grace period; they are cut off");
+  // From Shutdown on gRPC answers a new call with CANCELLED, which no caller tries again elsewhere; so while calls
+  // still come they are refused with UNAVAILABLE.
+  impl_->core.door.AwaitQuiet(kQuiet, last);
   impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + kFlush));
 }
 
