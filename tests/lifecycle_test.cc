@@ -257,7 +257,7 @@ std::vector<Row> Rows() {
       {"ModelWithoutAFolder", {"--model=test="}, {"--model", "NAME=FOLDER"}},
       {"ModelNameOfOtherCharacters",
        {"--model=My_Model=FOLDER", port, no_metrics},
-       {"--model is My_Model=", "NAME=FOLDER"}},
+       {"--model is \"My_Model=", "NAME=FOLDER"}},
       {"OneNameForTwoModels", {model, model, port, no_metrics}, {"test"}},
       {"RootIsNoFolder", {"--model_root=/nowhere/at/all"}, {"--model_root is /nowhere/at/all", "not a folder"}},
       {"RepositoryIsNoFolder",

@@ -90,7 +90,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
   }
   for (const ServerOptions::ModelSource& model : options.models) {
     if (!IsId(model.id, /*dots=*/true)) {
-      return wrong("model", absl::StrCat(model.id, "=", model.folder),
+      return wrong("model", Quoted(absl::StrCat(model.id, "=", model.folder)),
                    "NAME=FOLDER with a name of 1 to 63 characters [a-z0-9.-], beginning with a letter");
     }
   }
