@@ -6,6 +6,7 @@
 #include <prometheus/counter.h>
 #include <prometheus/exposer.h>
 #include <prometheus/family.h>
+#include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
@@ -123,6 +124,14 @@ struct Metrics::Impl {
     sequences = histogram("palimpsest_batch_sequences", "Sequences that took part in one iteration of the engine.");
     iteration = histogram("palimpsest_iteration_seconds", "Duration of one iteration of the engine.");
     duration = histogram("palimpsest_request_duration_seconds", "From a call's arrival to its end.");
+    retiring = &prometheus::BuildGauge()
+                    .Name("palimpsest_model_versions_retiring")
+                    .Help("Versions that were replaced and still serve their sessions.")
+                    .Register(*registry);
+    repository_loads = &prometheus::BuildCounter()
+                            .Name("palimpsest_model_repository_loads_total")
+                            .Help("Versions that the model repository has loaded, or tried to, by status code.")
+                            .Register(*registry);
     requests = &prometheus::BuildCounter()
                     .Name("palimpsest_requests_total")
                     .Help("Calls that have ended, by method and status code.")
@@ -210,6 +219,8 @@ struct Metrics::Impl {
   Family<Histogram>* iteration;
   Family<Histogram>* duration;
   Family<prometheus::Counter>* requests;
+  Family<prometheus::Gauge>* retiring;
+  Family<prometheus::Counter>* repository_loads;
 
   mutable absl::Mutex mu;  // held while engines and sessions are asked for their counts
   std::map<std::string, ModelSource> models ABSL_GUARDED_BY(mu);
@@ -297,6 +308,14 @@ void Metrics::AddModel(const ModelLabels& labels, std::function<EngineStats()> s
 void Metrics::RemoveModel(const std::string& model) {
   absl::MutexLock lock(&impl_->mu);
   impl_->models.erase(model);
+}
+
+void Metrics::SetRetiring(const std::string& model, int32_t versions) {
+  impl_->retiring->Add({{"model", model}}).Set(versions);
+}
+
+void Metrics::CountRepositoryLoad(const std::string& model, absl::string_view code) {
+  impl_->repository_loads->Add({{"model", model}, {"code", std::string(code)}}).Increment();
 }
 
 void Metrics::SetSessions(std::function<SessionStore::Counts()> counts) {

@@ -36,10 +36,19 @@ void RunTasks(ThreadPool& pool, std::span<const std::function<void()>> tasks) {
 // Index of the first element that is NaN or infinite: all exponent bits set.
 std::optional<int64_t> FindNonFinite(const TensorView& tensor) {
   const auto find = [&]<typename Bits>(Bits exponent) -> std::optional<int64_t> {
-    for (int64_t i = 0, n = tensor.elements(); i < n; ++i) {
+    const auto is_bad = [&](int64_t i) {
       Bits bits;
       std::memcpy(&bits, tensor.data + i * sizeof(Bits), sizeof(Bits));
-      if ((bits & exponent) == exponent) return i;
+      return (bits & exponent) == exponent;
+    };
+    constexpr int64_t kBlock = 4096;  // looked at without a way out in between, so that it is done by vectors
+    for (int64_t begin = 0, n = tensor.elements(); begin < n; begin += kBlock) {
+      const int64_t end = std::min(begin + kBlock, n);
+      Bits any = 0;
+      for (int64_t i = begin; i < end; ++i) any |= static_cast<Bits>(is_bad(i));
+      for (int64_t i = begin; any != 0 && i < end; ++i) {
+        if (is_bad(i)) return i;
+      }
     }
     return std::nullopt;
   };
