@@ -194,8 +194,6 @@ def observe(arguments: argparse.Namespace, work: Path, children: list[Child]) ->
         print(prometheus.log.read_text(errors="replace")[-2000:], file=sys.stderr)
         return 1
     say(f"ok: {report.summary()}")
-    for line in report.notes:
-        say(line)
 
     if arguments.screenshots is not None:
         say("letting the load run for five minutes before the pictures")
