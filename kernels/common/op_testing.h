@@ -1,4 +1,5 @@
-// What the tests of ops share: poisoned matrices, comparisons, and a run on every SIMD target of the machine.
+// What the tests of ops share: poisoned matrices, comparisons, and a run on every SIMD target of the machine. The same
+// tests run on a device where one is linked in (TestDevice).
 #pragma once
 
 #include <gmock/gmock.h>
@@ -22,10 +23,18 @@ namespace palimpsest {
 inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The targets that UseSimdTarget accepts here, the one in use first.
+// The device that this test program tests ops on: it sees all that is on the heap, and an op's results are there when
+// the op returns. Null: they run on the processor. Each program links one definition or the other.
+Device* TestDevice();
+
+// Where the op under test runs.
+inline ExecContext On(ThreadPool& pool) { return {.pool = &pool, .device = TestDevice()}; }
+
+// The targets that UseSimdTarget accepts here, the one in use first; for a device, that one alone.
 inline std::vector<std::string> SimdTargets() {
   const std::string current = SimdTargetName();
   std::vector<std::string> names = {current};
+  if (TestDevice() != nullptr) return names;
   for (const char* name : {"AVX3_BF16", "AVX3", "AVX2", "PORTABLE"}) {
     if (name != current && UseSimdTarget(name)) names.push_back(name);
   }
