@@ -24,6 +24,9 @@
 #include "server/flags/command_line.h"
 #include "server/rpc/log.h"
 #include "server/rpc/server.h"
+#ifdef PALIMPSEST_CUDA
+#include "kernels/cuda/cuda_device.h"
+#endif
 
 // Defaults are those of the option structs, so that they are written once.
 namespace {
@@ -47,6 +50,11 @@ ABSL_FLAG(absl::Duration, model_repository_poll, Defaults().repository.poll,
 ABSL_FLAG(
     absl::Duration, model_repository_retire_after, Defaults().repository.retire_after,
     "How long a replaced version stays for the sessions that it has. inf: until they are deleted or have expired.");
+ABSL_FLAG(std::string, backend, "auto",
+          "Where models run: cpu, cuda, or auto: cuda where this build and the machine have it, else cpu.");
+ABSL_FLAG(int32_t, device, 0, "Which GPU, as CUDA counts them.");
+ABSL_FLAG(double, device_memory_fraction, Defaults().engine.device_memory_fraction,
+          "Of the GPU's memory, the part that may be in use once a model is loaded: what --slots=0 fills.");
 ABSL_FLAG(
     std::string, math, "auto",
     "Arithmetic of the projections: f32, bf16 (rounds activations), or auto: bf16 where weights and processor are.");
@@ -66,7 +74,7 @@ ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
 ABSL_FLAG(
     int32_t, slots, Defaults().engine.slots,
     "Sequences that run at once, for each model. Each takes the bytes of one state from the start on. More raises "
-    "throughput, and every caller's time between tokens.");
+    "throughput, and every caller's time between tokens. 0: on a GPU as many as its memory holds, else 64.");
 ABSL_FLAG(int32_t, max_queue, Defaults().engine.max_queue,
           "Requests that wait for a slot before new ones are refused.");
 ABSL_FLAG(int32_t, prefill_budget, Defaults().engine.prefill_budget,
@@ -122,7 +130,8 @@ constexpr char kAbout[] =
 const std::vector<FlagGroup>& Groups() {
   static const std::vector<FlagGroup>& groups = *new std::vector<FlagGroup>{
       {"Models",
-       {"model", "model_root", "math", "model_repository", "model_repository_poll", "model_repository_retire_after"}},
+       {"model", "model_root", "backend", "device", "device_memory_fraction", "math", "model_repository",
+        "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
        {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
@@ -216,6 +225,14 @@ ServerOptions ReadOptions() {
   using Math = ModelOptions::Math;
   options.model.math = OneOf<Math>("math", absl::GetFlag(FLAGS_math),
                                    {{"auto", Math::kAuto}, {"f32", Math::kF32}, {"bf16", Math::kBF16}});
+  using Backend = BackendOptions::Kind;
+  options.backend.kind = OneOf<Backend>("backend", absl::GetFlag(FLAGS_backend),
+                                        {{"auto", Backend::kAuto}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}});
+  options.backend.device = absl::GetFlag(FLAGS_device);
+#ifdef PALIMPSEST_CUDA
+  options.backend.open = OpenCudaDevice;
+#endif
+  options.engine.device_memory_fraction = absl::GetFlag(FLAGS_device_memory_fraction);
   options.host = absl::GetFlag(FLAGS_host);
   options.port = absl::GetFlag(FLAGS_port);
   options.metrics_address = absl::GetFlag(FLAGS_metrics_address);

@@ -1,7 +1,6 @@
 #include "server/engine/engine.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <optional>
@@ -16,6 +15,8 @@
 #include "kernels/common/check.h"
 #include "kernels/common/device.h"
 #include "server/engine/available_memory.h"
+#include "server/engine/available_processors.h"
+#include "server/engine/least_work.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
 #include "server/engine/stepper.h"
@@ -23,12 +24,6 @@
 
 namespace palimpsest {
 namespace {
-
-int32_t ProcessorCount() {
-  cpu_set_t processors;
-  if (sched_getaffinity(0, sizeof processors, &processors) == 0) return CPU_COUNT(&processors);
-  return std::max<int32_t>(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
-}
 
 absl::Status CheckOptions(const EngineOptions& options) {
   const struct {
@@ -47,6 +42,10 @@ absl::Status CheckOptions(const EngineOptions& options) {
     if (bound.value >= bound.least && bound.value <= bound.most) continue;
     return absl::InvalidArgumentError(
         absl::StrCat(bound.name, " is ", bound.value, ", expected ", bound.least, " to ", bound.most));
+  }
+  if (!(options.device_memory_fraction > 0.0 && options.device_memory_fraction <= 1.0)) {
+    return absl::InvalidArgumentError(absl::StrCat("device_memory_fraction is ", options.device_memory_fraction,
+                                                   ", expected more than 0, at most 1"));
   }
   return absl::OkStatus();
 }
@@ -156,8 +155,9 @@ class Engine::Impl {
                  .layout_hash = model_->layout().hash(),
                  .bytes = model_->layout().bytes(),
                  .vocabulary = model_->config().vocabulary}),
+        least_work_(*model_),
         slots_(options.slots, format_.bytes, model_->device()),
-        stepper_(*model_, options.threads == 0 ? ProcessorCount() : options.threads, slots_,
+        stepper_(*model_, options.threads == 0 ? AvailableProcessors() : options.threads, slots_,
                  MaxRows(options.slots, options)),
         scheduler_(options.slots, options.prefill_budget),
         lanes_(static_cast<size_t>(options.slots), nullptr) {}
@@ -204,6 +204,7 @@ class Engine::Impl {
   void EndLate(const Mail& mail, absl::Time now);
   void AdmitWaiting(absl::Time now);
   void HoldSlowReaders();
+  void NoteOldestWaiting();
   void RunBatch();
   // Ends everything; from then on nothing is taken.
   void FailDevice(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
@@ -224,6 +225,7 @@ class Engine::Impl {
   const EngineOptions options_;
   const EngineObserver observer_;
   const StateFormat format_;
+  const LeastWork least_work_;
 
   // The engine thread's alone.
   SlotPool slots_;
@@ -264,8 +266,10 @@ Engine::Impl::~Impl() {
 
 absl::Status Engine::Impl::Start() {
   counted_.slots = options_.slots;
-  thread_ = std::thread([this] { Loop(); });
+  counted_.max_queue = options_.max_queue;
   absl::MutexLock lock(&mu_);
+  stats_ = counted_;
+  thread_ = std::thread([this] { Loop(); });
   mu_.Await(absl::Condition(this, &Impl::IsWarm));
   return *warm_;
 }
@@ -314,9 +318,20 @@ void Engine::Impl::Drain(absl::Time deadline) {
 }
 
 EngineStats Engine::Impl::stats() const {
+  int64_t total = 0, free = 0;
+  if (Device* const device = model_->device(); device != nullptr) {
+    total = device->info().total_bytes;
+    free = device->FreeBytes();
+  }
   absl::MutexLock lock(&mu_);
   EngineStats stats = stats_;
+  stats.device_total_bytes = total;
+  stats.device_free_bytes = free;
   stats.waiting = std::max(0, in_flight_ - stats.running);
+  // Those that the engine's thread has not seen yet.
+  for (const std::unique_ptr<Sequence>& sequence : submitted_) {
+    stats.oldest_waiting = std::min(stats.oldest_waiting, sequence->request.arrival);
+  }
   return stats;
 }
 
@@ -335,6 +350,7 @@ void Engine::Impl::Loop() {
     EndLate(mail, now);
     AdmitWaiting(now);
     HoldSlowReaders();
+    NoteOldestWaiting();
     scheduler_.NextBatch(items_);
     if (!items_.empty()) RunBatch();
     // What has ended makes room for what waits.
@@ -396,6 +412,7 @@ void Engine::Impl::AdmitWaiting(absl::Time now) {
     ++counted_.running;
     ++counted_.slots_used;
     counted_.cached_tokens += sequence.initial_position;
+    if (observer_.on_queued) observer_.on_queued(now - sequence.request.arrival);
     // Such a prompt has nothing to take in: it is empty, or its one token is pending at once.
     const Scheduler::Job job = sequence.MakeJob();
     if (!job.feed && job.prefill_rows == 0) CompletePrompt(sequence);
@@ -403,26 +420,38 @@ void Engine::Impl::AdmitWaiting(absl::Time now) {
 }
 
 void Engine::Impl::HoldSlowReaders() {
+  counted_.held = 0;
   for (Sequence* sequence : lanes_) {
     if (sequence == nullptr) continue;
     const bool full = sequence->request.sink->undelivered_tokens() >= options_.max_undelivered_tokens;
     scheduler_.Hold(sequence->lane, full);
+    if (full) ++counted_.held;
   }
+}
+
+void Engine::Impl::NoteOldestWaiting() {
+  const std::optional<RequestId> first = scheduler_.first_waiting();
+  counted_.oldest_waiting = first ? sequences_.at(*first)->request.arrival : absl::InfiniteFuture();
 }
 
 void Engine::Impl::RunBatch() {
   const absl::Time begin = absl::Now();
   stepper_.Begin(items_, lanes_);
+  const absl::Time begun = absl::Now();
   absl::Status status = stepper_.Finish();
   const absl::Time end = absl::Now();
+  if (model_->device() != nullptr) counted_.device_wait += end - begun;
   ++counted_.iterations;
   counted_.recorded_passes = stepper_.passes().recorded_passes;
   counted_.direct_passes = stepper_.passes().direct_passes;
   if (!status.ok()) return FailDevice(status);
+  int64_t logit_rows = 0;
   for (size_t i = 0; i < items_.size(); ++i) {
     const Scheduler::Item& item = items_[i];
     Sequence& sequence = *lanes_[item.lane];
     const std::span<SampleRow> answers = stepper_.answers(i);
+    sequence.rows_taken += item.rows;
+    logit_rows += std::ssize(answers);
     if (!std::ranges::all_of(answers, &SampleRow::finite)) {
       End(sequence, Ending::kNotFinite, absl::OkStatus());
     } else if (item.work == Scheduler::Work::kDecode) {
@@ -432,6 +461,9 @@ void Engine::Impl::RunBatch() {
       if (item.completes_prompt) CompletePrompt(sequence);
     }
   }
+  const LeastWork::Amount least = least_work_.Of(stepper_.rows(), std::ssize(items_), logit_rows);
+  counted_.least_bytes += least.bytes;
+  counted_.least_flops += least.flops;
   if (observer_.on_iteration) observer_.on_iteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
 }
 
@@ -474,6 +506,7 @@ void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time
   ++counted_.generated_tokens;
   if (sequence.generated_tokens == 1) {
     sequence.first_token = now;
+    if (observer_.on_first_token) observer_.on_first_token(now - request.arrival);
   } else if (observer_.on_token) {
     observer_.on_token(now - sequence.last_token);
   }
@@ -547,14 +580,19 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   finish.total_time = now - request.arrival;
   finish.status = std::move(status);
   const absl::StatusOr<bool> settled = Settle(sequence, ending, finish, now);
+  const bool finite = !settled.ok() || *settled;
+  if (!finite || !settled.ok() || (ending != Ending::kDone && sequence.generated_tokens == 0)) {
+    counted_.discarded_tokens += sequence.rows_taken;
+  }
   if (!settled.ok()) {
     finish.status = absl::UnavailableError(settled.status().message());
-  } else if (!*settled) {
+  } else if (!finite) {
     ++counted_.quarantined;
     finish.status = absl::InternalError(
         absl::StrCat("the numbers of this sequence stopped being finite at position ", sequence.head.position,
                      leased ? "; its session is quarantined: delete it or go back to a snapshot" : ""));
   }
+  if (sequence.lane < 0 && observer_.on_queued) observer_.on_queued(finish.queue_time);
   if (sequence.lane >= 0) {
     slots_.Release(sequence.slot);
     scheduler_.Leave(sequence.lane);

@@ -59,8 +59,13 @@ ModelInfo Describe(const std::string& id, const Engine& engine) {
   info.slots = engine.options().slots;
   info.fingerprint = model.fingerprint();
   info.tokenizer = std::string(engine.tokenizer().kind());
-  info.backend = absl::StrCat("cpu (", SimdTargetName(), ", ", threads, threads == 1 ? " thread" : " threads",
-                              model.math() == LinearMath::kBF16 ? ", bf16 products)" : ")");
+  const char* const products = model.math() == LinearMath::kBF16 ? ", bf16 products)" : ")";
+  if (const Device* const device = model.device(); device != nullptr) {
+    info.backend = absl::StrCat("cuda (", device->info().name, ", device ", device->info().index, products);
+  } else {
+    info.backend =
+        absl::StrCat("cpu (", SimdTargetName(), ", ", threads, threads == 1 ? " thread" : " threads", products);
+  }
   return info;
 }
 
@@ -70,7 +75,13 @@ void AddCounters(const EngineStats& from, EngineStats& to) {
   to.generated_tokens += from.generated_tokens;
   to.cached_tokens += from.cached_tokens;
   to.quarantined += from.quarantined;
+  to.discarded_tokens += from.discarded_tokens;
   to.iterations += from.iterations;
+  to.least_bytes += from.least_bytes;
+  to.least_flops += from.least_flops;
+  to.recorded_passes += from.recorded_passes;
+  to.direct_passes += from.direct_passes;
+  to.device_wait += from.device_wait;
 }
 
 }  // namespace
@@ -116,7 +127,11 @@ ModelRegistry::~ModelRegistry() {
 absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::string& id, const std::string& folder,
                                                                   std::shared_ptr<const Tokenizer>& tokenizer) const {
   if (absl::Status status = CheckMemory(folder); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, options_.model);
+  absl::StatusOr<std::shared_ptr<Device>> device = OpenBackend(options_.backend);
+  if (!device.ok()) return device.status();
+  ModelOptions model_options = options_.model;
+  model_options.device = *std::move(device);
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, model_options);
   if (!model.ok()) return model.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> loaded = Tokenizer::Load(folder, (*model)->config().vocabulary);
   if (!loaded.ok()) return loaded.status();
@@ -292,8 +307,17 @@ EngineStats ModelRegistry::StatsOf(const std::string& id) const {
   return stats;
 }
 
+bool ModelRegistry::AnyDeviceFailed() const {
+  absl::MutexLock lock(&mu_);
+  return std::ranges::any_of(models_, [](const auto& entry) {
+    const ServedModel& served = *entry.second;
+    return served.engine != nullptr && served.engine->stats().failed;
+  });
+}
+
 void ModelRegistry::AddToMetrics(const ModelInfo& info) {
-  metrics_->AddModel({info.id, info.architecture, info.weight_dtype, info.backend},
+  metrics_->AddModel({info.id, info.architecture, info.weight_dtype, info.backend, info.parameter_count,
+                      info.weight_bytes, info.state_bytes},
                      [this, id = info.id] { return StatsOf(id); });
 }
 

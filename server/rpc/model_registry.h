@@ -24,6 +24,7 @@
 #include "server/engine/engine.h"
 #include "server/metrics/metrics.h"
 #include "server/model/model.h"
+#include "server/rpc/backend.h"
 #include "server/session/session_store.h"
 #include "server/tokenizer/tokenizer.h"
 
@@ -97,9 +98,10 @@ class ModelRegistry {
  public:
   struct Options {
     EngineOptions engine;
-    ModelOptions model;
-    std::string root;  // for ResolvePath; empty: none
+    ModelOptions model;  // but its device: every model gets one of its own
+    std::string root;    // for ResolvePath; empty: none
     int32_t max_models = 8;
+    BackendOptions backend;
   };
   // `metrics` and `sessions` are told of models that come and go; they must outlive this object.
   ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions);
@@ -138,6 +140,9 @@ class ModelRegistry {
   absl::StatusOr<ModelInfo> Get(const std::string& id) const;
   // By id.
   std::vector<ModelInfo> List() const;
+
+  // Whether the device of some model has failed. It will not come back in this process.
+  bool AnyDeviceFailed() const;
 
   // Drains every engine: what runs may end until `deadline`.
   void Drain(absl::Time deadline);

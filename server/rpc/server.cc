@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <thread>
 #include <utility>
 
@@ -149,15 +150,24 @@ std::string ServerVersion() {
 struct Server::Impl {
   explicit Impl(const ServerOptions& set)
       : options(set),
-        core(set.limits, set.sessions, {Resolved(set.engine), set.model, set.model_root, set.limits.max_models}),
+        core(set.limits, set.sessions,
+             {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
         repository(set.repository, &core.models, &core.metrics) {
-    core.metrics.SetSessions([this] { return core.sessions.counts(); });
+    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
+    core.metrics.SetModels([this] {
+      std::map<std::string, bool> ready;
+      for (const ModelInfo& model : core.models.List()) ready[model.id] = model.condition == ModelCondition::kReady;
+      return ready;
+    });
   }
   ~Impl() {
     if (sweeper.joinable()) {
       stop_sweeping.Notify();
       sweeper.join();
     }
+    // A scrape may come at any time, and what these ask is gone before the metrics are.
+    core.metrics.SetModels(nullptr);
+    core.metrics.SetSessions(nullptr, {});
   }
 
   absl::Status Listen();
@@ -167,12 +177,19 @@ struct Server::Impl {
     while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) {
       core.sessions.DropExpired(absl::Now());
       core.models.DropRetired(absl::Now());
+      // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
+      if (!device_failed && core.models.AnyDeviceFailed()) {
+        device_failed = true;
+        LogEvent("a device failed", {{"cure", "restart the server"}});
+        SetHealth(false);
+      }
     }
   }
 
   const ServerOptions options;
   ServerCore core;
   ModelRepository repository;
+  bool device_failed = false;  // the sweeper's
   std::vector<std::unique_ptr<grpc::Service>> services;
   std::unique_ptr<grpc::Server> server;  // constant after Listen
   int32_t port = 0;
@@ -245,6 +262,7 @@ void Server::Impl::SetHealth(bool serving) {
   grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
   health->SetServingStatus("", serving);
   for (const char* name : kServiceNames) health->SetServingStatus(name, serving);
+  core.metrics.SetReady(serving);
 }
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

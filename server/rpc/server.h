@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "server/engine/engine.h"
 #include "server/model/model.h"
+#include "server/rpc/backend.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/model_repository.h"
 #include "server/session/session_store.h"
@@ -46,6 +47,7 @@ struct ServerOptions {
 
   EngineOptions engine;  // of every model
   ModelOptions model;    // of every model
+  BackendOptions backend;
   SessionStoreOptions sessions;
   Limits limits;
 

@@ -1,7 +1,5 @@
 #include "kernels/cuda/emulator/emulator.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <boost/context/detail/fcontext.hpp>
@@ -30,6 +28,7 @@ namespace {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr unsigned kWarpSize = 32;
 constexpr int64_t kSharedLimit = 227 << 10;
+constexpr size_t kDeviceBytes = size_t{2} << 30;
 
 namespace context = boost::context::detail;
 
@@ -316,22 +315,22 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->major = 9;
   properties->multiProcessorCount = 4;
   properties->sharedMemPerBlockOptin = emulator::kSharedLimit;
-  properties->totalGlobalMem = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  properties->totalGlobalMem = emulator::kDeviceBytes;
   return cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  *free = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  *total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
+  size_t used = 0;
+  for (const auto& [memory, bytes] : emulator::on_device) used += bytes;
+  *total = emulator::kDeviceBytes;
+  *free = emulator::kDeviceBytes - used;
   return cudaSuccess;
 }
 
 namespace {
 
 cudaError_t Allocate(void** memory, size_t bytes, std::map<const void*, size_t>& book) {
-  size_t free = 0, total = 0;
-  cudaMemGetInfo(&free, &total);
-  if (bytes > free) return cudaErrorMemoryAllocation;
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (*memory == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*memory, 0xFF, bytes);  // NaN: nobody may count on zeros
@@ -352,7 +351,11 @@ cudaError_t Release(void* memory, std::map<const void*, size_t>& book) {
 
 }  // namespace
 
-cudaError_t cudaMalloc(void** memory, size_t bytes) { return Allocate(memory, bytes, emulator::on_device); }
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  return bytes > free ? cudaErrorMemoryAllocation : Allocate(memory, bytes, emulator::on_device);
+}
 cudaError_t cudaFree(void* memory) { return Release(memory, emulator::on_device); }
 cudaError_t cudaMallocHost(void** memory, size_t bytes) { return Allocate(memory, bytes, emulator::pinned); }
 cudaError_t cudaFreeHost(void* memory) { return Release(memory, emulator::pinned); }
