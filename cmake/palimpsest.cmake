@@ -2,7 +2,8 @@
 
 add_library(palimpsest_options INTERFACE)
 target_include_directories(palimpsest_options INTERFACE ${PROJECT_SOURCE_DIR})
-target_compile_options(palimpsest_options INTERFACE -Wall -Wextra -Wno-sign-compare -Werror -fno-omit-frame-pointer)
+target_compile_options(palimpsest_options INTERFACE  # nvcc has its own: kernels/cuda/CMakeLists.txt
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-sign-compare -Werror -fno-omit-frame-pointer>)
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
   target_compile_options(palimpsest_options INTERFACE -Wthread-safety)
 endif()
