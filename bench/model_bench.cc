@@ -7,8 +7,8 @@
 //   position the step at position 100 and at position 100,000
 //   engine   B requests through the engine, sampling included, against the bare forward pass at the same batch
 //
-// On a CUDA device (--backend=cuda) the bandwidth is that of copying rows by our own op, and shares of arithmetic are left
-// out: device_bench measures what the device can do.
+// On a CUDA device (--backend=cuda) the bandwidth is that of copying rows by our own op, and shares of arithmetic are
+// left out: device_bench measures what the device can do.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>

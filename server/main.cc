@@ -55,6 +55,9 @@ ABSL_FLAG(std::string, backend, "auto",
 ABSL_FLAG(int32_t, device, 0, "Which GPU, as CUDA counts them.");
 ABSL_FLAG(double, device_memory_fraction, Defaults().engine.device_memory_fraction,
           "Of the GPU's memory, the part that may be in use once a model is loaded: what --slots=0 fills.");
+ABSL_FLAG(int32_t, state_write_interval, Defaults().model.write_interval,
+          "On a GPU: a sequence's state is written at every so many steps, and what it lacks is kept beside it. More "
+          "saves memory traffic and takes memory; replies are the same.");
 ABSL_FLAG(
     std::string, math, "auto",
     "Arithmetic of the projections: f32, bf16 (rounds activations), or auto: bf16 where weights and processor are.");
@@ -130,8 +133,8 @@ constexpr char kAbout[] =
 const std::vector<FlagGroup>& Groups() {
   static const std::vector<FlagGroup>& groups = *new std::vector<FlagGroup>{
       {"Models",
-       {"model", "model_root", "backend", "device", "device_memory_fraction", "math", "model_repository",
-        "model_repository_poll", "model_repository_retire_after"}},
+       {"model", "model_root", "backend", "device", "device_memory_fraction", "state_write_interval", "math",
+        "model_repository", "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
        {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
@@ -229,6 +232,7 @@ ServerOptions ReadOptions() {
   options.backend.kind = OneOf<Backend>("backend", absl::GetFlag(FLAGS_backend),
                                         {{"auto", Backend::kAuto}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}});
   options.backend.device = absl::GetFlag(FLAGS_device);
+  options.model.write_interval = absl::GetFlag(FLAGS_state_write_interval);
 #ifdef PALIMPSEST_CUDA
   options.backend.open = OpenCudaDevice;
 #endif

@@ -23,11 +23,13 @@
 
 namespace palimpsest {
 
+struct AdvanceReplayParams;
 struct AttentionNormParams;
 struct CopyRowsParams;
 struct EmbeddingParams;
 struct FastWeightParams;
 struct FeatureMapParams;
+struct FlushReplayParams;
 struct GateParams;
 struct LayerNormParams;
 struct LinearParams;
@@ -82,11 +84,13 @@ class Device {
   virtual void Run(Graph& graph) = 0;
 
   // The ops: each does what the function of that name in its header says.
+  virtual void Run(const AdvanceReplayParams& params) = 0;
   virtual void Run(const AttentionNormParams& params) = 0;
   virtual void Run(const CopyRowsParams& params) = 0;
   virtual void Run(const EmbeddingParams& params) = 0;
   virtual void Run(const FastWeightParams& params) = 0;
   virtual void Run(const FeatureMapParams& params) = 0;
+  virtual void Run(const FlushReplayParams& params) = 0;
   virtual void Run(const GateParams& params) = 0;
   virtual void Run(const LayerNormParams& params) = 0;
   virtual void Run(const LinearParams& params) = 0;

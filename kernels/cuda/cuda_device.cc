@@ -140,11 +140,13 @@ class CudaDevice : public Device {
     Do("graph", [&] { return cudaGraphLaunch(static_cast<CudaGraph&>(graph).executable, target_.stream); });
   }
 
+  void Run(const AdvanceReplayParams& params) override { RunOp("AdvanceReplay", params); }
   void Run(const AttentionNormParams& params) override { RunOp("AttentionNorm", params); }
   void Run(const CopyRowsParams& params) override { RunOp("CopyRows", params); }
   void Run(const EmbeddingParams& params) override { RunOp("Embedding", params); }
   void Run(const FastWeightParams& params) override { RunOp("FastWeight", params); }
   void Run(const FeatureMapParams& params) override { RunOp("FeatureMap", params); }
+  void Run(const FlushReplayParams& params) override { RunOp("FlushReplay", params); }
   void Run(const GateParams& params) override { RunOp("Gate", params); }
   void Run(const LayerNormParams& params) override { RunOp("LayerNorm", params); }
   void Run(const LogSoftmaxParams& params) override { RunOp("LogSoftmax", params); }

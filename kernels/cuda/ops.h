@@ -9,11 +9,13 @@
 
 namespace palimpsest::cuda {
 
+cudaError_t Run(const AdvanceReplayParams& params, const Target& target);
 cudaError_t Run(const AttentionNormParams& params, const Target& target);
 cudaError_t Run(const CopyRowsParams& params, const Target& target);
 cudaError_t Run(const EmbeddingParams& params, const Target& target);
 cudaError_t Run(const FastWeightParams& params, const Target& target);
 cudaError_t Run(const FeatureMapParams& params, const Target& target);
+cudaError_t Run(const FlushReplayParams& params, const Target& target);
 cudaError_t Run(const GateParams& params, const Target& target);
 cudaError_t Run(const LayerNormParams& params, const Target& target);
 cudaError_t Run(const LogSoftmaxParams& params, const Target& target);

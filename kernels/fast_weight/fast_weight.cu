@@ -32,7 +32,8 @@ bool IsAligned(const float* pointer, int64_t ld) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && ld % 4 == 0;
 }
 
-cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, const Target& target) {
+cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, bool replay, const Target& target) {
+  if (p.rows.num_sequences == 0) return cudaSuccess;
   const FastWeightRowsConfig config = ChooseRowsConfig(p.shape);
   const FastWeightRowsParams params{.p = p,
                                     .taken = taken,
@@ -44,8 +45,10 @@ cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, const Target& ta
                     .block = dim3(static_cast<unsigned>(config.threads))};
   return WithRule(p.rule, [&]<UpdateRule kRule>() {
     if (config.key_dim == 0) return Launch(FastWeightAnyRowsKernel<kRule>, shape, target, params);
-    return WithKeyDim<16, 32, 64, 128, 256>(
-        config.key_dim, [&]<int kK>() { return Launch(FastWeightRowsKernel<kK, kRule>, shape, target, params); });
+    return WithKeyDim<16, 32, 64, 128, 256>(config.key_dim, [&]<int kK>() {
+      return replay ? Launch(FastWeightRowsKernel<kK, kRule, true>, shape, target, params)
+                    : Launch(FastWeightRowsKernel<kK, kRule, false>, shape, target, params);
+    });
   });
 }
 
@@ -72,18 +75,42 @@ FastWeightParams From(FastWeightParams p, int32_t first, int32_t count) {
   return p;
 }
 
+constexpr int kAdvanceThreads = 128;
+
+__global__ void __launch_bounds__(kAdvanceThreads) AdvanceReplayKernel(AdvanceReplayParams p) {
+  const int s = static_cast<int>(blockIdx.x * kAdvanceThreads + threadIdx.x);
+  if (s >= p.rows.num_sequences || p.rows.slot[s] < 0) return;
+  int32_t& pending = *reinterpret_cast<int32_t*>(p.pending.At(p.rows.slot[s]));
+  pending = s < p.rows.num_steps ? (pending + 1) % p.interval : 0;
+}
+
 }  // namespace
 
 cudaError_t Run(const FastWeightParams& p, const Target& target) {
-  if (!HasChunkForm(p.shape.key_dim, target.shared_bytes_per_block)) return RunRows(p, RowsTaken::kAll, target);
-  const int32_t steps = p.rows.num_steps < 0 ? 0 : p.rows.num_steps, rest = p.rows.num_sequences - steps;
-  if (steps > 0) {
-    if (const cudaError_t error = RunRows(From(p, 0, steps), RowsTaken::kAll, target); error != cudaSuccess)
-      return error;
+  const bool replay = p.replay.interval > 1;
+  if (replay && !HasReplayForm(p.shape)) return cudaErrorInvalidValue;
+  const int32_t steps = p.rows.num_steps < 0 ? 0 : p.rows.num_steps;
+  const FastWeightParams rest = From(p, steps, p.rows.num_sequences - steps);
+  cudaError_t error = RunRows(From(p, 0, steps), RowsTaken::kAll, replay, target);
+  if (error != cudaSuccess || rest.rows.num_sequences == 0) return error;
+  if (replay) error = RunRows(rest, RowsTaken::kNone, /*replay=*/true, target);
+  if (error != cudaSuccess) return error;
+  if (!HasChunkForm(p.shape.key_dim, target.shared_bytes_per_block)) {
+    return RunRows(rest, RowsTaken::kAll, /*replay=*/false, target);
   }
-  if (rest == 0) return cudaSuccess;
-  if (const cudaError_t error = RunChunks(From(p, steps, rest), target); error != cudaSuccess) return error;
-  return RunRows(From(p, steps, rest), RowsTaken::kLastOfChunks, target);
+  error = RunChunks(rest, target);
+  return error != cudaSuccess ? error : RunRows(rest, RowsTaken::kLastOfChunks, /*replay=*/false, target);
+}
+
+cudaError_t Run(const FlushReplayParams& p, const Target& target) {
+  if (!HasReplayForm(p.shape)) return cudaErrorInvalidValue;
+  const FastWeightParams params{.shape = p.shape, .rule = p.rule, .rows = p.rows, .state = p.state, .replay = p.replay};
+  return RunRows(params, RowsTaken::kNone, /*replay=*/true, target);
+}
+
+cudaError_t Run(const AdvanceReplayParams& p, const Target& target) {
+  const auto blocks = static_cast<unsigned>(DivideUp(p.rows.num_sequences, kAdvanceThreads));
+  return Launch(AdvanceReplayKernel, {.grid = dim3(blocks), .block = dim3(kAdvanceThreads)}, target, p);
 }
 
 }  // namespace palimpsest::cuda

@@ -32,6 +32,26 @@ struct FastWeightShape {
   int64_t state_floats() const { return int64_t{value_heads} * value_dim * key_dim; }
 };
 
+// The replay form, of devices only: a step leaves the state as it is and keeps what it would have written, until the
+// interval-th one, which writes all of it. Whoever reads the state next does the additions that were left out, in their
+// order: the bits are those of writing at every step. Saves writes, which are half of a step's traffic.
+struct FastWeightReplay {
+  int32_t interval = 1;  // 1: every step writes
+  StatePiece written;    // [value_heads, interval - 1, entry_floats] per slot: k, decay, padding, u
+  StatePiece pending;    // int32 per slot, all layers' together: how many entries of `written` the state lacks
+
+  // Padded so that entries and their parts begin at 16 bytes.
+  PALIMPSEST_HOST_DEVICE static int64_t entry_floats(const FastWeightShape& shape) {
+    return (int64_t{shape.key_dim} + 4 + shape.value_dim + 3) / 4 * 4;
+  }
+};
+
+// Whether a device has the replay form for such heads.
+constexpr bool HasReplayForm(const FastWeightShape& shape) {
+  const int32_t K = shape.key_dim;
+  return K == 16 || K == 32 || K == 64 || K == 128 || K == 256;
+}
+
 struct FastWeightParams {
   static constexpr int32_t kChunk = 64;
 
@@ -52,10 +72,32 @@ struct FastWeightParams {
   int64_t ldout = 0;
   // A device may round the factors of a chunk's products to tf32 (11 bits). The state stays float32.
   bool round_products = false;
+  // A device's; the first rows.num_steps sequences use it. The states of the others are whole after the call.
+  // AdvanceReplay must follow once all layers are done.
+  FastWeightReplay replay = {};
 };
 
 // The fast home. Scratch is thread-local and bounded by the shape.
 void FastWeight(const ExecContext& ctx, const FastWeightParams& params);
+
+// Makes the states of these sequences whole. AdvanceReplay, with num_steps 0, must follow once all layers are done.
+struct FlushReplayParams {
+  FastWeightShape shape;
+  UpdateRule rule = UpdateRule::kDelta;
+  RaggedRows rows;
+  StatePiece state;
+  FastWeightReplay replay;
+};
+void FlushReplay(const ExecContext& ctx, const FlushReplayParams& params);
+
+// After a pass over all layers: the first rows.num_steps sequences have one more entry each, or, after the interval-th
+// step, none; all others have none.
+struct AdvanceReplayParams {
+  RaggedRows rows;
+  int32_t interval = 1;
+  StatePiece pending;
+};
+void AdvanceReplay(const ExecContext& ctx, const AdvanceReplayParams& params);
 
 // The truth: the recurrence above row by row in double precision, rounded to float at the end of the call only.
 void FastWeightReference(const FastWeightParams& params);

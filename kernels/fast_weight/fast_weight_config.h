@@ -25,15 +25,13 @@ struct FastWeightRowsConfig {
 };
 
 // Whether the key size has a compiled form of its own.
-constexpr bool HasRowsForm(int32_t key_dim) {
-  return key_dim == 16 || key_dim == 32 || key_dim == 64 || key_dim == 128 || key_dim == 256;
-}
+constexpr bool HasRowsForm(const FastWeightShape& shape) { return HasReplayForm(shape); }
 
 constexpr FastWeightRowsConfig ChooseRowsConfig(const FastWeightShape& shape) {
   using Config = FastWeightRowsConfig;
   Config config;
   int32_t lanes = 32, rows_per_thread = 1;
-  if (HasRowsForm(shape.key_dim)) {
+  if (HasRowsForm(shape)) {
     config.key_dim = shape.key_dim;
     lanes = shape.key_dim / Config::kRowFloats;
     rows_per_thread = Config::kRowsPerThread;

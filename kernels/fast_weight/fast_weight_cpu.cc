@@ -489,8 +489,19 @@ int64_t CostOf(const FastWeightParams& params, int32_t sequence) {
 
 }  // namespace
 
+void FlushReplay(const ExecContext& ctx, const FlushReplayParams& params) {
+  PALIMPSEST_CHECK(ctx.device != nullptr);
+  ctx.device->Run(params);
+}
+
+void AdvanceReplay(const ExecContext& ctx, const AdvanceReplayParams& params) {
+  PALIMPSEST_CHECK(ctx.device != nullptr);
+  ctx.device->Run(params);
+}
+
 void FastWeight(const ExecContext& ctx, const FastWeightParams& params) {
   if (ctx.device != nullptr) return ctx.device->Run(params);
+  PALIMPSEST_CHECK(params.replay.interval == 1);
   const int32_t value_heads = params.shape.value_heads;
   const int64_t K = params.shape.key_dim;
   const int64_t V = params.shape.value_dim;

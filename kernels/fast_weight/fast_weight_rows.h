@@ -17,6 +17,7 @@ namespace palimpsest::cuda {
 // Which rows of a sequence a launch takes.
 enum class RowsTaken : uint8_t {
   kAll,
+  kNone,          // the state is only made whole
   kLastOfChunks,  // the chunk of one row at the end, if there is one: a step
 };
 
@@ -44,7 +45,7 @@ struct RowsTask {
         row_end(params.p.rows.row_begin[blockIdx.x + 1]) {
     const bool last_is_step = (row_end - row_begin) % FastWeightParams::kChunk == 1;
     if (params.taken == RowsTaken::kLastOfChunks) row_begin = last_is_step ? row_end - 1 : row_end;
-    if (slot < 0) row_begin = row_end;
+    if (slot < 0 || params.taken == RowsTaken::kNone) row_begin = row_end;
   }
 };
 
@@ -72,14 +73,17 @@ __device__ __forceinline__ void LoadSpread(const float* from, bool aligned,
   }
 }
 
-template <int kK, UpdateRule kRule>
+// With kReplay, what steps before have left out is added first, and a step is left out itself unless it is the
+// interval-th.
+template <int kK, UpdateRule kRule, bool kReplay>
 __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, FastWeightRowsConfig::kBlocks)
     FastWeightRowsKernel(FastWeightRowsParams params) {
   constexpr int kFloats = FastWeightRowsConfig::kRowFloats, kRows = FastWeightRowsConfig::kRowsPerThread;
   constexpr int kLanes = kK / kFloats;
   const FastWeightParams& p = params.p;
   const RowsTask task(params);
-  if (task.row_begin == task.row_end) return;
+  const int64_t pending = kReplay && task.slot >= 0 ? *reinterpret_cast<int32_t*>(p.replay.pending.At(task.slot)) : 0;
+  if (task.row_begin == task.row_end && pending == 0) return;
   const int lane = static_cast<int>(threadIdx.x) % kLanes, V = p.shape.value_dim;
   // Neighbouring rows: one address serves them all.
   const int first = task.v_begin + static_cast<int>(threadIdx.x) / kLanes * kRows;
@@ -97,6 +101,27 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, FastWeight
       for (int i = 0; i < kFloats; ++i) S[n][i] = 0.0f;
     }
   }
+  bool write = true;
+  float* entry = nullptr;
+  if constexpr (kReplay) {
+    const int64_t entry_floats = FastWeightReplay::entry_floats(p.shape);
+    entry = p.replay.written.At(task.slot) + task.value_head * (p.replay.interval - 1) * entry_floats;
+    for (int64_t e = 0; e < pending; ++e, entry += entry_floats) {
+      float k[kFloats];
+      LoadSpread<kK>(entry + 4 * lane, true, k);
+      const float decay = entry[kK];
+#pragma unroll
+      for (int n = 0; n < kRows; ++n) {
+        const float u = first + n < V ? entry[kK + 4 + first + n] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < kFloats; ++i) {
+          if constexpr (kRule == UpdateRule::kGatedDelta) S[n][i] *= decay;
+          S[n][i] = fmaf(u, k[i], S[n][i]);
+        }
+      }
+    }
+    write = task.row_begin == task.row_end || pending == p.replay.interval - 1;
+  }
   for (int64_t r = task.row_begin; r < task.row_end; ++r) {
     float k[kFloats], q[kFloats];
     LoadSpread<kK>(p.k + r * p.ldk + h * kK + 4 * lane, params.aligned, k);
@@ -104,6 +129,16 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, FastWeight
     const int64_t gate = r * p.shape.value_heads + task.value_head;
     const float beta = kRule == UpdateRule::kSum ? 1.0f : p.beta[gate];
     const float decay = kRule == UpdateRule::kGatedDelta ? DecayOf(p.log_decay[gate]) : 1.0f;
+    if constexpr (kReplay) {
+      if (!write && first == 0) {
+#pragma unroll
+        for (int i = 0; i < kFloats / 4; ++i) {
+          *reinterpret_cast<float4*>(entry + 4 * (lane + kLanes * i)) =
+              make_float4(k[4 * i], k[4 * i + 1], k[4 * i + 2], k[4 * i + 3]);
+        }
+        if (lane == 0) entry[kK] = decay;
+      }
+    }
 #pragma unroll
     for (int n = 0; n < kRows; ++n) {
       const int v = first + n;
@@ -125,9 +160,15 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, FastWeight
         out = fmaf(S[n][i], q[i], out);
       }
       out = GroupSum<kLanes>(out);
-      if (lane == 0 && v < V) p.out[r * p.ldout + int64_t{task.value_head} * V + v] = out;
+      if (lane == 0 && v < V) {
+        p.out[r * p.ldout + int64_t{task.value_head} * V + v] = out;
+        if constexpr (kReplay) {
+          if (!write) entry[kK + 4 + v] = u;
+        }
+      }
     }
   }
+  if (!write) return;
 #pragma unroll
   for (int n = 0; n < kRows; ++n) {
     const int v = first + n;

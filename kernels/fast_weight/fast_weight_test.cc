@@ -434,5 +434,73 @@ TEST(FastWeightTest, RowsMayLieFurtherApartThanTheyAreLong) {
   }
 }
 
+// Steps of several sequences, now and then a chunk of some of them, with and without the replay form.
+class ReplayTest : public testing::TestWithParam<UpdateRule> {
+ protected:
+  static constexpr int32_t kInterval = 4;
+  static constexpr FastWeightShape kShapes[] = {
+      {.heads = 1, .value_heads = 2, .key_dim = 16, .value_dim = 18},
+      {.heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 48},
+      {.heads = 1, .value_heads = 1, .key_dim = 128, .value_dim = 40},
+  };
+
+  // What each slot keeps beside its state; begins as zeros.
+  struct Kept {
+    Kept(const FastWeightShape& shape, size_t slots)
+        : floats(shape.value_heads * (kInterval - 1) * FastWeightReplay::entry_floats(shape)),
+          written(slots * floats),
+          pending(slots * 16) {}
+    FastWeightReplay Replay() {
+      return {.interval = kInterval,
+              .written = {reinterpret_cast<std::byte*>(written.data()), floats * int64_t{sizeof(float)}},
+              .pending = {reinterpret_cast<std::byte*>(pending.data()), 64}};
+    }
+    int64_t floats;
+    std::vector<float> written;
+    std::vector<int32_t> pending;
+  };
+};
+
+TEST_P(ReplayTest, GivesTheBitsOfWritingAtEveryStep) {
+  if (TestDevice() == nullptr) GTEST_SKIP() << "a device's form";
+  ThreadPool pool(1);
+  for (const FastWeightShape& shape : kShapes) {
+    const Case steps = {.name = "", .rule = GetParam(), .shape = shape, .lengths = {1, 1, 1}};
+    const Case mixture = {.name = "", .rule = GetParam(), .shape = shape, .lengths = {1, 5, 1}};
+    Call plain(steps, 0), replayed(steps, 0);
+    Kept kept(shape, 3 * 3 + 1);
+    const auto flush = [&](const FastWeightParams& p) {
+      FlushReplay(On(pool), {.shape = p.shape, .rule = p.rule, .rows = p.rows, .state = p.state, .replay = p.replay});
+    };
+    for (uint32_t pass = 1; pass <= 13; ++pass) {
+      const bool chunk = pass % 5 == 0;
+      Call a(chunk ? mixture : steps, pass), b(chunk ? mixture : steps, pass);
+      a.states = plain.states;
+      b.states = replayed.states;
+      a.Run();
+      FastWeightParams p = b.Params();
+      p.rows.num_steps = chunk ? 1 : 3;  // of the mixture, the last sequence's one row counts among the rest
+      p.replay = kept.Replay();
+      FastWeight(On(pool), p);
+      AdvanceReplay(On(pool), {.rows = p.rows, .interval = kInterval, .pending = p.replay.pending});
+      ASSERT_TRUE(SameBits(b.out, a.out)) << "K " << shape.key_dim << ", pass " << pass;
+      plain.states = a.states;
+      replayed.states = b.states;
+    }
+    // The last write was some steps ago.
+    EXPECT_FALSE(SameBits(replayed.states, plain.states));
+    FastWeightParams p = replayed.Params();
+    p.replay = kept.Replay();
+    p.rows.num_steps = 0;
+    flush(p);
+    AdvanceReplay(On(pool), {.rows = p.rows, .interval = kInterval, .pending = p.replay.pending});
+    EXPECT_TRUE(SameBits(replayed.states, plain.states)) << "K " << shape.key_dim;
+    flush(p);  // there is nothing left to add
+    EXPECT_TRUE(SameBits(replayed.states, plain.states)) << "K " << shape.key_dim;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Rules, ReplayTest, testing::Values(kSum, kDelta, kGated));
+
 }  // namespace
 }  // namespace palimpsest

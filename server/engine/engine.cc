@@ -60,7 +60,7 @@ int32_t MaxRows(int32_t slots, const EngineOptions& options) {
 
 // How many slots there will be. RESOURCE_EXHAUSTED: not as many as were asked for.
 absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options) {
-  const int64_t state_bytes = std::max<int64_t>(model.layout().bytes(), 1);
+  const int64_t state_bytes = std::max<int64_t>(model.slot_bytes(), 1);
   if (model.device() == nullptr) {
     const int32_t slots = options.slots > 0 ? options.slots : kDefaultSlots;
     const std::optional<int64_t> available = AvailableMemory();
@@ -156,7 +156,7 @@ class Engine::Impl {
                  .bytes = model_->layout().bytes(),
                  .vocabulary = model_->config().vocabulary}),
         least_work_(*model_),
-        slots_(options.slots, format_.bytes, model_->device()),
+        slots_(options.slots, model_->slot_bytes(), model_->device()),
         stepper_(*model_, options.threads == 0 ? AvailableProcessors() : options.threads, slots_,
                  MaxRows(options.slots, options)),
         scheduler_(options.slots, options.prefill_budget),
@@ -236,7 +236,7 @@ class Engine::Impl {
   Scheduler scheduler_;
   std::vector<Sequence*> lanes_;  // by lane; null: free
   absl::flat_hash_map<RequestId, std::unique_ptr<Sequence>> sequences_;
-  std::vector<Finished> finished_;  // in this iteration
+  std::vector<Finished> finished_;                                                   // in this iteration
   std::vector<std::pair<std::shared_ptr<RequestSink>, RequestSink::Delta>> deltas_;  // not sent yet
   std::vector<Scheduler::Item> items_;
   EngineStats counted_;
@@ -634,6 +634,7 @@ absl::StatusOr<bool> Engine::Impl::Settle(Sequence& sequence, Ending ending, Req
 
   StatePtr state;
   if (asked || commit) {
+    stepper_.MakeWhole(sequence.slot);
     absl::StatusOr<StatePtr> made = MakeState(format_, model_->layout(), sequence.head, slots_, sequence.slot);
     if (!made.ok()) {
       finish.position = sequence.initial_position;

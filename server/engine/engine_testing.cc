@@ -36,7 +36,8 @@ std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec) {
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / absl::StrCat("palimpsest_engine_test_", getpid(), "_", ++counter);
   WriteRandomCheckpoint(folder.string(), spec);
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder.string(), {.device = OpenTestDevice()});
+  absl::StatusOr<std::unique_ptr<Model>> model =
+      Model::Load(folder.string(), {.device = OpenTestDevice(), .write_interval = 3});
   std::filesystem::remove_all(folder);
   EXPECT_TRUE(model.ok()) << model.status();
   PALIMPSEST_CHECK(model.ok());

@@ -15,7 +15,8 @@ LeastWork::LeastWork(const Model& model) {
   // A table to look up in is kept beside the head even where both are the same numbers.
   body_bytes_ = std::max<int64_t>(0, model.weight_bytes() - 2 * table * element);
   head_bytes_ = head * element;
-  state_bytes_ = model.layout().bytes();
+  // Read, and written; where it is written seldom, what is kept instead is not counted.
+  state_bytes_ = (model.write_interval() > 1 ? 1 : 2) * model.layout().bytes();
 
   const int64_t body = model.parameter_count() - table * (config.tied_embeddings ? 1 : 2);
   // Each element of a fast weight is multiplied with the query and takes in an outer product; a delta rule first reads
@@ -27,7 +28,7 @@ LeastWork::LeastWork(const Model& model) {
 }
 
 LeastWork::Amount LeastWork::Of(int64_t rows, int64_t sequences, int64_t logit_rows) const {
-  return {.bytes = body_bytes_ + (logit_rows > 0 ? head_bytes_ : 0) + 2 * sequences * state_bytes_,
+  return {.bytes = body_bytes_ + (logit_rows > 0 ? head_bytes_ : 0) + sequences * state_bytes_,
           .flops = rows * row_flops_ + logit_rows * logit_row_flops_};
 }
 

@@ -88,6 +88,10 @@ absl::Status Stepper::Finish() {
   return Synchronize();
 }
 
+void Stepper::MakeWhole(SlotHandle slot) {
+  model_.MakeWhole(context_, slots_.base(), slots_.stride(), {&slot.index, 1}, workspace_);
+}
+
 absl::Status Stepper::Synchronize() {
   return context_.device == nullptr ? absl::OkStatus() : context_.device->Synchronize();
 }

@@ -35,6 +35,8 @@ class Stepper {
   // Waits for the batch and samples. The states have moved on, nothing else of the sequences has. INTERNAL: the device
   // failed; there are no answers, and the states are lost.
   absl::Status Finish();
+  // Makes the state in a slot whole, for SlotPool::CopyOut.
+  void MakeWhole(SlotHandle slot);
   // The answers of the i-th item of the last run: of a decode, one; of a prompt that is scored, one for each row that
   // predicts a scored token; else none.
   std::span<SampleRow> answers(size_t item) {

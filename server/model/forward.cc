@@ -167,7 +167,8 @@ void ReadFastWeights(const Pass& pass, const LayerWeights& layer) {
                         .log_decay = gated_delta ? buffers.log_decay.data() : nullptr,
                         .out = buffers.read.data(),
                         .ldout = mixer.value_width(),
-                        .round_products = pass.weights.math == LinearMath::kBF16});
+                        .round_products = pass.weights.math == LinearMath::kBF16,
+                        .replay = pass.Replay(layer)});
   if (!mixer.output_norm) return;
   RmsNorm(pass.ctx, {.rows = rows,
                      .groups = shape.value_heads,
@@ -317,6 +318,7 @@ void RunPass(const Pass& pass, float* logits) {
     MixTokens(pass, layer);
     MixChannels(pass, layer);
   }
+  pass.AdvanceReplays();
   ComputeLogits(pass, logits);
 }
 
@@ -417,6 +419,29 @@ void RunDirect(const ForwardBatch& batch, Pass& pass, float* logits) {
 }
 
 }  // namespace
+
+void Model::MakeWhole(const ExecContext& ctx, std::byte* states, int64_t state_stride, std::span<const int32_t> slots,
+                      Workspace& workspace) const {
+  if (weights_->write_interval == 1 || slots.empty()) return;
+  Buffers& buffers = *workspace.buffers_;
+  const auto count = static_cast<int32_t>(slots.size());
+  ForwardBatch batch;
+  batch.states = states;
+  batch.state_stride = state_stride;
+  Pass pass{.ctx = ctx, .weights = *weights_, .batch = batch, .buffers = buffers};
+  pass.rows = {.num_sequences = count, .num_steps = 0};
+  if (buffers.arrays.Reset(*ctx.device, BatchBytes(config(), count))) buffers.recordings.clear();
+  const std::vector<int32_t> no_rows(slots.size() + 1, 0);
+  PutBatch({}, no_rows, slots, {}, {}, pass);
+  for (const LayerWeights& layer : weights_->layers) {
+    FlushReplay(ctx, {.shape = config().mixer.shape,
+                      .rule = config().mixer.rule,
+                      .rows = pass.rows,
+                      .state = pass.Piece(layer.fast_weight_offset),
+                      .replay = pass.Replay(layer)});
+  }
+  pass.AdvanceReplays();
+}
 
 int64_t Model::WorkspaceBytes(int64_t rows) const {
   Buffers buffers;

@@ -10,6 +10,7 @@
 #include "kernels/common/aligned_buffer.h"
 #include "kernels/common/check.h"
 #include "kernels/common/device.h"
+#include "kernels/fast_weight/fast_weight.h"
 #include "kernels/linear/linear.h"
 #include "kernels/norm/norm.h"
 #include "server/model/batch_arrays.h"
@@ -71,6 +72,16 @@ struct Pass {
   int32_t num_rows() const { return count.rows; }
   bool on_device() const { return ctx.device != nullptr; }
   StatePiece Piece(int64_t offset) const { return {batch.states + offset, batch.state_stride}; }
+  FastWeightReplay Replay(const LayerWeights& layer) const {
+    if (weights.write_interval == 1) return {};
+    return {.interval = weights.write_interval,
+            .written = Piece(layer.replay_offset),
+            .pending = Piece(weights.pending_offset)};
+  }
+  void AdvanceReplays() const {
+    if (weights.write_interval == 1) return;
+    AdvanceReplay(ctx, {.rows = rows, .interval = weights.write_interval, .pending = Piece(weights.pending_offset)});
+  }
   void Grow(AlignedArray<float>& array, int64_t size) const { buffers.Grow(array, size, ctx.device); }
   // `values` where the ops run, until the next call of Model::Forward.
   template <typename T>

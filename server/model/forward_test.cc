@@ -309,6 +309,27 @@ TEST(Forward, Bf16ArithmeticStaysNearFloat32) {
   EXPECT_LT(std::sqrt(error / size), 0.02);
 }
 
+TEST(Forward, WritingStatesSeldomChangesNoBit) {
+  RandomCheckpointSpec spec;
+  const auto always = LoadRandom(spec), seldom = LoadRandom(spec, {.write_interval = 4});
+  ASSERT_NE(always, nullptr);
+  ASSERT_NE(seldom, nullptr);
+  if (always->device() == nullptr) GTEST_SKIP() << "a device's form";
+  EXPECT_GT(seldom->slot_bytes(), always->slot_bytes());
+  Player a(*always, 3), b(*seldom, 3);
+  for (int32_t call = 0; call < 30; ++call) {
+    std::vector<Player::Piece> pieces;
+    for (int32_t slot = 0; slot < 3; ++slot) {
+      const int32_t length = call % 7 == slot ? 5 + 64 * slot : 1;  // now and then a chunk
+      pieces.push_back({slot, RandomTokens(length, spec.vocabulary, call)});
+    }
+    a.Call(pieces);
+    b.Call(pieces);
+    if (call % 11 == 0) ExpectSame(a, 1, b, 1);  // looking makes a state whole, and changes nothing
+  }
+  for (int32_t slot = 0; slot < 3; ++slot) ExpectSame(a, slot, b, slot);
+}
+
 TEST(Forward, GivesLogitsOfTheRowsAskedForOnly) {
   const RandomCheckpointSpec spec;
   const auto model = LoadRandom(spec);

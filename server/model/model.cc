@@ -17,6 +17,8 @@ Model::~Model() = default;
 
 const ModelConfig& Model::config() const { return weights_->config; }
 const StateLayout& Model::layout() const { return weights_->layout; }
+int64_t Model::slot_bytes() const { return weights_->slot_bytes; }
+int32_t Model::write_interval() const { return weights_->write_interval; }
 Device* Model::device() const { return weights_->device.get(); }
 int64_t Model::parameter_count() const { return weights_->parameter_count; }
 int64_t Model::weight_bytes() const { return weights_->bytes; }

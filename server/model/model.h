@@ -25,6 +25,10 @@ struct ModelOptions {
   // Where weights and arithmetic go; null: the processor. A device multiplies bf16 natively, and rounds factors of a
   // chunk's products to tf32 then. A model has a device of its own: nobody else may use it.
   std::shared_ptr<Device> device = nullptr;
+  // On a device: every so many steps, a sequence's fast weights are written; between, what they lack is kept beside the
+  // state (the replay form of kernels/fast_weight/fast_weight.h). Takes slot_bytes() - layout().bytes() more memory for
+  // each slot, saves writes, changes no bit. 1: every step writes. Heads without that form, and the processor, take 1.
+  int32_t write_interval = 1;
 };
 
 // A ragged batch. Prefill and decode are the same call: a sequence with one row is a step. On a device the steps come
@@ -33,7 +37,8 @@ struct ModelOptions {
 struct ForwardBatch {
   std::span<const int32_t> tokens;  // [rows], each in [0, vocabulary)
   RaggedRows rows;                  // slots index `states`
-  // The states, in the model's memory: slot i at base + i * stride bytes, laid out by layout(). Updated in place.
+  // The slots, in the model's memory: slot_bytes() each, slot i at base + i * stride bytes. A slot begins with a state,
+  // laid out by layout(), and is filled up with zeros when a state is put in. Updated in place.
   std::byte* states = nullptr;
   int64_t state_stride = 0;
   // Tokens that each sequence's state has taken in before. May be empty for a model whose ModelConfig::counts_tokens()
@@ -95,6 +100,14 @@ class Model {
   LinearMath math() const;
   // SHA-256 of configuration and weights, in hexadecimal.
   const std::string& fingerprint() const;
+
+  // Bytes of a slot, a multiple of 64.
+  int64_t slot_bytes() const;
+  int32_t write_interval() const;  // in use: ModelOptions
+  // Makes the states in these slots of `batch.states` whole, for who reads them. A Forward leaves them so unless
+  // ModelOptions::write_interval is more than 1.
+  void MakeWhole(const ExecContext& ctx, std::byte* states, int64_t state_stride, std::span<const int32_t> slots,
+                 Workspace& workspace) const;
 
   // Bytes that a workspace grows to for batches of so many rows, the logits of all of them included.
   int64_t WorkspaceBytes(int64_t rows) const;

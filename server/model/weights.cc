@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/common/thread_pool.h"
 #include "kernels/embedding/embedding.h"
+#include "kernels/fast_weight/fast_weight.h"
 #include "server/model/checkpoint/safetensors.h"
 #include "server/model/checkpoint/tensor_table.h"
 #include "server/model/checkpoint_tensors.h"
@@ -314,6 +315,30 @@ void FindOffsets(ModelWeights& weights) {
   }
 }
 
+// Settles how a slot is laid out: the state, then what it may lack.
+absl::Status LayOutSlots(const std::string& folder, const ModelOptions& options, ModelWeights& weights) {
+  constexpr int32_t kMostInterval = 64;
+  constexpr int64_t kAlignment = 64;
+  const auto round_up = [](int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };
+  if (options.write_interval < 1 || options.write_interval > kMostInterval) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(folder, ": write_interval is ", options.write_interval, ", expected 1 to ", kMostInterval));
+  }
+  weights.slot_bytes = round_up(weights.layout.bytes());
+  const MixerConfig& mixer = weights.config.mixer;
+  if (weights.device == nullptr || mixer.is_window() || !HasReplayForm(mixer.shape)) return absl::OkStatus();
+  weights.write_interval = options.write_interval;
+  if (weights.write_interval == 1) return absl::OkStatus();
+  weights.pending_offset = weights.slot_bytes;
+  weights.slot_bytes += kAlignment;
+  for (LayerWeights& layer : weights.layers) {
+    layer.replay_offset = weights.slot_bytes;
+    weights.slot_bytes += round_up(mixer.shape.value_heads * (weights.write_interval - 1) *
+                                   FastWeightReplay::entry_floats(mixer.shape) * int64_t{sizeof(float)});
+  }
+  return absl::OkStatus();
+}
+
 // Calls visit(matrix) and visit(array) for all there are, empty ones too.
 template <typename Visit>
 void ForEachPart(ModelWeights& weights, Visit visit) {
@@ -426,6 +451,7 @@ absl::StatusOr<std::unique_ptr<const ModelWeights>> LoadWeights(const std::strin
   for (const auto& [name, tensor] : table.taken()) weights->parameter_count += tensor->elements();
   RunTasks(pool, PackTasks(*tensors, *weights));
   FindOffsets(*weights);
+  if (absl::Status status = LayOutSlots(folder, options, *weights); !status.ok()) return status;
   if (weights->device != nullptr) {
     if (absl::Status status = MoveToDevice(folder, *weights); !status.ok()) return status;
   }

@@ -45,6 +45,8 @@ struct LayerWeights {
   int64_t key_sum_offset = 0;
   int64_t conv_tail_offset = 0;
   int64_t window_offset = 0;
+  // And, in a slot, what its state lacks.
+  int64_t replay_offset = 0;
 };
 
 // The vectors of the ids from `begin` on.
@@ -77,6 +79,10 @@ struct ModelWeights {
   AlignedArray<float> content_bias;   // [H, d], relative positions only
   AlignedArray<float> position_bias;  // [H, d]
   AlignedArray<float> frequencies;    // [D / 2] of the sinusoids
+
+  int32_t write_interval = 1;
+  int64_t pending_offset = 0;  // in a slot: how much the state lacks
+  int64_t slot_bytes = 0;
 
   int64_t parameter_count = 0;
   int64_t bytes = 0;

@@ -18,7 +18,7 @@ constexpr int64_t kChunk = 64;
 }  // namespace
 
 ModelRunner::ModelRunner(const Model& model, int32_t slots, int threads)
-    : model_(model), pool_(threads), states_(slots * model.layout().bytes(), model.device()) {
+    : model_(model), pool_(threads), states_(slots * model.slot_bytes(), model.device()) {
   if (model.device() != nullptr) model.device()->FillWithZeros(states_.data(), states_.size());
 }
 
@@ -75,7 +75,7 @@ void ModelRunner::Call(std::vector<Part> parts, std::vector<float>& result) {
                 .slot = slots.data(),
                 .num_steps = static_cast<int32_t>(std::ranges::count_if(parts, is_step))};
   batch.states = states_.data();
-  batch.state_stride = model_.layout().bytes();
+  batch.state_stride = model_.slot_bytes();
   batch.first_position = first_position;
   batch.logit_rows = rows;
   batch.targets = targets;
@@ -98,10 +98,12 @@ void ModelRunner::Call(std::vector<Part> parts, std::vector<float>& result) {
 std::vector<std::byte> ModelRunner::State(int32_t slot) {
   const int64_t bytes = model_.layout().bytes();
   std::vector<std::byte> state(static_cast<size_t>(bytes));
-  const std::byte* const from = states_.data() + slot * bytes;
+  const std::byte* const from = states_.data() + slot * model_.slot_bytes();
   if (model_.device() == nullptr) {
     std::memcpy(state.data(), from, state.size());
   } else {
+    model_.MakeWhole({.pool = &pool_, .device = model_.device()}, states_.data(), model_.slot_bytes(), {&slot, 1},
+                     workspace_);
     model_.device()->CopyToHost(state.data(), from, bytes);
     PALIMPSEST_CHECK(model_.device()->Synchronize().ok());
   }
@@ -109,9 +111,10 @@ std::vector<std::byte> ModelRunner::State(int32_t slot) {
 }
 
 void ModelRunner::SetState(int32_t slot, std::span<const std::byte> state) {
-  std::byte* const to = states_.data() + slot * model_.layout().bytes();
+  std::byte* const to = states_.data() + slot * model_.slot_bytes();
   if (model_.device() != nullptr) {
     model_.device()->CopyToDevice(to, state.data(), std::ssize(state));
+    model_.device()->FillWithZeros(to + state.size(), model_.slot_bytes() - std::ssize(state));
   } else {
     std::memcpy(to, state.data(), state.size());
   }
