@@ -122,7 +122,7 @@ constexpr char kAbout[] =
 const std::vector<FlagGroup>& Groups() {
   static const std::vector<FlagGroup>& groups = *new std::vector<FlagGroup>{
       {"Models",
-       {"model", "model_repository", "model_repository_poll", "model_repository_retire_after", "model_root", "math"}},
+       {"model", "model_root", "math", "model_repository", "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
        {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
