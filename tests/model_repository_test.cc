@@ -169,11 +169,12 @@ TEST(ModelRepository, ACallInFlightAndASessionStayWithTheirVersion) {
   const Reply expected = GenerateOk(stubs, Ask(twin));
   DeleteSession(stubs, twin);
 
-  // A stream that is stalled by its reader spans the change.
+  // A stream that is stalled by its reader spans the change. Its session has no state but the one to come.
+  const std::string late = CreateSession(stubs);
   grpc::ClientContext context;
   SetTimeout(context, absl::Minutes(2));
   bool changed = false;
-  const Outcome spanning = Generate(stubs, Ask("", 2000), context, [&](const v1::GenerateResponse&) {
+  const Outcome spanning = Generate(stubs, Ask(late, 2000), context, [&](const v1::GenerateResponse&) {
     if (std::exchange(changed, true)) return;
     Publish(repository, "m/2", Version(2));
     ASSERT_TRUE(AwaitVersion(stubs, "2"));
@@ -185,6 +186,8 @@ TEST(ModelRepository, ACallInFlightAndASessionStayWithTheirVersion) {
   EXPECT_EQ(GenerateOk(stubs, Ask(session)), expected) << "goes on with the weights that made its state";
   EXPECT_EQ(GenerateOk(stubs, Ask(empty)).tokens, GenerateOk(stubs, Ask()).tokens) << "had no state yet";
   DeleteSession(stubs, session);
+  EXPECT_EQ(Call(stubs, Ask(late)).status.error_message(), "");
+  DeleteSession(stubs, late);
   EXPECT_TRUE(Await([&] { return server->Metric("palimpsest_model_versions_retiring", "model=\"m\"") == 0; }));
   EXPECT_THAT(server->process().Log(), HasSubstr("model version gone"));
 }
@@ -318,6 +321,7 @@ TEST(ModelRepository, WhatHasJustBeenWrittenIsNotSettled) {
   Publish(repository, "m/03", Version(1));  // no leading zeros
   Publish(repository, "m/.2", Version(1));
   fs::create_directories(absl::StrCat(repository, "/empty"));
+  fs::create_directories(absl::StrCat(repository, "/m/4"));  // not a checkpoint yet
   std::set<std::string> ignored;
   const auto now = ScanRepository(repository, absl::Now(), &ignored);
   ASSERT_TRUE(now.ok() && now->size() == 1 && now->at("m").size() == 1);

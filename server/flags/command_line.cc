@@ -18,6 +18,9 @@ namespace {
 
 constexpr char kFlagFile[] = "flagfile";
 
+constexpr char kServiceLink[] =
+    ". Kubernetes sets such a variable for a Service of that name; enableServiceLinks: false in the pod keeps it away";
+
 bool IsList(const absl::CommandLineFlag& flag) { return flag.IsOfType<std::vector<std::string>>(); }
 
 absl::string_view AcceptedBy(const absl::CommandLineFlag& flag) {
@@ -113,8 +116,9 @@ absl::Status CommandLine::Apply(const Source& source) {
     const std::string value = absl::StrJoin(said.values, ",");
     origins_[name] = said.where;
     if (std::string error; !flag->ParseFrom(value, &error)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(WithOrigin(absl::StrCat("--", name, " is \"", value, "\"")), "; accepted: ", AcceptedBy(*flag)));
+      return absl::InvalidArgumentError(absl::StrCat(WithOrigin(absl::StrCat("--", name, " is \"", value, "\"")),
+                                                     "; accepted: ", AcceptedBy(*flag),
+                                                     absl::StartsWith(value, "tcp://") ? kServiceLink : ""));
     }
   }
   return absl::OkStatus();

@@ -114,6 +114,8 @@ TEST_F(CommandLineTest, ARefusalSaysWhatAndWhereAndWhatIsAccepted) {
 
   setenv("T_ROWS", "many", 1);
   EXPECT_EQ(Refusal({}), "--rows is \"many\" (T_ROWS); accepted: a whole number");
+  setenv("T_ROWS", "tcp://10.0.0.1:50051", 1);
+  EXPECT_THAT(Refusal({}), HasSubstr("\"tcp://10.0.0.1:50051\" (T_ROWS); accepted: a whole number. Kubernetes sets"));
   unsetenv("T_ROWS");
 
   EXPECT_EQ(Refusal({File("\n--rows=many\n").c_str()}),

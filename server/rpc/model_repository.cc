@@ -94,7 +94,7 @@ absl::StatusOr<std::map<std::string, std::vector<RepositoryVersion>>> ScanReposi
     } else if (const absl::StatusOr<std::vector<std::string>> inside = Entries(path); inside.ok()) {
       for (const std::string& version : *inside) {
         const std::string checkpoint = absl::StrCat(path, "/", version);
-        if (IsVersion(version) && IsFolder(checkpoint)) versions.push_back(Describe(version, checkpoint, now));
+        if (IsVersion(version) && IsCheckpoint(checkpoint)) versions.push_back(Describe(version, checkpoint, now));
       }
       std::sort(versions.begin(), versions.end(), [](const RepositoryVersion& a, const RepositoryVersion& b) {
         return std::pair(a.version.size(), a.version) > std::pair(b.version.size(), b.version);  // as numbers

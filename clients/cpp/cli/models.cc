@@ -29,6 +29,7 @@ void PrintOne(const Context& context, const std::vector<v1::Model>& models) {
   const v1::Model& model = models.front();
   const std::pair<const char*, std::string> lines[] = {
       {"name", model.name()},
+      {"version", model.version().empty() ? "-" : model.version()},
       {"condition", ConditionText(context.terminal, model.condition())},
       {"architecture", model.architecture()},
       {"parameters", FormatCount(model.parameter_count())},

@@ -600,4 +600,5 @@ def _model(model: model_service.Model) -> types.Model:
         fingerprint=model.fingerprint,
         tokenizer=model.tokenizer,
         backend=model.backend,
+        version=model.version,
     )

@@ -222,6 +222,8 @@ class Model:
     """SHA-256 of configuration and weights: snapshots move between servers where this is equal."""
     tokenizer: str
     backend: str
+    version: str
+    """Its number in the server's model repository; empty: it has none."""
 
 
 class Named(Protocol):
