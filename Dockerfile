@@ -2,9 +2,9 @@
 #
 #   docker build --target cpu -t palimpsest . && docker run --rm -p 50051:50051 -p 9464:9464 palimpsest
 #
-# Both bases are distributions that have the same gRPC, Abseil and protobuf (1.51, 20220623, 3.21). Where Python's packages
-# come through a mirror or a proxy, the build takes a pip.conf and certificates (/run/secrets/authorities, for pip.conf's
-# `cert`) for that step alone: --secret id=pip,src=pip.conf --secret id=authorities,src=ca.crt
+# Both bases are distributions that have the same gRPC, Abseil and protobuf (1.51, 20220623, 3.21). Where Python's
+# packages come through a mirror or a proxy, the build takes a pip.conf and certificates (/run/secrets/authorities, for
+# pip.conf's `cert`) for that step alone: --secret id=pip,src=pip.conf --secret id=authorities,src=ca.crt
 
 # -- Build and test. `dev setup` is a layer of its own: it changes seldom.
 FROM debian:bookworm-slim AS build-cpu

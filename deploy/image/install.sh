@@ -9,7 +9,8 @@ xargs apt-get install -y -qq --no-install-recommends <"$here/packages" >/dev/nul
 echo 'palimpsest:x:65532:' >>/etc/group
 echo 'palimpsest:x:65532:65532::/nonexistent:/usr/sbin/nologin' >>/etc/passwd
 # What apt and dpkg wrote down for themselves.
-rm -rf "$here" /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/apt /var/log/*.log
+rm -rf "$here" /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/lib/dpkg/*-old
+rm -rf /var/log/apt /var/log/*.log
 rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow-
 # The programs find all their libraries.
 ! ldd /usr/local/bin/palimpsest-server /usr/local/bin/palimpsest | grep 'not found'

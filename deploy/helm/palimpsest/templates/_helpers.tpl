@@ -20,7 +20,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
 {{- define "palimpsest.image" -}}
-{{- $tag := .Values.image.tag | default (printf "%s-%s" .Chart.AppVersion (.Values.gpu.count | int | gt 1 | ternary "cpu" "cuda")) -}}
+{{- $target := ternary "cuda" "cpu" (gt (int .Values.gpu.count) 0) -}}
+{{- $tag := .Values.image.tag | default (printf "%s-%s" .Chart.AppVersion $target) -}}
 {{ .Values.image.repository }}:{{ $tag }}
 {{- end -}}
 
