@@ -163,6 +163,10 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
 
 def chart_errors(chart: Path) -> Iterator[str]:
     """All that is wrong, one line or paragraph each."""
+    metadata = yaml.safe_load((chart / "Chart.yaml").read_text())
+    version = re.search(r"project\(palimpsest VERSION ([0-9.]+)", (ROOT / "CMakeLists.txt").read_text()).group(1)
+    if metadata["version"] != version or metadata["appVersion"] != version:
+        yield f"the chart is {metadata['version']} of {metadata['appVersion']}, the project {version}"
     kinds: set[str] = set()
     for path in sorted((chart / "ci").glob("*.yaml")):
         try:
