@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "kernels/common/check.h"
 #include "server/engine/available_memory.h"
+#include "server/engine/least_work.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
 #include "server/engine/stepper.h"
@@ -125,6 +126,7 @@ class Engine::Impl {
                  .layout_hash = model_->layout().hash(),
                  .bytes = model_->layout().bytes(),
                  .vocabulary = model_->config().vocabulary}),
+        least_work_(*model_),
         slots_(options.slots, format_.bytes),
         stepper_(*model_, options.threads == 0 ? ProcessorCount() : options.threads, slots_),
         scheduler_(options.slots, options.prefill_budget),
@@ -172,6 +174,7 @@ class Engine::Impl {
   void EndLate(const Mail& mail, absl::Time now);
   void AdmitWaiting(absl::Time now);
   void HoldSlowReaders();
+  void NoteOldestWaiting();
   void RunBatch();
   void CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers);
   void CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now);
@@ -190,6 +193,7 @@ class Engine::Impl {
   const EngineOptions options_;
   const EngineObserver observer_;
   const StateFormat format_;
+  const LeastWork least_work_;
 
   // The engine thread's alone.
   SlotPool slots_;
@@ -229,6 +233,7 @@ Engine::Impl::~Impl() {
 
 absl::Status Engine::Impl::Start() {
   counted_.slots = options_.slots;
+  counted_.max_queue = options_.max_queue;
   thread_ = std::thread([this] { Loop(); });
   absl::MutexLock lock(&mu_);
   mu_.Await(absl::Condition(this, &Impl::IsWarm));
@@ -280,6 +285,10 @@ EngineStats Engine::Impl::stats() const {
   absl::MutexLock lock(&mu_);
   EngineStats stats = stats_;
   stats.waiting = std::max(0, in_flight_ - stats.running);
+  // Those that the engine's thread has not seen yet.
+  for (const std::unique_ptr<Sequence>& sequence : submitted_) {
+    stats.oldest_waiting = std::min(stats.oldest_waiting, sequence->request.arrival);
+  }
   return stats;
 }
 
@@ -298,6 +307,7 @@ void Engine::Impl::Loop() {
     EndLate(mail, now);
     AdmitWaiting(now);
     HoldSlowReaders();
+    NoteOldestWaiting();
     scheduler_.NextBatch(items_);
     if (!items_.empty()) RunBatch();
     // What has ended makes room for what waits.
@@ -359,6 +369,7 @@ void Engine::Impl::AdmitWaiting(absl::Time now) {
     ++counted_.running;
     ++counted_.slots_used;
     counted_.cached_tokens += sequence.initial_position;
+    if (observer_.on_queued) observer_.on_queued(now - sequence.request.arrival);
     // Such a prompt has nothing to take in: it is empty, or its one token is pending at once.
     const Scheduler::Job job = sequence.MakeJob();
     if (!job.feed && job.prefill_rows == 0) CompletePrompt(sequence);
@@ -366,11 +377,18 @@ void Engine::Impl::AdmitWaiting(absl::Time now) {
 }
 
 void Engine::Impl::HoldSlowReaders() {
+  counted_.held = 0;
   for (Sequence* sequence : lanes_) {
     if (sequence == nullptr) continue;
     const bool full = sequence->request.sink->undelivered_tokens() >= options_.max_undelivered_tokens;
     scheduler_.Hold(sequence->lane, full);
+    if (full) ++counted_.held;
   }
+}
+
+void Engine::Impl::NoteOldestWaiting() {
+  const std::optional<RequestId> first = scheduler_.first_waiting();
+  counted_.oldest_waiting = first ? sequences_.at(*first)->request.arrival : absl::InfiniteFuture();
 }
 
 void Engine::Impl::RunBatch() {
@@ -378,10 +396,13 @@ void Engine::Impl::RunBatch() {
   stepper_.Run(items_, lanes_);
   const absl::Time end = absl::Now();
   ++counted_.iterations;
+  int64_t logit_rows = 0;
   for (size_t i = 0; i < items_.size(); ++i) {
     const Scheduler::Item& item = items_[i];
     Sequence& sequence = *lanes_[item.lane];
     const std::span<SampleRow> answers = stepper_.answers(i);
+    sequence.rows_taken += item.rows;
+    logit_rows += std::ssize(answers);
     if (!std::ranges::all_of(answers, &SampleRow::finite)) {
       End(sequence, Ending::kNotFinite, absl::OkStatus());
     } else if (item.work == Scheduler::Work::kDecode) {
@@ -391,6 +412,9 @@ void Engine::Impl::RunBatch() {
       if (item.completes_prompt) CompletePrompt(sequence);
     }
   }
+  const LeastWork::Amount least = least_work_.Of(stepper_.rows(), std::ssize(items_), logit_rows);
+  counted_.least_bytes += least.bytes;
+  counted_.least_flops += least.flops;
   if (observer_.on_iteration) observer_.on_iteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
 }
 
@@ -414,6 +438,7 @@ void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time
   ++counted_.generated_tokens;
   if (sequence.generated_tokens == 1) {
     sequence.first_token = now;
+    if (observer_.on_first_token) observer_.on_first_token(now - request.arrival);
   } else if (observer_.on_token) {
     observer_.on_token(now - sequence.last_token);
   }
@@ -486,12 +511,17 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   if (sequence.generated_tokens > 0) finish.time_to_first_token = sequence.first_token - request.arrival;
   finish.total_time = now - request.arrival;
   finish.status = std::move(status);
-  if (!Settle(sequence, ending, finish, now)) {
+  const bool finite = Settle(sequence, ending, finish, now);
+  if (!finite || (ending == Ending::kEarly && sequence.generated_tokens == 0)) {
+    counted_.discarded_tokens += sequence.rows_taken;
+  }
+  if (!finite) {
     ++counted_.quarantined;
     finish.status = absl::InternalError(
         absl::StrCat("the numbers of this sequence stopped being finite at position ", sequence.head.position,
                      leased ? "; its session is quarantined: delete it or go back to a snapshot" : ""));
   }
+  if (sequence.lane < 0 && observer_.on_queued) observer_.on_queued(finish.queue_time);
   if (sequence.lane >= 0) {
     slots_.Release(sequence.slot);
     scheduler_.Leave(sequence.lane);

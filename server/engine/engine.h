@@ -135,13 +135,24 @@ struct EngineStats {
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
   int64_t cached_tokens = 0;
+  // Tokens that were taken in for nothing: their requests ended before a token was sampled, or their numbers stopped
+  // being finite, so that who asks again has them taken in again. Going on from a state never does.
+  int64_t discarded_tokens = 0;
   int64_t quarantined = 0;
   int64_t iterations = 0;
+  int32_t held = 0;       // of `running`: left out of batches until their readers have caught up
+  int32_t max_queue = 0;  // EngineOptions
+  absl::Time oldest_waiting = absl::InfiniteFuture();  // arrival of the request that has waited longest
+  // What the iterations could not have done without (least_work.h).
+  int64_t least_bytes = 0;
+  int64_t least_flops = 0;
 };
 
-// Told of each iteration and each finished request; called on the engine's thread, must return quickly.
+// Told of each iteration and of each request as it goes; called on the engine's thread, must return quickly.
 struct EngineObserver {
   std::function<void(int32_t rows, int32_t sequences, absl::Duration time)> on_iteration;
+  std::function<void(absl::Duration)> on_queued;  // from arrival until it had a slot, or its end if it never had one
+  std::function<void(absl::Duration)> on_first_token;  // since arrival
   std::function<void(const RequestSink::Finish&)> on_finish;
   std::function<void(absl::Duration)> on_token;  // time since the sequence's token before
 };

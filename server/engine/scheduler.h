@@ -68,6 +68,10 @@ class Scheduler {
   // The earliest deadline of any job; InfiniteFuture without one.
   absl::Time NextDeadline() const;
 
+  // The job at the head of the line.
+  std::optional<uint64_t> first_waiting() const {
+    return line_.empty() ? std::nullopt : std::optional(line_.front().id);
+  }
   int32_t waiting() const { return static_cast<int32_t>(line_.size()); }
   int32_t running() const { return running_; }
 

@@ -116,7 +116,9 @@ absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::
 
   const ModelInfo info = Describe(id, **engine);
   Engine* const running = engine->get();
-  metrics_->AddModel({id, info.architecture, info.weight_dtype, info.backend}, [running] { return running->stats(); });
+  metrics_->AddModel({id, info.architecture, info.weight_dtype, info.backend, info.parameter_count, info.weight_bytes,
+                      info.state_bytes},
+                     [running] { return running->stats(); });
   absl::MutexLock lock(&mu_);
   entry->tokenizer = std::move(tokenizer);
   entry->engine = std::move(*engine);

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <thread>
 #include <utility>
 
@@ -134,7 +135,12 @@ struct Server::Impl {
   explicit Impl(const ServerOptions& set)
       : options(set),
         core(set.limits, set.sessions, {Resolved(set.engine), set.model, set.model_root, set.limits.max_models}) {
-    core.metrics.SetSessions([this] { return core.sessions.counts(); });
+    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
+    core.metrics.SetModels([this] {
+      std::map<std::string, bool> ready;
+      for (const ModelInfo& model : core.models.List()) ready[model.id] = model.condition == ModelCondition::kReady;
+      return ready;
+    });
   }
   ~Impl() {
     if (sweeper.joinable()) {
@@ -227,6 +233,7 @@ void Server::Impl::SetHealth(bool serving) {
   grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
   health->SetServingStatus("", serving);
   for (const char* name : kServiceNames) health->SetServingStatus(name, serving);
+  core.metrics.SetReady(serving);
 }
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

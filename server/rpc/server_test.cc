@@ -209,13 +209,28 @@ TEST(Metrics, AreAllThere) {
         "palimpsest_iterations_total{model=\"tiny\"}",
         "palimpsest_requests_running{model=\"tiny\"}",
         "palimpsest_requests_waiting{model=\"tiny\"}",
-        "palimpsest_sessions{condition=\"idle\"}",
-        "palimpsest_sessions{condition=\"active\"}",
-        "palimpsest_sessions{condition=\"quarantined\"}",
-        "palimpsest_snapshots",
+        "palimpsest_requests_waiting_max{model=\"tiny\"}",
+        "palimpsest_requests_held{model=\"tiny\"}",
+        "palimpsest_queue_oldest_seconds{model=\"tiny\"}",
+        "palimpsest_discarded_tokens_total{model=\"tiny\"}",
+        "palimpsest_iteration_least_bytes_total{model=\"tiny\"}",
+        "palimpsest_iteration_least_flops_total{model=\"tiny\"}",
+        "palimpsest_finished_total{model=\"tiny\",reason=\"length\"}",
+        "palimpsest_finished_total{model=\"tiny\",reason=\"not_finite\"}",
+        "palimpsest_ready",
+        "palimpsest_model_ready{model=\"tiny\"}",
+        "palimpsest_model_parameters{model=\"tiny\"}",
+        "palimpsest_model_weight_bytes{model=\"tiny\"}",
+        "palimpsest_model_state_bytes{model=\"tiny\"}",
+        "palimpsest_sessions{model=\"tiny\",condition=\"idle\"}",
+        "palimpsest_sessions{model=\"tiny\",condition=\"active\"}",
+        "palimpsest_sessions{model=\"tiny\",condition=\"quarantined\"}",
+        "palimpsest_sessions_max",
+        "palimpsest_snapshots{model=\"tiny\"}",
+        "palimpsest_snapshots_max",
         "palimpsest_slots{model=\"tiny\",condition=\"used\"}",
         "palimpsest_slots{model=\"tiny\",condition=\"free\"}",
-        "palimpsest_state_bytes",
+        "palimpsest_state_bytes{model=\"tiny\"}",
         "palimpsest_quarantined_total{model=\"tiny\"}",
         "palimpsest_model_info{model=\"tiny\",architecture=\"gated_deltanet\",dtype=\"f32\",backend=\"cpu (",
         "palimpsest_build_info{version=\"",
@@ -263,9 +278,21 @@ TEST(Metrics, MoveWithWhatHappens) {
   EXPECT_EQ(metric("palimpsest_batch_rows_count{model=\"tiny\"}"),
             metric("palimpsest_iterations_total{model=\"tiny\"}"));
   EXPECT_EQ(metric("palimpsest_batch_rows_sum{model=\"tiny\"}"), 4 + 18);
-  EXPECT_EQ(metric("palimpsest_sessions{condition=\"idle\"}"), 2);
-  EXPECT_EQ(metric("palimpsest_snapshots"), 1);
-  EXPECT_GT(metric("palimpsest_state_bytes"), 0);
+  EXPECT_EQ(metric("palimpsest_sessions{model=\"tiny\",condition=\"idle\"}"), 2);
+  EXPECT_EQ(metric("palimpsest_snapshots{model=\"tiny\"}"), 1);
+  EXPECT_GT(metric("palimpsest_state_bytes{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_finished_total{model=\"tiny\",reason=\"length\"}"), 2);
+  EXPECT_EQ(metric("palimpsest_discarded_tokens_total{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_queue_oldest_seconds{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_requests_held{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_ready"), 1);
+  EXPECT_EQ(metric("palimpsest_model_ready{model=\"tiny\"}"), 1);
+  // Each iteration had one sequence, whose state came and went, and 18 of 19 made logits with all of the weights.
+  EXPECT_GT(metric("palimpsest_iteration_least_bytes_total{model=\"tiny\"}"),
+            19 * 2 * metric("palimpsest_model_state_bytes{model=\"tiny\"}"));
+  EXPECT_LT(metric("palimpsest_iteration_least_bytes_total{model=\"tiny\"}"),
+            19 * (2 * metric("palimpsest_model_state_bytes{model=\"tiny\"}") +
+                  metric("palimpsest_model_weight_bytes{model=\"tiny\"}")));
   EXPECT_EQ(metric("palimpsest_slots{model=\"tiny\",condition=\"free\"}"), 4);
   EXPECT_GT(metric("process_cpu_seconds_total"), 0);
   EXPECT_GT(metric("process_open_fds"), 3);
@@ -277,6 +304,8 @@ TEST(Metrics, MoveWithWhatHappens) {
   poison.mutable_tokens()->add_ids(1);
   server.Generate(poison);
   EXPECT_EQ(metric("palimpsest_quarantined_total{model=\"tiny\"}"), 1);
+  EXPECT_EQ(metric("palimpsest_finished_total{model=\"tiny\",reason=\"not_finite\"}"), 1);
+  EXPECT_GT(metric("palimpsest_discarded_tokens_total{model=\"tiny\"}"), 0);
 
   grpc::ClientContext context;
   const auto reader = server.generation().Generate(&context, Ask("hello", 60000));
@@ -296,7 +325,8 @@ TEST(Metrics, ForgetAModelThatIsUnloaded) {
   google::protobuf::Empty empty;
   ASSERT_TRUE(server.models().UnloadModel(&context, request, &empty).ok());
   EXPECT_TRUE(std::isnan(server.Metric("palimpsest_slots{model=\"tiny\",condition=\"free\"}")));
-  EXPECT_EQ(server.Metric("palimpsest_snapshots"), 0);
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_snapshots{model=\"tiny\"}")));
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_model_ready{model=\"tiny\"}")));
 }
 
 // A self-signed certificate for localhost, and its key, by the openssl library's own tool in the test's folder.

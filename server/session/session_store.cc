@@ -301,14 +301,27 @@ void SessionStore::DropExpired(absl::Time now) {
 }
 
 SessionStore::Counts SessionStore::counts() const {
-  Counts counts;
+  Counts sum;
+  for (const auto& [model, counts] : counts_by_model()) {
+    sum.idle += counts.idle;
+    sum.active += counts.active;
+    sum.quarantined += counts.quarantined;
+    sum.snapshots += counts.snapshots;
+    sum.state_bytes += counts.state_bytes;
+  }
+  return sum;
+}
+
+std::map<std::string, SessionStore::Counts> SessionStore::counts_by_model() const {
+  std::map<std::string, Counts> all;
   absl::flat_hash_set<const State*> seen;
-  const auto count = [&](const StatePtr& state) {
+  const auto count = [&seen](const StatePtr& state, Counts& counts) {
     if (state != nullptr && seen.insert(state.get()).second) counts.state_bytes += state->data.size();
   };
   absl::MutexLock lock(&mu_);
   for (const auto& [id, entry] : sessions_) {
-    count(entry.state);
+    Counts& counts = all[entry.info.model];
+    count(entry.state, counts);
     switch (entry.info.condition) {
       case SessionCondition::kIdle:
         ++counts.idle;
@@ -321,9 +334,12 @@ SessionStore::Counts SessionStore::counts() const {
         break;
     }
   }
-  for (const auto& [id, entry] : snapshots_) count(entry.state);
-  counts.snapshots = std::ssize(snapshots_);
-  return counts;
+  for (const auto& [id, entry] : snapshots_) {
+    Counts& counts = all[entry.info.model];
+    count(entry.state, counts);
+    ++counts.snapshots;
+  }
+  return all;
 }
 
 void SessionStore::EndLease(const std::string& id, LeaseEnd end, StatePtr state, absl::Time now) {

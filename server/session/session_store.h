@@ -143,6 +143,7 @@ class SessionStore {
     int64_t state_bytes = 0;  // of distinct states held
   };
   Counts counts() const;
+  std::map<std::string, Counts> counts_by_model() const;
 
  private:
   friend class SessionLease;
