@@ -23,6 +23,7 @@ from helm_python import Config, HelmError
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy/helm/palimpsest"
 RULES = ROOT / "deploy/prometheus/rules"
+METRICS = ROOT / "server/metrics/metrics.cc"
 KUBERNETES = ("1.27", "1.37")
 OPERATOR_API = "monitoring.coreos.com/v1"
 
@@ -147,9 +148,12 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
             yield "the autoscaler and the chart both set the replicas"
         wanted = {metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]}
         for rules in kinds.get("ConfigMap", []):
-            made = {rule["name"]["as"] for rule in yaml.safe_load(rules["data"]["config.yaml"])["rules"]}
-            if made != wanted:
+            adapter = yaml.safe_load(rules["data"]["config.yaml"])["rules"]
+            if (made := {rule["name"]["as"] for rule in adapter}) != wanted:
                 yield f"the autoscaler asks for {wanted}, the adapter makes {made}"
+            for series in (rule["seriesQuery"].partition("{")[0] for rule in adapter):
+                if f'"{series}"' not in METRICS.read_text():
+                    yield f"the adapter reads {series}, which the server does not have"
     for monitor in kinds.get("ServiceMonitor", []):
         if not monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items():
             yield "the ServiceMonitor does not find the Service"
