@@ -187,8 +187,8 @@ SERVICE = Page(
                         Query(average("palimpsest_requests_running", "model"), "{model} running", ("model",)),
                         Query(average("palimpsest_requests_held", "model"), "{model} held by slow readers", ("model",)),
                     ),
-                    "Means over each window: requests that wait for a slot, that have one, and that have one but do not run because their "
-                    "caller does not read.",
+                    "Means over each window: requests that wait for a slot, that have one, and that have one but do "
+                    "not run because their caller does not read.",
                 ),
                 Panel(
                     "Time in the queue",

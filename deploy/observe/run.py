@@ -120,7 +120,7 @@ def write_configuration(work: Path, metrics_port: str, machine: str) -> Path:
 def take_screenshots(base: str, folder: Path, work: Path) -> None:
     """Pictures of the consoles, by a browser without a window."""
     folder.mkdir(parents=True, exist_ok=True)
-    for page, height in (("service", 1330), ("state", 1490)):
+    for page, height in (("service", 1520), ("state", 1430)):
         path = folder / f"console_{page}.png"
         subprocess.run(
             [
@@ -194,8 +194,6 @@ def observe(arguments: argparse.Namespace, work: Path, children: list[Child]) ->
         print(prometheus.log.read_text(errors="replace")[-2000:], file=sys.stderr)
         return 1
     say(f"ok: {report.summary()}")
-    for line in report.notes:
-        say(line)
 
     if arguments.screenshots is not None:
         say("letting the load run for five minutes before the pictures")

@@ -234,8 +234,9 @@ Engine::Impl::~Impl() {
 absl::Status Engine::Impl::Start() {
   counted_.slots = options_.slots;
   counted_.max_queue = options_.max_queue;
-  thread_ = std::thread([this] { Loop(); });
   absl::MutexLock lock(&mu_);
+  stats_ = counted_;
+  thread_ = std::thread([this] { Loop(); });
   mu_.Await(absl::Condition(this, &Impl::IsWarm));
   if (*warm_) return absl::OkStatus();
   return absl::DataLossError("the model's logits are not finite for its first tokens: the checkpoint is damaged");

@@ -72,6 +72,7 @@ ClientMetric Value(double value, std::vector<ClientMetric::Label> labels, Metric
   return metric;
 }
 
+constexpr const char* kAlertingCodes[] = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "RESOURCE_EXHAUSTED"};
 constexpr const char* kFinishReasons[] = {"length",    "stop_token", "stop_string", "context_full", "prompt",
                                           "cancelled", "deadline",   "drained",     "not_finite"};
 
@@ -422,6 +423,10 @@ void Metrics::SetSessions(std::function<std::map<std::string, SessionStore::Coun
 
 void Metrics::CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration) {
   const std::string name(method);
+  // What alerts look at is there from a method's first call on, so that the first of its kind is an increase.
+  if (!impl_->requests->Has({{"method", name}, {"code", kAlertingCodes[0]}})) {
+    for (const char* watched : kAlertingCodes) impl_->requests->Add({{"method", name}, {"code", watched}});
+  }
   impl_->requests->Add({{"method", name}, {"code", std::string(code)}}).Increment();
   impl_->duration->Add({{"method", name}}, RequestEdges()).Observe(absl::ToDoubleSeconds(duration));
 }

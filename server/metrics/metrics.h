@@ -56,9 +56,10 @@ class Metrics {
   void RemoveModel(const std::string& model);
   // Whether the server takes requests, as its health says.
   void SetReady(bool ready);
-  // The models there are, by id, and whether each is ready. `models` is called at each scrape.
+  // The models there are, by id, and whether each is ready. `models` is called at each scrape, until it is replaced;
+  // null: nothing is told of them.
   void SetModels(std::function<std::map<std::string, bool>()> models);
-  // `counts`, by model, is called at each scrape.
+  // `counts`, by model, is called at each scrape, until it is replaced; null: nothing is told of them.
   void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts, SessionStoreOptions limits);
 
   // A call has ended. `method` is "palimpsest.v1.GenerationService/Generate".

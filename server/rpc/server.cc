@@ -147,6 +147,9 @@ struct Server::Impl {
       stop_sweeping.Notify();
       sweeper.join();
     }
+    // A scrape may come at any time, and what these ask is gone before the metrics are.
+    core.metrics.SetModels(nullptr);
+    core.metrics.SetSessions(nullptr, {});
   }
 
   absl::Status Listen();

@@ -281,6 +281,8 @@ TEST(Metrics, MoveWithWhatHappens) {
   EXPECT_EQ(metric("palimpsest_sessions{model=\"tiny\",condition=\"idle\"}"), 2);
   EXPECT_EQ(metric("palimpsest_snapshots{model=\"tiny\"}"), 1);
   EXPECT_GT(metric("palimpsest_state_bytes{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_requests_total{code=\"INTERNAL\",method=\"palimpsest.v1.GenerationService/Generate\"}"),
+            0);
   EXPECT_EQ(metric("palimpsest_finished_total{model=\"tiny\",reason=\"length\"}"), 2);
   EXPECT_EQ(metric("palimpsest_discarded_tokens_total{model=\"tiny\"}"), 0);
   EXPECT_EQ(metric("palimpsest_queue_oldest_seconds{model=\"tiny\"}"), 0);
