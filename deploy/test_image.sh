@@ -92,15 +92,15 @@ check_cuda_stages() {
     fail 'build-cuda is to be build-cpu with CUDA on, and nothing else'
   diff <(stage cpu | sed 's/--from=build-cpu/--from=build-cuda/') <(stage cuda) ||
     fail 'cuda is to be cpu with the other build, and nothing else'
-  local version_of='s,^FROM nvidia/cuda:\([0-9.]*\)-'
-  [ "$(sed -n "${version_of}devel-ubuntu24.04 AS build-cuda\$,\1,p" Dockerfile)" = \
-    "$(sed -n "${version_of}runtime-ubuntu24.04 AS cuda\$,\1,p" Dockerfile)" ] ||
+  local cuda
+  cuda=$(sed -n 's/^FROM nvidia\/cuda:\([0-9.]*\)-devel-ubuntu24.04 AS build-cuda$/\1/p' Dockerfile)
+  grep -qx "FROM nvidia/cuda:${cuda:?no version}-runtime-ubuntu24.04 AS cuda" Dockerfile ||
     fail 'the two bases of cuda are not one version of CUDA on Ubuntu 24.04'
   # The builder reads the target's stages, and stops where it needs the first base.
   ! build_image cuda >"$STORE/log" 2>&1 || fail 'cuda was built on no base'
   grep -q 'nvidia/cuda:.*-devel-ubuntu24.04.*image not known' "$STORE/log" ||
     { cat "$STORE/log" >&2; fail 'cuda fails for another reason than its missing base'; }
-  ok 'cuda: the same instructions as cpu, on one version of CUDA'
+  ok "cuda: the same instructions as cpu, on CUDA $cuda"
 }
 
 # -- The image, read.
@@ -127,7 +127,8 @@ check_configuration() {
 check_contents() {
   local ours strangers packages program
   ours="^/usr/local/bin/palimpsest(-server)?\$|^/usr/local/share/palimpsest/|^/etc/ld.so.cache\$"
-  ours+="|^/var/lib/dpkg/|^/var/lib/apt/extended_states\$|^/etc/hosts\$"  # the packages' records; the builder's mount point
+  # The packages' records, and the builder's mount point.
+  ours+="|^/var/lib/dpkg/|^/var/lib/apt/extended_states\$|^/etc/hosts\$"
   strangers=$(comm -23 <(cd "$root" && find . \( -type f -o -type l \) -printf '/%P\n' | sort) \
     <({
       cd "$base" && find . -printf '/%P\n'
