@@ -14,7 +14,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=autho
 COPY . .
 ARG COMMIT=unknown
 ARG JOBS=
-RUN --mount=type=cache,target=/root/.cache/ccache deploy/image/build.sh -DPALIMPSEST_CUDA=OFF
+RUN --mount=type=cache,target=/root/.cache/ccache deploy/image/build.sh release
 
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04 AS build-cuda
 WORKDIR /src
@@ -23,7 +23,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=autho
 COPY . .
 ARG COMMIT=unknown
 ARG JOBS=
-RUN --mount=type=cache,target=/root/.cache/ccache deploy/image/build.sh -DPALIMPSEST_CUDA=ON
+RUN --mount=type=cache,target=/root/.cache/ccache deploy/image/build.sh cuda
 
 # -- Ship. The two stages differ in their first two lines only; deploy/test_image.sh holds them to that.
 FROM debian:bookworm-slim AS cpu

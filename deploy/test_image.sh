@@ -88,8 +88,8 @@ stage() { awk -v name="$1" '/^FROM /{on=($NF==name); next} on && NF && !/^#/' Do
 # Its bases are not to be had here, so what differs from the cpu image is checked by reading, and the rest by being the
 # same text.
 check_cuda_stages() {
-  diff <(stage build-cpu | sed 's/PALIMPSEST_CUDA=OFF/PALIMPSEST_CUDA=ON/') <(stage build-cuda) ||
-    fail 'build-cuda is to be build-cpu with CUDA on, and nothing else'
+  diff <(stage build-cpu | sed 's/build.sh release/build.sh cuda/') <(stage build-cuda) ||
+    fail 'build-cuda is to be build-cpu with the preset cuda, and nothing else'
   diff <(stage cpu | sed 's/--from=build-cpu/--from=build-cuda/') <(stage cuda) ||
     fail 'cuda is to be cpu with the other build, and nothing else'
   local cuda

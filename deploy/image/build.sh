@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# usage: build.sh [CMAKE_ARGUMENT...]
+# usage: build.sh PRESET
 # Runs in the build stages of the Dockerfile: builds and tests, and lays out under /out what the image gets, as it will
 # lie under /. Reads COMMIT and JOBS.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export CCACHE_NOHASHDIR=1
 
-cmake --preset release -DPALIMPSEST_BUILD_BENCH=OFF -DPALIMPSEST_COMMIT="${COMMIT:-unknown}" "$@"
+readonly preset=$1
+cmake --preset "$preset" -DPALIMPSEST_BUILD_BENCH=OFF -DPALIMPSEST_COMMIT="${COMMIT:-unknown}"
 # The numbers against the references', the life of a server process, and each command of the command line.
 readonly tests=(golden_test lifecycle_test client_cli_e2e_test)
-cmake --build --preset release -j "${JOBS:-$(nproc)}" --target palimpsest-server palimpsest "${tests[@]}"
-ctest --test-dir build/release --output-on-failure --no-tests=error -R "^($(IFS='|' && echo "${tests[*]}"))\$"
+cmake --build --preset "$preset" -j "${JOBS:-$(nproc)}" --target palimpsest-server palimpsest "${tests[@]}"
+ctest --test-dir "build/$preset" --output-on-failure --no-tests=error -R "^($(IFS='|' && echo "${tests[*]}"))\$"
 
 readonly bin=/out/usr/local/bin share=/out/usr/local/share/palimpsest lib=/out/usr/local/lib/palimpsest
 mkdir -p "$bin" "$share" "$lib" /out/models
 for program in palimpsest-server palimpsest; do
-  strip --strip-debug -o "$bin/$program" "build/release/bin/$program"  # keeps the names of functions
+  strip --strip-debug -o "$bin/$program" "build/$preset/bin/$program"  # keeps the names of functions
 done
 cp -r checkpoints/books-5m LICENSE "$share/"
 cp deploy/image/install.sh "$lib/"
