@@ -7,6 +7,7 @@ know is checked here too: that names, ports and labels meet, and that the drain 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -23,6 +24,7 @@ from helm_python import Config, HelmError
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy/helm/palimpsest"
 RULES = ROOT / "deploy/prometheus/rules"
+DASHBOARDS = ROOT / "deploy/grafana/dashboards"
 METRICS = ROOT / "server/metrics/metrics.cc"
 KUBERNETES = ("1.27", "1.37")
 OPERATOR_API = "monitoring.coreos.com/v1"
@@ -140,6 +142,7 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
     if any("/models/" in argument for argument in server["args"]) and "models" not in mounts:
         yield "models are named, but no volume has them"
 
+    configs = [item["data"] for item in kinds.get("ConfigMap", [])]
     for scaler in kinds.get("HorizontalPodAutoscaler", []):
         target = scaler["spec"]["scaleTargetRef"]
         if (target["kind"], target["name"]) != ("StatefulSet", workload["metadata"]["name"]):
@@ -147,8 +150,7 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
         if "replicas" in workload["spec"]:
             yield "the autoscaler and the chart both set the replicas"
         wanted = {metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]}
-        for rules in kinds.get("ConfigMap", []):
-            adapter = yaml.safe_load(rules["data"]["config.yaml"])["rules"]
+        for adapter in (yaml.safe_load(data["config.yaml"])["rules"] for data in configs if "config.yaml" in data):
             if (made := {rule["name"]["as"] for rule in adapter}) != wanted:
                 yield f"the autoscaler asks for {wanted}, the adapter makes {made}"
             for series in (rule["seriesQuery"].partition("{")[0] for rule in adapter):
@@ -159,6 +161,10 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
             yield "the ServiceMonitor does not find the Service"
         if monitor["spec"]["endpoints"][0]["port"] not in {port["name"] for port in service["spec"]["ports"]}:
             yield "the ServiceMonitor asks a port that the Service does not have"
+    for data in (data for data in configs if "config.yaml" not in data):
+        wanted = {f"palimpsest-{file.name}": json.loads(file.read_text()) for file in DASHBOARDS.glob("*.json")}
+        if not wanted or {name: json.loads(text) for name, text in data.items()} != wanted:
+            yield f"the dashboards are not those of {DASHBOARDS.relative_to(ROOT)}"
     for rule in kinds.get("PrometheusRule", []):
         groups = [group for file in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(file.read_text())["groups"]]
         if not groups or rule["spec"]["groups"] != groups:
