@@ -1,6 +1,7 @@
 #include <cstdint>
 
 #include "kernels/activation/activation.h"
+#include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -48,12 +49,14 @@ HWY_EXPORT(SwigluRows);
 HWY_EXPORT(ReluRows);
 
 void Swiglu(const ExecContext& ctx, const SwigluParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   ctx.pool->ParallelFor(params.rows, RowsPerTask(params.dim), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(SwigluRows)(params, begin, end);
   });
 }
 
 void Relu(const ExecContext& ctx, const ReluParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   ctx.pool->ParallelFor(params.rows, RowsPerTask(params.dim), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(ReluRows)(params, begin, end);
   });

@@ -56,7 +56,7 @@ TEST_P(SwigluTest, AgreesWithTheReference) {
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data actual(c);
-      Swiglu({&pool}, actual.Params());
+      Swiglu(On(pool), actual.Params());
       EXPECT_TRUE(Near(actual.y, expected.y, 1e-6)) << threads << " threads";
     }
   }
@@ -73,12 +73,12 @@ TEST_P(SwigluTest, ARowsBitsDependOnThatRowAlone) {
       p.gate = alone.gate.row(r);
       p.up = alone.up.row(r);
       p.y = alone.y.row(r);
-      Swiglu({&one}, p);
+      Swiglu(On(one), p);
     }
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data together(c);
-      Swiglu({&pool}, together.Params());
+      Swiglu(On(pool), together.Params());
       EXPECT_TRUE(SameBits(together.y, alone.y)) << threads << " threads";
     }
   }
@@ -95,7 +95,7 @@ TEST_P(SwigluTest, WritesOverItsGate) {
     SwigluParams p = in_place.Params();
     p.y = in_place.gate.data();
     p.ldy = in_place.gate.stride;
-    Swiglu({&pool}, p);
+    Swiglu(On(pool), p);
     EXPECT_TRUE(Near(in_place.gate, expected.y, 1e-6));
   }
 }
@@ -105,7 +105,7 @@ TEST_P(SwigluTest, WhatIsNotFiniteStaysSo) {
   const std::vector<float> gate = {kNaN, kInfinity, 1.0f, -200.0f, 200.0f};
   const std::vector<float> up = {1.0f, 1.0f, kNaN, 1.0f, 1.0f};
   std::vector<float> y(5);
-  Swiglu({&pool}, {.rows = 1, .dim = 5, .gate = gate.data(), .up = up.data(), .y = y.data()});
+  Swiglu(On(pool), {.rows = 1, .dim = 5, .gate = gate.data(), .up = up.data(), .y = y.data()});
   EXPECT_TRUE(std::isnan(y[0]));
   EXPECT_EQ(y[1], kInfinity);
   EXPECT_TRUE(std::isnan(y[2]));
@@ -122,9 +122,9 @@ TEST_P(SwigluTest, ReluKeepsWhatIsPositiveAndNaN) {
     for (int64_t r = 0; r < 301; ++r) {
       for (int64_t i = 0; i < 129; ++i) expected.row(r)[i] = x.row(r)[i] < 0.0f ? 0.0f : x.row(r)[i];
     }
-    Relu({&pool}, {.rows = 301, .dim = 129, .x = x.data(), .ldx = x.stride, .y = y.data(), .ldy = y.stride});
+    Relu(On(pool), {.rows = 301, .dim = 129, .x = x.data(), .ldx = x.stride, .y = y.data(), .ldy = y.stride});
     EXPECT_TRUE(SameBits(y, expected));
-    Relu({&pool}, {.rows = 301, .dim = 129, .x = x.data(), .ldx = x.stride, .y = x.data(), .ldy = x.stride});
+    Relu(On(pool), {.rows = 301, .dim = 129, .x = x.data(), .ldx = x.stride, .y = x.data(), .ldy = x.stride});
     for (int64_t r = 0; r < 301; ++r) EXPECT_TRUE(SameBits(std::span(x.row(r), 129), std::span(expected.row(r), 129)));
   }
 }

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "kernels/attention_norm/attention_norm.h"
+#include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -52,6 +53,7 @@ namespace palimpsest {
 HWY_EXPORT(AttentionNormHead);
 
 void AttentionNorm(const ExecContext& ctx, const AttentionNormParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   const auto kernel = HWY_DYNAMIC_DISPATCH(AttentionNormHead);
   const int64_t tasks = int64_t{params.rows.num_sequences} * params.heads;
   const int64_t rows_each = params.rows.num_rows() / std::max(params.rows.num_sequences, 1);

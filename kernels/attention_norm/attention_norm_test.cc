@@ -70,7 +70,7 @@ struct Data {
   }
   void Run(int threads) {
     ThreadPool pool(threads);
-    AttentionNorm({&pool}, Params());
+    AttentionNorm(On(pool), Params());
   }
 
   const Case& c;
@@ -135,7 +135,7 @@ TEST_P(AttentionNormTest, BitsDependOnTheSequenceAlone) {
         p.q = apart.q.row(row);
         p.k = apart.k.row(row);
         p.beta += int64_t{row} * c.heads;
-        AttentionNorm({&pool}, p);
+        AttentionNorm(On(pool), p);
       }
     }
     ExpectSame(apart, together);

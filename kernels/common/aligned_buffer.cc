@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
 
 namespace palimpsest {
 namespace {
@@ -23,9 +24,13 @@ std::byte* MapOrDie(int64_t size) {
 
 }  // namespace
 
-AlignedBytes::AlignedBytes(int64_t size) : size_(size) {
+AlignedBytes::AlignedBytes(int64_t size, Device* device) : size_(size) {
   PALIMPSEST_CHECK(size >= 0);
   if (size == 0) return;
+  if (device != nullptr) {
+    data_ = std::unique_ptr<std::byte, Release>(device->Allocate(size), Release{size, device});
+    return;
+  }
   int64_t mapped = RoundUp(size, kPage);
   std::byte* data = nullptr;
   if (mapped < kHugePage) {
@@ -41,9 +46,15 @@ AlignedBytes::AlignedBytes(int64_t size) : size_(size) {
     if (before < kHugePage) munmap(data + mapped, kHugePage - before);
     madvise(data, mapped, MADV_HUGEPAGE);  // advice: where it is refused, small pages do
   }
-  data_ = std::unique_ptr<std::byte, Unmap>(data, Unmap{mapped});
+  data_ = std::unique_ptr<std::byte, Release>(data, Release{mapped, nullptr});
 }
 
-void AlignedBytes::Unmap::operator()(std::byte* data) const { munmap(data, size); }
+void AlignedBytes::Release::operator()(std::byte* data) const {
+  if (device != nullptr) {
+    device->Free(data);
+  } else {
+    munmap(data, size);
+  }
+}
 
 }  // namespace palimpsest

@@ -1,4 +1,5 @@
-// An owned array whose start is aligned for any vector load (and for huge pages when it is large).
+// An owned array whose start is aligned for any vector load (and for huge pages when it is large), in the host's memory
+// or in a device's.
 #pragma once
 
 #include <cstddef>
@@ -8,23 +9,28 @@
 
 namespace palimpsest {
 
-// Not thread-safe; movable. Memory comes zeroed from the system and is touched on first use only.
+class Device;
+
+// Not thread-safe; movable. The host's memory comes zeroed from the system and is touched on first use only; a device's
+// holds anything, and data() is the device's address.
 class AlignedBytes {
  public:
   AlignedBytes() = default;
-  // Aborts when the system has no memory left: sizes from outside are bounded before they come here.
-  explicit AlignedBytes(int64_t size);
+  // Aborts when the system has no memory left: sizes from outside are bounded before they come here. With a device, the
+  // array is in its memory and must not outlive it; data() is null when it has no room.
+  explicit AlignedBytes(int64_t size, Device* device = nullptr);
 
   std::byte* data() { return data_.get(); }
   const std::byte* data() const { return data_.get(); }
   int64_t size() const { return data_ == nullptr ? 0 : size_; }
 
  private:
-  struct Unmap {
+  struct Release {
     int64_t size;
+    Device* device;
     void operator()(std::byte* data) const;
   };
-  std::unique_ptr<std::byte, Unmap> data_;
+  std::unique_ptr<std::byte, Release> data_;
   int64_t size_ = 0;
 };
 
@@ -33,7 +39,8 @@ template <typename T>
 class AlignedArray {
  public:
   AlignedArray() = default;
-  explicit AlignedArray(int64_t size) : bytes_(size * static_cast<int64_t>(sizeof(T))), size_(size) {}
+  explicit AlignedArray(int64_t size, Device* device = nullptr)
+      : bytes_(size * static_cast<int64_t>(sizeof(T)), device), size_(size) {}
 
   T* data() { return reinterpret_cast<T*>(bytes_.data()); }
   const T* data() const { return reinterpret_cast<const T*>(bytes_.data()); }

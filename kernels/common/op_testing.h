@@ -1,4 +1,5 @@
-// What the tests of ops share: poisoned matrices, comparisons, and a run on every SIMD target of the machine.
+// What the tests of ops share: poisoned matrices, comparisons, and a run on every SIMD target of the machine. The same
+// tests run on a device where one is linked in (TestDevice).
 #pragma once
 
 #include <gmock/gmock.h>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "kernels/common/simd.h"
+#include "kernels/common/test_device.h"
 #include "kernels/common/thread_pool.h"
 
 namespace palimpsest {
@@ -22,10 +24,11 @@ namespace palimpsest {
 inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The targets that UseSimdTarget accepts here, the one in use first.
+// The targets that UseSimdTarget accepts here, the one in use first; for a device, that one alone.
 inline std::vector<std::string> SimdTargets() {
   const std::string current = SimdTargetName();
   std::vector<std::string> names = {current};
+  if (TestDevice() != nullptr) return names;
   for (const char* name : {"AVX3_BF16", "AVX3", "AVX2", "PORTABLE"}) {
     if (name != current && UseSimdTarget(name)) names.push_back(name);
   }

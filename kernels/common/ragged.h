@@ -4,15 +4,21 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/common/host_device.h"
+
 namespace palimpsest {
 
 // The rows of a batch. Rows [row_begin[s], row_begin[s+1]) belong to sequence s, in order of time; its state is in slot
-// slot[s]. Slots in a batch are distinct.
+// slot[s]. Slots in a batch are distinct. On a device the arrays are the device's, and a slot of -1 is no sequence: its
+// rows are there for the size of the batch only, and what comes of them is not defined.
 struct RaggedRows {
   int32_t num_sequences = 0;
   const int32_t* row_begin = nullptr;  // [num_sequences + 1], row_begin[0] == 0
   const int32_t* slot = nullptr;       // [num_sequences]
+  // The first `num_steps` sequences have one row each, all others more. -1: nobody has counted. A device wants to know.
+  int32_t num_steps = -1;
 
+  // Of arrays in host memory.
   int32_t num_rows() const { return num_sequences == 0 ? 0 : row_begin[num_sequences]; }
   int32_t length(int32_t s) const { return row_begin[s + 1] - row_begin[s]; }
 };
@@ -22,7 +28,9 @@ struct StatePiece {
   std::byte* base = nullptr;
   int64_t slot_stride = 0;
 
-  float* At(int32_t slot) const { return reinterpret_cast<float*>(base + int64_t{slot} * slot_stride); }
+  PALIMPSEST_HOST_DEVICE float* At(int32_t slot) const {
+    return reinterpret_cast<float*>(base + int64_t{slot} * slot_stride);
+  }
 };
 
 }  // namespace palimpsest

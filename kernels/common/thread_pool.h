@@ -35,9 +35,13 @@ class ThreadPool {
   std::unique_ptr<Shared> shared_;
 };
 
-// Where an op runs. An op takes it as its first argument and returns when its results are there (CPU).
+class Device;  // device.h
+
+// Where an op runs, its first argument: on the processor, and then the results are there when the op returns; or on the
+// device, if there is one, and then they are there when its stream has come to them (device.h).
 struct ExecContext {
   ThreadPool* pool = nullptr;
+  Device* device = nullptr;
 };
 
 }  // namespace palimpsest

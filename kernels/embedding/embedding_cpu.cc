@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/embedding/embedding.h"
 
@@ -19,6 +20,7 @@ void WidenRow(const void* table, int64_t row, int64_t dim, float* y) {
 }  // namespace
 
 void Embedding(const ExecContext& ctx, const EmbeddingParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   const EmbeddingParams& p = params;
   ctx.pool->ParallelFor(p.rows, RowsPerTask(p.dim), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
@@ -41,6 +43,7 @@ void Embedding(const ExecContext& ctx, const EmbeddingParams& params) {
 }
 
 void AddSinusoid(const ExecContext& ctx, const SinusoidParams& p) {
+  if (ctx.device != nullptr) return ctx.device->Run(p);
   PALIMPSEST_CHECK(p.dim % 2 == 0);
   const int64_t half = p.dim / 2;
   // A sine costs as much as some tens of multiplications.

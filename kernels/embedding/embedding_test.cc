@@ -50,12 +50,12 @@ TEST(EmbeddingTest, CopiesTheRowOfEachTokenWidened) {
         for (int threads = 1; threads <= 4; ++threads) {
           ThreadPool pool(threads);
           std::vector<float> y(rows * dim, kNaN);
-          Embedding({&pool}, {.rows = rows,
-                              .dim = dim,
-                              .tokens = tokens.data(),
-                              .dtype = dtype,
-                              .table = table.bytes.data(),
-                              .y = y.data()});
+          Embedding(On(pool), {.rows = rows,
+                               .dim = dim,
+                               .tokens = tokens.data(),
+                               .dtype = dtype,
+                               .table = table.bytes.data(),
+                               .y = y.data()});
           EXPECT_TRUE(SameBits(y, expected)) << threads << " threads";
         }
       }
@@ -70,7 +70,7 @@ TEST(EmbeddingTest, HalfPrecisionIsWidenedExactly) {
   const std::vector<int32_t> tokens = {0, 1, 2, 3, 4, 5};
   ThreadPool pool(1);
   std::vector<float> y(6, kNaN);
-  Embedding({&pool},
+  Embedding(On(pool),
             {.rows = 6, .dim = 1, .tokens = tokens.data(), .dtype = DType::kF16, .table = table.data(), .y = y.data()});
   EXPECT_TRUE(SameBits(y, expected));
 }
@@ -80,13 +80,13 @@ TEST(EmbeddingTest, ScalesTheRow) {
   const std::vector<int32_t> tokens = {3, 0};
   ThreadPool pool(1);
   std::vector<float> y(10, kNaN);
-  Embedding({&pool}, {.rows = 2,
-                      .dim = 5,
-                      .tokens = tokens.data(),
-                      .dtype = DType::kF32,
-                      .table = table.bytes.data(),
-                      .scale = 1.7f,
-                      .y = y.data()});
+  Embedding(On(pool), {.rows = 2,
+                       .dim = 5,
+                       .tokens = tokens.data(),
+                       .dtype = DType::kF32,
+                       .table = table.bytes.data(),
+                       .scale = 1.7f,
+                       .y = y.data()});
   for (int64_t i = 0; i < 5; ++i) EXPECT_EQ(y[i], table.floats[15 + i] * 1.7f);
 }
 
@@ -96,7 +96,7 @@ TEST(EmbeddingTest, AddsTheSinusoidOfThePosition) {
   for (const int threads : {1, 3}) {
     ThreadPool pool(threads);
     std::vector<float> y(18, 0.5f);
-    AddSinusoid({&pool},
+    AddSinusoid(On(pool),
                 {.rows = 3, .dim = 6, .frequencies = frequencies.data(), .positions = positions.data(), .y = y.data()});
     for (int64_t r = 0; r < 3; ++r) {
       for (int64_t j = 0; j < 3; ++j) {

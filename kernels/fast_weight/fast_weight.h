@@ -50,6 +50,8 @@ struct FastWeightParams {
   const float* log_decay = nullptr;  // [rows, value_heads] contiguous, all <= 0; null unless kGatedDelta
   float* out = nullptr;              // [rows, value_heads, V]
   int64_t ldout = 0;
+  // A device may round the factors of a chunk's products to tf32 (11 bits). The state stays float32.
+  bool round_products = false;
 };
 
 // The fast home. Scratch is thread-local and bounded by the shape.

@@ -12,6 +12,7 @@
 #include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
+#include "kernels/common/device.h"
 #include "kernels/fast_weight/fast_weight_head.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -489,6 +490,7 @@ int64_t CostOf(const FastWeightParams& params, int32_t sequence) {
 }  // namespace
 
 void FastWeight(const ExecContext& ctx, const FastWeightParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   const int32_t value_heads = params.shape.value_heads;
   const int64_t K = params.shape.key_dim;
   const int64_t V = params.shape.value_dim;

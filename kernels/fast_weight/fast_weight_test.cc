@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/common/aligned_buffer.h"
+#include "kernels/common/op_testing.h"
 #include "kernels/common/simd.h"
 
 namespace palimpsest {
@@ -132,7 +133,7 @@ struct Call {
 
   void Run(int threads = 2) {
     ThreadPool pool(threads);
-    FastWeight({&pool}, Params());
+    FastWeight(On(pool), Params());
   }
 
   // Sequence by sequence, in calls of `rows` rows.
@@ -142,7 +143,7 @@ struct Call {
       const int32_t length = row_begin[s + 1] - row_begin[s];
       for (int32_t begin = 0; begin < length; begin += rows) {
         std::vector<int32_t> row_range;
-        FastWeight({&pool}, Part(s, begin, std::min(rows, length - begin), row_range));
+        FastWeight(On(pool), Part(s, begin, std::min(rows, length - begin), row_range));
       }
     }
   }
@@ -377,7 +378,7 @@ TEST(FastWeightLaws, TotalDecayForgetsAllThatWasBefore) {
       std::fill(after.states.begin(), after.states.end(), 0.0f);
       std::vector<int32_t> rows;
       ThreadPool pool(1);
-      FastWeight({&pool}, after.Part(0, 10, 10, rows));
+      FastWeight(On(pool), after.Part(0, 10, 10, rows));
       const int64_t half = call.out.size() / 2;
       EXPECT_LT(RelativeError({call.out.begin() + half, call.out.end()}, {after.out.begin() + half, after.out.end()}),
                 3e-6);
@@ -423,7 +424,7 @@ TEST(FastWeightTest, RowsMayLieFurtherApartThanTheyAreLong) {
   FastWeightParams params = wide.Params();
   params.ldq = params.ldk = params.ldv = params.ldout = apart;
   ThreadPool pool(2);
-  FastWeight({&pool}, params);
+  FastWeight(On(pool), params);
   EXPECT_TRUE(SameBits(wide.states, dense.states));
   const int64_t width = dense.out.size() / rows;
   for (int64_t row = 0; row < rows; ++row) {

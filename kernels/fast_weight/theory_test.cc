@@ -56,19 +56,19 @@ class Memory {
     const int32_t at_once = by_chunks_ ? rows : 1, slot = 0;
     for (int32_t at = 0; at < rows; at += at_once) {
       const int32_t row_begin[] = {0, at_once};
-      FastWeight({&pool_}, {.shape = {.heads = 1, .value_heads = 1, .key_dim = E_, .value_dim = V_},
-                            .rule = rule_,
-                            .rows = {1, row_begin, &slot},
-                            .state = {reinterpret_cast<std::byte*>(state_.data()), 0},
-                            .q = q.data() + int64_t{at} * E_,
-                            .ldq = E_,
-                            .k = k.data() + int64_t{at} * E_,
-                            .ldk = E_,
-                            .v = v.data() + int64_t{at} * V_,
-                            .ldv = V_,
-                            .beta = rule_ == UpdateRule::kSum ? nullptr : betas.data() + at,
-                            .out = out.data() + int64_t{at} * V_,
-                            .ldout = V_});
+      FastWeight(On(pool_), {.shape = {.heads = 1, .value_heads = 1, .key_dim = E_, .value_dim = V_},
+                             .rule = rule_,
+                             .rows = {1, row_begin, &slot},
+                             .state = {reinterpret_cast<std::byte*>(state_.data()), 0},
+                             .q = q.data() + int64_t{at} * E_,
+                             .ldq = E_,
+                             .k = k.data() + int64_t{at} * E_,
+                             .ldk = E_,
+                             .v = v.data() + int64_t{at} * V_,
+                             .ldv = V_,
+                             .beta = rule_ == UpdateRule::kSum ? nullptr : betas.data() + at,
+                             .out = out.data() + int64_t{at} * V_,
+                             .ldout = V_});
     }
     Rows result;
     for (int32_t r = 0; r < rows; ++r) result.emplace_back(out.begin() + int64_t{r} * V_, out.begin() + (r + 1) * V_);
@@ -141,18 +141,18 @@ Rows Features(const Rows& x, FeatureMapKind map, KeyNorm norm, int32_t rolls = 0
   Rows result;
   for (const auto& row : x) {
     std::vector<float> y(features);
-    FeatureMap({&pool}, {.rows = 1,
-                         .heads = 1,
-                         .dim = dim,
-                         .map = map,
-                         .rolls = rolls,
-                         .projections = projections,
-                         .projection = projection.data(),
-                         .norm = norm,
-                         .x = row.data(),
-                         .ldx = dim,
-                         .y = y.data(),
-                         .ldy = features});
+    FeatureMap(On(pool), {.rows = 1,
+                          .heads = 1,
+                          .dim = dim,
+                          .map = map,
+                          .rolls = rolls,
+                          .projections = projections,
+                          .projection = projection.data(),
+                          .norm = norm,
+                          .x = row.data(),
+                          .ldx = dim,
+                          .y = y.data(),
+                          .ldy = features});
     result.push_back(y);
   }
   return result;
@@ -231,15 +231,15 @@ TEST_P(Theory, ANormalisedSumAveragesWhatADeltaReplaces) {
   for (int32_t i = 0; i < kTimes; ++i) {
     q = key[0];
     const int32_t row_begin[] = {0, 1}, slot = 0;
-    AttentionNorm({&pool}, {.heads = 1,
-                            .dim = kFeatures,
-                            .rows = {1, row_begin, &slot},
-                            .z = {reinterpret_cast<std::byte*>(z.data()), 0},
-                            .eps = 0.0f,
-                            .q = q.data(),
-                            .ldq = kFeatures,
-                            .k = k.data(),
-                            .ldk = kFeatures});
+    AttentionNorm(On(pool), {.heads = 1,
+                             .dim = kFeatures,
+                             .rows = {1, row_begin, &slot},
+                             .z = {reinterpret_cast<std::byte*>(z.data()), 0},
+                             .eps = 0.0f,
+                             .q = q.data(),
+                             .ldq = kFeatures,
+                             .k = k.data(),
+                             .ldk = kFeatures});
   }
   const std::vector<float> average = sum.Read({q}).front();
   for (const float value : average) EXPECT_NEAR(value, 1.0 / kTimes, 1e-6);
@@ -288,16 +288,16 @@ TEST_P(Theory, AReadAfterAWriteWithNormalisedKeysLiesBetweenOldAndNew) {
     std::vector<float> q = k;
     ThreadPool pool(1);
     const int32_t row_begin[] = {0, n}, slot = 0;
-    AttentionNorm({&pool}, {.heads = 1,
-                            .dim = kFeatures,
-                            .rows = {1, row_begin, &slot},
-                            .z = {reinterpret_cast<std::byte*>(z.data()), 0},
-                            .normalise_keys = true,
-                            .q = q.data(),
-                            .ldq = kFeatures,
-                            .k = k.data(),
-                            .ldk = kFeatures,
-                            .beta = beta.data()});
+    AttentionNorm(On(pool), {.heads = 1,
+                             .dim = kFeatures,
+                             .rows = {1, row_begin, &slot},
+                             .z = {reinterpret_cast<std::byte*>(z.data()), 0},
+                             .normalise_keys = true,
+                             .q = q.data(),
+                             .ldq = kFeatures,
+                             .k = k.data(),
+                             .ldk = kFeatures,
+                             .beta = beta.data()});
     Memory memory(UpdateRule::kDelta, kFeatures, kValues, GetParam());
     Rows kappas;
     for (int32_t i = 0; i < n; ++i) kappas.emplace_back(k.begin() + i * kFeatures, k.begin() + (i + 1) * kFeatures);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/common/host_device.h"
 #include "kernels/common/thread_pool.h"
 
 namespace palimpsest {
@@ -27,7 +28,8 @@ enum class KeyNorm : uint8_t {
 };
 
 // Features of a head of `dim` values.
-constexpr int32_t FeatureCount(FeatureMapKind map, int32_t dim, int32_t rolls, int32_t projections) {
+PALIMPSEST_HOST_DEVICE constexpr int32_t FeatureCount(FeatureMapKind map, int32_t dim, int32_t rolls,
+                                                      int32_t projections) {
   if (map == FeatureMapKind::kDpfp) return 2 * dim * rolls;
   if (map == FeatureMapKind::kFavor) return 2 * projections;
   return dim;
@@ -48,7 +50,7 @@ struct FeatureMapParams {
   float* y = nullptr;  // [rows, heads, FeatureCount], row stride ldy; may be x, unless kDpfp or kFavor
   int64_t ldy = 0;
 
-  int32_t features() const { return FeatureCount(map, dim, rolls, projections); }
+  PALIMPSEST_HOST_DEVICE int32_t features() const { return FeatureCount(map, dim, rolls, projections); }
 };
 void FeatureMap(const ExecContext& ctx, const FeatureMapParams& params);
 

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/feature_map/feature_map.h"
 
@@ -131,6 +132,7 @@ namespace palimpsest {
 HWY_EXPORT(FeatureMapRows);
 
 void FeatureMap(const ExecContext& ctx, const FeatureMapParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   ctx.pool->ParallelFor(params.rows, RowsPerTask(int64_t{params.heads} * params.features()),
                         [&](int64_t begin, int64_t end) {
                           HWY_DYNAMIC_DISPATCH(FeatureMapRows)

@@ -97,7 +97,7 @@ TEST_P(FeatureMapTest, AgreesWithTheReference) {
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data actual(c);
-      FeatureMap({&pool}, actual.Params(c));
+      FeatureMap(On(pool), actual.Params(c));
       EXPECT_TRUE(Near(actual.y, expected.y, Tolerance(c))) << threads << " threads";
     }
   }
@@ -113,12 +113,12 @@ TEST_P(FeatureMapTest, ARowsBitsDependOnThatRowAlone) {
       p.rows = 1;
       p.x = alone.x.row(r);
       p.y = alone.y.row(r);
-      FeatureMap({&one}, p);
+      FeatureMap(On(one), p);
     }
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data together(c);
-      FeatureMap({&pool}, together.Params(c));
+      FeatureMap(On(pool), together.Params(c));
       EXPECT_TRUE(SameBits(together.y, alone.y)) << threads << " threads";
     }
   }
@@ -136,7 +136,7 @@ TEST_P(FeatureMapTest, WorksInPlace) {
     FeatureMapParams p = in_place.Params(c);
     p.y = in_place.x.data();
     p.ldy = in_place.x.stride;
-    FeatureMap({&pool}, p);
+    FeatureMap(On(pool), p);
     EXPECT_TRUE(Near(in_place.x, expected.y, 1e-6));
   }
 }
@@ -149,7 +149,7 @@ TEST_P(FeatureMapTest, NaNComesOutOfEveryMap) {
     Data data(c);
     data.x.row(0)[3] = kNaN;
     data.x.row(0)[36] = kNaN;
-    FeatureMap({&pool}, data.Params(c));
+    FeatureMap(On(pool), data.Params(c));
     EXPECT_TRUE(std::isnan(data.y.row(0)[3]));
     EXPECT_TRUE(std::isnan(data.y.row(0)[36]));
     EXPECT_FALSE(std::isnan(data.y.row(0)[35]));
@@ -162,8 +162,8 @@ TEST_P(FeatureMapTest, NaNReachesEveryFeatureThatItShould) {
                         Case{"favor", 2, 2, 9, FeatureMapKind::kFavor, KeyNorm::kNone, 1.0f, 1.0f, 0, 7}}) {
     Data good(c), bad(c);
     bad.x.row(1)[3] = kNaN;  // of the first head
-    FeatureMap({&pool}, good.Params(c));
-    FeatureMap({&pool}, bad.Params(c));
+    FeatureMap(On(pool), good.Params(c));
+    FeatureMap(On(pool), bad.Params(c));
     const int32_t features = good.Params(c).features();
     EXPECT_TRUE(SameBits(std::span(bad.y.row(0), 2 * features), std::span(good.y.row(0), 2 * features)));
     EXPECT_TRUE(SameBits(std::span(bad.y.row(1) + features, features), std::span(good.y.row(1) + features, features)));
@@ -175,17 +175,17 @@ TEST_P(FeatureMapTest, FeaturesThatSumToZeroStayZero) {
   ThreadPool pool(1);
   const std::vector<float> x(8);
   std::vector<float> y(32, kNaN);
-  FeatureMap({&pool}, {.rows = 1,
-                       .heads = 1,
-                       .dim = 8,
-                       .map = FeatureMapKind::kDpfp,
-                       .rolls = 2,
-                       .norm = KeyNorm::kSum,
-                       .scale = 0.5f,
-                       .x = x.data(),
-                       .ldx = 8,
-                       .y = y.data(),
-                       .ldy = 32});
+  FeatureMap(On(pool), {.rows = 1,
+                        .heads = 1,
+                        .dim = 8,
+                        .map = FeatureMapKind::kDpfp,
+                        .rolls = 2,
+                        .norm = KeyNorm::kSum,
+                        .scale = 0.5f,
+                        .x = x.data(),
+                        .ldx = 8,
+                        .y = y.data(),
+                        .ldy = 32});
   EXPECT_THAT(y, testing::Each(0.0f));
 }
 

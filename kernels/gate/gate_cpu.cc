@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/gate/gate.h"
 
@@ -43,6 +44,7 @@ namespace palimpsest {
 HWY_EXPORT(GateRows);
 
 void Gate(const ExecContext& ctx, const GateParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   ctx.pool->ParallelFor(params.rows, RowsPerTask(params.heads), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(GateRows)(params, begin, end);
   });

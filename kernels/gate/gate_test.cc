@@ -77,7 +77,7 @@ TEST_P(GateTest, AgreesWithTheReference) {
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data actual(c);
-      Gate({&pool}, actual.Params(c));
+      Gate(On(pool), actual.Params(c));
       EXPECT_TRUE(Near(actual.beta, expected.beta, 1e-6)) << threads << " threads";
       // a + dt_bias is rounded, which is 40 times as much of e^-40; a decay of 1e-9 forgets nothing.
       EXPECT_TRUE(Near(actual.log_decay, expected.log_decay, 1e-6, /*floor=*/1e-3)) << threads << " threads";
@@ -99,12 +99,12 @@ TEST_P(GateTest, ARowsBitsDependOnThatRowAlone) {
         p.a = alone.a.row(r);
         p.log_decay = alone.log_decay.row(r);
       }
-      Gate({&one}, p);
+      Gate(On(one), p);
     }
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data together(c);
-      Gate({&pool}, together.Params(c));
+      Gate(On(pool), together.Params(c));
       EXPECT_TRUE(SameBits(together.beta, alone.beta)) << threads << " threads";
       EXPECT_TRUE(SameBits(together.log_decay, alone.log_decay)) << threads << " threads";
     }
@@ -127,7 +127,7 @@ TEST_P(GateTest, NaNComesOutAndExtremesStayInRange) {
   p.a_log = zero.data();
   p.dt_bias = zero.data();
   p.log_decay = log_decay.data();
-  Gate({&pool}, p);
+  Gate(On(pool), p);
   EXPECT_TRUE(std::isnan(beta[0]));
   EXPECT_EQ(beta[1], 0.0f);
   EXPECT_EQ(beta[2], 1.0f);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
 
 namespace palimpsest {
 namespace {
@@ -30,14 +31,37 @@ void PackRow(DType dtype, const void* source, int64_t o, int64_t in, std::byte* 
   }
 }
 
-}  // namespace
-
-PackedLinear PackedLinear::Pack(DType dtype, const void* weights, int64_t out, int64_t in) {
-  const Source source = {dtype, weights, out};
-  return PackStacked({&source, 1}, in);
+// Rows for a device: through the host's memory, where they are widened and filled up.
+AlignedBytes PackRows(std::span<const PackedLinear::Source> sources, int64_t in, int64_t stride, int64_t out,
+                      Device& device) {
+  const DType dtype = sources.front().dtype;
+  const int64_t row_bytes = stride * (dtype == DType::kBF16 ? 2 : 4);
+  AlignedBytes rows(out * row_bytes), packed(out * row_bytes, &device);
+  if (packed.data() == nullptr) return packed;
+  std::byte* to = rows.data();
+  for (const PackedLinear::Source& source : sources) {
+    const auto* from = static_cast<const std::byte*>(source.weights);
+    for (int64_t o = 0; o < source.out; ++o, to += row_bytes, from += in * SizeOf(dtype)) {
+      if (dtype == DType::kF16) {
+        const auto* const halves = reinterpret_cast<const uint16_t*>(from);
+        std::transform(halves, halves + in, reinterpret_cast<float*>(to), FloatFromF16);
+      } else {
+        std::memcpy(to, from, static_cast<size_t>(in * SizeOf(dtype)));
+      }
+    }
+  }
+  device.CopyToDevice(packed.data(), rows.data(), rows.size());
+  return packed;
 }
 
-PackedLinear PackedLinear::PackStacked(std::span<const Source> sources, int64_t in) {
+}  // namespace
+
+PackedLinear PackedLinear::Pack(DType dtype, const void* weights, int64_t out, int64_t in, Device* device) {
+  const Source source = {dtype, weights, out};
+  return PackStacked({&source, 1}, in, device);
+}
+
+PackedLinear PackedLinear::PackStacked(std::span<const Source> sources, int64_t in, Device* device) {
   PALIMPSEST_CHECK(!sources.empty() && in >= 1);
   const DType dtype = sources.front().dtype;
   PALIMPSEST_CHECK(dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16);
@@ -47,6 +71,11 @@ PackedLinear PackedLinear::PackStacked(std::span<const Source> sources, int64_t 
   for (const Source& source : sources) {
     PALIMPSEST_CHECK(source.dtype == dtype && source.out >= 0);
     packed.out_ += source.out;
+  }
+  if (device != nullptr) {
+    packed.row_stride_ = RoundUp(in * SizeOf(packed.dtype_), 16) / SizeOf(packed.dtype_);
+    packed.data_ = PackRows(sources, in, packed.row_stride_, packed.out_, *device);
+    return packed;
   }
   const int64_t padded_in = dtype == DType::kBF16 ? RoundUp(in, 2) : in;
   packed.data_ = AlignedBytes(RoundUp(packed.out_, kPanel) * padded_in * SizeOf(packed.dtype_));

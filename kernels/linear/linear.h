@@ -1,7 +1,8 @@
 // y = x W^T: the projections. W is [out, in] as in a checkpoint, packed once at load.
 //
 // Every output element is one chain of multiply-adds over `in` in ascending order, whatever the number of rows, their
-// grouping and the number of threads: the bits of a row of y depend on that row of x and on W alone.
+// grouping and the number of threads: the bits of a row of y depend on that row of x and on W alone; on a device, which
+// has other orders, on whether the row is a step, too.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +26,10 @@ enum class LinearMath : uint8_t {
 
 // A weight matrix in the order in which the kernel reads it. Read-only after construction; threads may share it.
 //
-// Panels of kPanel outputs lie one after the other, the last one padded with zeros; inside a panel `in` is the outer
-// index. bf16 weights are stored in pairs along `in` (padded to even with zeros), so that a 32-bit lane holds what one
-// dot-product instruction takes and is split exactly into two float32 by a shift and a mask:
+// On a device: rows as in the checkpoint, each filled up with zeros to a multiple of 16 bytes. On the host, panels of
+// kPanel outputs lie one after the other, the last one padded with zeros; inside a panel `in` is the outer index. bf16
+// weights are stored in pairs along `in` (padded to even with zeros), so that a 32-bit lane holds what one dot-product
+// instruction takes and is split exactly into two float32 by a shift and a mask:
 //   f32   [out / kPanel][in][kPanel]        bf16  [out / kPanel][in / 2][kPanel][2]
 class PackedLinear {
  public:
@@ -35,7 +37,8 @@ class PackedLinear {
 
   PackedLinear() = default;
   // Packs `out` rows of `in` values. `dtype` is that of `weights` and is kept for f32 and bf16; f16 is widened to f32.
-  static PackedLinear Pack(DType dtype, const void* weights, int64_t out, int64_t in);
+  // For a device, the matrix is put into its memory and its data() is null if there is no room.
+  static PackedLinear Pack(DType dtype, const void* weights, int64_t out, int64_t in, Device* device = nullptr);
   // Packs several matrices with the same `in` and dtype one below the other: one call then computes them all, side by
   // side in a row of y.
   struct Source {
@@ -43,16 +46,20 @@ class PackedLinear {
     const void* weights;
     int64_t out;
   };
-  static PackedLinear PackStacked(std::span<const Source> sources, int64_t in);
+  static PackedLinear PackStacked(std::span<const Source> sources, int64_t in, Device* device = nullptr);
 
   DType dtype() const { return dtype_; }
   int64_t out() const { return out_; }
   int64_t in() const { return in_; }
   int64_t bytes() const { return data_.size(); }
   const std::byte* data() const { return data_.data(); }
+  bool on_device() const { return row_stride_ > 0; }
+  // From one row to the next, in values. On a device only.
+  int64_t row_stride() const { return row_stride_; }
 
  private:
   DType dtype_ = DType::kF32;
+  int64_t row_stride_ = 0;
   int64_t out_ = 0;
   int64_t in_ = 0;
   AlignedBytes data_;
@@ -69,6 +76,9 @@ struct LinearParams {
   int32_t rows = 0;
   bool accumulate = false;
   const float* bias = nullptr;  // [out]; null: none
+  // The first of the rows that are steps; the others belong to chunks. A device multiplies the two by different
+  // kernels.
+  int32_t step_rows = 0;
 };
 void Linear(const ExecContext& ctx, const LinearParams& params);
 

@@ -6,6 +6,7 @@
 // After foreach_target.h.
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "kernels/common/device.h"
 #include "kernels/linear/linear_tile.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -257,6 +258,7 @@ struct Tiles {
 }  // namespace
 
 void Linear(const ExecContext& ctx, const LinearParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   const PackedLinear& W = *params.weights;
   if (params.rows == 0 || W.out() == 0) return;
   const bool bf16_weights = W.dtype() == DType::kBF16;

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/common/op_testing.h"
+
 namespace palimpsest {
 namespace {
 
@@ -47,23 +49,35 @@ testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector
   return testing::AssertionSuccess();
 }
 
+// What the rows of calls are on a device.
+bool rows_are_steps = true;
+int32_t StepRows(int32_t rows) { return rows_are_steps ? rows : 0; }
+
+bool UseTarget(const std::string& target) {
+  if (TestDevice() == nullptr) return UseSimdTarget(target);
+  rows_are_steps = target == "STEPS";
+  return true;
+}
+
 // y starts as NaN, so that a value left out shows.
 std::vector<float> RunLinear(const PackedLinear& weights, LinearMath math, const std::vector<float>& x, int32_t rows,
                              int threads) {
   ThreadPool pool(threads);
   std::vector<float> y(int64_t{rows} * weights.out(), kNaN);
-  Linear({&pool}, {.weights = &weights,
-                   .math = math,
-                   .x = x.data(),
-                   .ldx = weights.in(),
-                   .y = y.data(),
-                   .ldy = weights.out(),
-                   .rows = rows});
+  Linear(On(pool), {.weights = &weights,
+                    .math = math,
+                    .x = x.data(),
+                    .ldx = weights.in(),
+                    .y = y.data(),
+                    .ldy = weights.out(),
+                    .rows = rows,
+                    .step_rows = StepRows(rows)});
   return y;
 }
 
-// Runs a test once on each target that this machine has.
+// Runs a test once on each target that this machine has, or on a device for either kind of row.
 std::vector<std::string> Targets() {
+  if (TestDevice() != nullptr) return {"STEPS", "CHUNKS"};
   const std::string best = SimdTargetName();
   std::vector<std::string> names;
   for (const char* name : {"AVX3_BF16", "AVX3", "AVX2", "PORTABLE"}) {
@@ -113,19 +127,22 @@ class LinearCase : public testing::TestWithParam<Case> {
     x_ = Normal(c.rows * c.in, 1);
     weights_ = Normal(c.out * c.in, 2);
     if (c.dtype == DType::kF32) {
-      packed_ = PackedLinear::Pack(c.dtype, weights_.data(), c.out, c.in);
+      packed_ = PackedLinear::Pack(c.dtype, weights_.data(), c.out, c.in, TestDevice());
     } else if (c.dtype == DType::kBF16) {
       const std::vector<BF16> bits = ToBF16(weights_);
       weights_ = ToFloat(bits);
-      packed_ = PackedLinear::Pack(c.dtype, bits.data(), c.out, c.in);
+      packed_ = PackedLinear::Pack(c.dtype, bits.data(), c.out, c.in, TestDevice());
     } else {
       std::vector<uint16_t> bits;  // halves between 1 and 2, and their negatives
       for (size_t i = 0; i < weights_.size(); ++i) bits.push_back(0x3C00 | (i * 37 % 1024) | (i % 3 == 0 ? 0x8000 : 0));
       for (size_t i = 0; i < weights_.size(); ++i) weights_[i] = FloatFromF16(bits[i]);
-      packed_ = PackedLinear::Pack(c.dtype, bits.data(), c.out, c.in);
+      packed_ = PackedLinear::Pack(c.dtype, bits.data(), c.out, c.in, TestDevice());
     }
   }
-  ~LinearCase() override { UseSimdTarget(target_); }
+  ~LinearCase() override {
+    UseSimdTarget(target_);
+    rows_are_steps = true;
+  }
 
   std::string target_;
   std::vector<float> x_;
@@ -141,7 +158,7 @@ TEST_P(LinearCase, AgreesWithTheReferenceOnEveryTarget) {
   LinearReference(weights_.data(), c.out, c.in, x.data(), c.in, c.rows, expected.data());
   for (const std::string& target : Targets()) {
     SCOPED_TRACE(target);
-    ASSERT_TRUE(UseSimdTarget(target));
+    ASSERT_TRUE(UseTarget(target));
     const std::vector<float> y = RunLinear(packed_, c.math, x_, c.rows, 2);
     for (int64_t r = 0; r < c.rows; ++r) {
       for (int64_t o = 0; o < c.out; ++o) {
@@ -158,7 +175,7 @@ TEST_P(LinearCase, ARowHasTheSameBitsInAnyBatchAndOnAnyNumberOfThreads) {
   const Case& c = GetParam();
   for (const std::string& target : Targets()) {
     SCOPED_TRACE(target);
-    ASSERT_TRUE(UseSimdTarget(target));
+    ASSERT_TRUE(UseTarget(target));
     const std::vector<float> together = RunLinear(packed_, c.math, x_, c.rows, 1);
     for (int threads = 2; threads <= 4; ++threads) {
       ASSERT_TRUE(SameBits(RunLinear(packed_, c.math, x_, c.rows, threads), together)) << threads << " threads";
@@ -180,12 +197,20 @@ TEST_P(LinearCase, AccumulatingAddsTheFinishedSumOnce) {
   const Case& c = GetParam();
   for (const std::string& target : Targets()) {
     SCOPED_TRACE(target);
-    ASSERT_TRUE(UseSimdTarget(target));
+    ASSERT_TRUE(UseTarget(target));
     const std::vector<float> sum = RunLinear(packed_, c.math, x_, c.rows, 1);
     const std::vector<float> before = Normal(sum.size(), 3);
     std::vector<float> y = before;
     ThreadPool pool(2);
-    Linear({&pool}, {&packed_, c.math, x_.data(), c.in, y.data(), c.out, c.rows, /*accumulate=*/true});
+    Linear(On(pool), {.weights = &packed_,
+                      .math = c.math,
+                      .x = x_.data(),
+                      .ldx = c.in,
+                      .y = y.data(),
+                      .ldy = c.out,
+                      .rows = c.rows,
+                      .accumulate = true,
+                      .step_rows = StepRows(c.rows)});
     std::vector<float> expected = before;
     for (size_t i = 0; i < sum.size(); ++i) expected[i] += sum[i];
     ASSERT_TRUE(SameBits(y, expected));
@@ -197,16 +222,17 @@ TEST_P(LinearCase, ABiasIsAddedLast) {
   const std::vector<float> bias = Normal(c.out, 4);
   for (const std::string& target : Targets()) {
     SCOPED_TRACE(target);
-    ASSERT_TRUE(UseSimdTarget(target));
+    ASSERT_TRUE(UseTarget(target));
     for (const bool accumulate : {false, true}) {
       std::vector<float> expected = Normal(int64_t{c.rows} * c.out, 3), y = expected;
       ThreadPool pool(2);
       LinearParams p = {&packed_, c.math, x_.data(), c.in, expected.data(), c.out, c.rows, accumulate};
-      Linear({&pool}, p);
+      p.step_rows = StepRows(c.rows);
+      Linear(On(pool), p);
       for (size_t i = 0; i < expected.size(); ++i) expected[i] += bias[i % c.out];
       p.y = y.data();
       p.bias = bias.data();
-      Linear({&pool}, p);
+      Linear(On(pool), p);
       ASSERT_TRUE(SameBits(y, expected));
     }
   }
@@ -220,15 +246,16 @@ TEST(LinearTest, WidenedBF16WeightsGiveTheBitsOfTheSameWeightsInFloat32) {
   const std::vector<BF16> bits = ToBF16(Normal(out * in, 4));
   const std::vector<float> wide = ToFloat(bits);
   const std::vector<float> x = Normal(9 * in, 5);
-  EXPECT_TRUE(SameBits(RunLinear(PackedLinear::Pack(DType::kBF16, bits.data(), out, in), LinearMath::kF32, x, 9, 2),
-                       RunLinear(PackedLinear::Pack(DType::kF32, wide.data(), out, in), LinearMath::kF32, x, 9, 2)));
+  EXPECT_TRUE(SameBits(
+      RunLinear(PackedLinear::Pack(DType::kBF16, bits.data(), out, in, TestDevice()), LinearMath::kF32, x, 9, 2),
+      RunLinear(PackedLinear::Pack(DType::kF32, wide.data(), out, in, TestDevice()), LinearMath::kF32, x, 9, 2)));
 }
 
 TEST(LinearTest, TargetsWithFusedMultiplyAddGiveTheSameBitsInFloat32) {
   const std::string best = SimdTargetName();
   const std::vector<float> weights = Normal(50 * 200, 6);
   const std::vector<float> x = Normal(14 * 200, 7);
-  const PackedLinear packed = PackedLinear::Pack(DType::kF32, weights.data(), 50, 200);
+  const PackedLinear packed = PackedLinear::Pack(DType::kF32, weights.data(), 50, 200, TestDevice());
   if (!UseSimdTarget("AVX2")) GTEST_SKIP() << "no AVX2 here";
   const std::vector<float> avx2 = RunLinear(packed, LinearMath::kF32, x, 14, 1);
   UseSimdTarget(best);
@@ -242,7 +269,7 @@ TEST(LinearTest, StackedMatricesComputeWhatEachComputesAlone) {
   std::vector<PackedLinear::Source> sources;
   for (const int64_t out : outs) matrices.push_back(Normal(out * in, 8 + out));
   for (size_t i = 0; i < outs.size(); ++i) sources.push_back({DType::kF32, matrices[i].data(), outs[i]});
-  const PackedLinear stacked = PackedLinear::PackStacked(sources, in);
+  const PackedLinear stacked = PackedLinear::PackStacked(sources, in, TestDevice());
   ASSERT_EQ(stacked.out(), 100);
   const int32_t rows = 3;
   const std::vector<float> x = Normal(rows * in, 9);
@@ -250,7 +277,7 @@ TEST(LinearTest, StackedMatricesComputeWhatEachComputesAlone) {
   int64_t first = 0;
   for (size_t i = 0; i < outs.size(); ++i) {
     if (outs[i] == 0) continue;
-    const PackedLinear alone = PackedLinear::Pack(DType::kF32, matrices[i].data(), outs[i], in);
+    const PackedLinear alone = PackedLinear::Pack(DType::kF32, matrices[i].data(), outs[i], in, TestDevice());
     const std::vector<float> expected = RunLinear(alone, LinearMath::kF32, x, rows, 2);
     for (int32_t r = 0; r < rows; ++r) {
       for (int64_t o = 0; o < outs[i]; ++o) ASSERT_EQ(y[r * 100 + first + o], expected[r * outs[i] + o]);
@@ -266,12 +293,12 @@ TEST(LinearTest, WritesOnlyItsOwnColumnsWhenRowsAreFurtherApart) {
   const std::vector<float> x = Normal(rows * ldx, 11);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     const std::vector<BF16> bits = ToBF16(weights);
-    const PackedLinear packed = dtype == DType::kF32 ? PackedLinear::Pack(dtype, weights.data(), out, in)
-                                                     : PackedLinear::Pack(dtype, bits.data(), out, in);
+    const PackedLinear packed = dtype == DType::kF32 ? PackedLinear::Pack(dtype, weights.data(), out, in, TestDevice())
+                                                     : PackedLinear::Pack(dtype, bits.data(), out, in, TestDevice());
     std::vector<float> y(rows * ldy, 7.0f);
     ThreadPool pool(2);
     const LinearMath math = dtype == DType::kF32 ? LinearMath::kF32 : LinearMath::kBF16;
-    Linear({&pool}, {&packed, math, x.data(), ldx, y.data(), ldy, rows});
+    Linear(On(pool), {&packed, math, x.data(), ldx, y.data(), ldy, rows});
     for (int32_t r = 0; r < rows; ++r) {
       for (int64_t o = out; o < ldy; ++o) ASSERT_EQ(y[r * ldy + o], 7.0f) << "row " << r << " column " << o;
     }
@@ -281,7 +308,7 @@ TEST(LinearTest, WritesOnlyItsOwnColumnsWhenRowsAreFurtherApart) {
 TEST(LinearTest, ARowOfNaNStaysAlone) {
   const int64_t out = 40, in = 33;
   const std::vector<BF16> bits = ToBF16(Normal(out * in, 12));
-  const PackedLinear packed = PackedLinear::Pack(DType::kBF16, bits.data(), out, in);
+  const PackedLinear packed = PackedLinear::Pack(DType::kBF16, bits.data(), out, in, TestDevice());
   std::vector<float> x = Normal(15 * in, 13);
   for (const LinearMath math : {LinearMath::kF32, LinearMath::kBF16}) {
     const std::vector<float> clean = RunLinear(packed, math, x, 15, 2);
@@ -298,9 +325,9 @@ TEST(LinearTest, ARowOfNaNStaysAlone) {
 
 TEST(LinearTest, NothingToDoIsDone) {
   const std::vector<float> weights = Normal(4, 14);
-  const PackedLinear packed = PackedLinear::Pack(DType::kF32, weights.data(), 2, 2);
+  const PackedLinear packed = PackedLinear::Pack(DType::kF32, weights.data(), 2, 2, TestDevice());
   EXPECT_TRUE(RunLinear(packed, LinearMath::kF32, {}, 0, 2).empty());
-  const PackedLinear no_outputs = PackedLinear::Pack(DType::kF32, weights.data(), 0, 2);
+  const PackedLinear no_outputs = PackedLinear::Pack(DType::kF32, weights.data(), 0, 2, TestDevice());
   EXPECT_TRUE(RunLinear(no_outputs, LinearMath::kF32, {1.0f, 2.0f}, 1, 2).empty());
 }
 

@@ -14,8 +14,9 @@ struct LogSoftmaxParams {
   int32_t dim = 0;
   const float* x = nullptr;  // [rows, dim], row stride ldx
   int64_t ldx = 0;
-  const float* shift = nullptr;  // [rows]; null: 0
-  float* y = nullptr;            // [rows, dim], row stride ldy; may be x
+  const float* shift = nullptr;  // [rows], ldshift apart; null: 0
+  int64_t ldshift = 1;
+  float* y = nullptr;  // [rows, dim], row stride ldy; may be x
   int64_t ldy = 0;
 };
 void LogSoftmax(const ExecContext& ctx, const LogSoftmaxParams& params);

@@ -11,7 +11,7 @@ void LogSoftmaxReference(const LogSoftmaxParams& p) {
     const double max = *std::max_element(x, x + p.dim);
     double sum = 0.0;
     for (int64_t i = 0; i < p.dim; ++i) sum += std::exp(x[i] - max);
-    const double shift = (p.shift == nullptr ? 0.0 : p.shift[r]) - max - std::log(sum);
+    const double shift = (p.shift == nullptr ? 0.0 : p.shift[r * p.ldshift]) - max - std::log(sum);
     for (int64_t i = 0; i < p.dim; ++i) p.y[r * p.ldy + i] = static_cast<float>(x[i] + shift);
   }
 }

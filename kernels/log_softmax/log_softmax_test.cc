@@ -22,13 +22,13 @@ constexpr Case kCases[] = {{"base", 4, 256, 1.0f},           {"one_value", 3, 1,
 Matrix RunLogSoftmax(int threads, const Matrix& x, const std::vector<float>* shift) {
   ThreadPool pool(threads);
   Matrix y = Matrix::Poisoned(x.rows, x.width, 7);
-  LogSoftmax({&pool}, {.rows = static_cast<int32_t>(x.rows),
-                       .dim = static_cast<int32_t>(x.width),
-                       .x = x.data(),
-                       .ldx = x.stride,
-                       .shift = shift == nullptr ? nullptr : shift->data(),
-                       .y = y.data(),
-                       .ldy = y.stride});
+  LogSoftmax(On(pool), {.rows = static_cast<int32_t>(x.rows),
+                        .dim = static_cast<int32_t>(x.width),
+                        .x = x.data(),
+                        .ldx = x.stride,
+                        .shift = shift == nullptr ? nullptr : shift->data(),
+                        .y = y.data(),
+                        .ldy = y.stride});
   return y;
 }
 
@@ -62,7 +62,7 @@ TEST_P(LogSoftmaxTest, InPlaceAndWithoutShift) {
   Matrix x = Matrix::Random(6, 77, 3);
   const Matrix apart = RunLogSoftmax(2, x, nullptr);
   ThreadPool pool(2);
-  LogSoftmax({&pool}, {.rows = 6, .dim = 77, .x = x.data(), .ldx = x.stride, .y = x.data(), .ldy = x.stride});
+  LogSoftmax(On(pool), {.rows = 6, .dim = 77, .x = x.data(), .ldx = x.stride, .y = x.data(), .ldy = x.stride});
   for (int64_t r = 0; r < 6; ++r) EXPECT_TRUE(SameBits(std::span(x.row(r), 77), std::span(apart.row(r), 77)));
 }
 

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/norm/norm.h"
 
@@ -80,12 +81,14 @@ HWY_EXPORT(RmsNormRows);
 HWY_EXPORT(LayerNormRows);
 
 void RmsNorm(const ExecContext& ctx, const RmsNormParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   ctx.pool->ParallelFor(params.rows, RowsPerTask(int64_t{params.groups} * params.dim), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(RmsNormRows)(params, begin, end);
   });
 }
 
 void LayerNorm(const ExecContext& ctx, const LayerNormParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   ctx.pool->ParallelFor(params.rows, RowsPerTask(params.dim), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(LayerNormRows)(params, begin, end);
   });

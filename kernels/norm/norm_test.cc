@@ -76,7 +76,7 @@ TEST_P(RmsNormTest, AgreesWithTheReference) {
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data actual(c, c.rows);
-      RmsNorm({&pool}, actual.Params(c));
+      RmsNorm(On(pool), actual.Params(c));
       EXPECT_TRUE(Near(actual.y, expected.y, 1e-6)) << threads << " threads";
     }
   }
@@ -93,12 +93,12 @@ TEST_P(RmsNormTest, ARowsBitsDependOnThatRowAlone) {
       p.x = alone.x.row(r);
       p.gate = c.activation == GateActivation::kNone ? nullptr : alone.gate.row(r);
       p.y = alone.y.row(r);
-      RmsNorm({&one}, p);
+      RmsNorm(On(one), p);
     }
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data together(c, c.rows);
-      RmsNorm({&pool}, together.Params(c));
+      RmsNorm(On(pool), together.Params(c));
       EXPECT_TRUE(SameBits(together.y, alone.y)) << threads << " threads";
     }
   }
@@ -109,12 +109,12 @@ TEST_P(RmsNormTest, WorksInPlace) {
   for (const Case& c : kCases) {
     SCOPED_TRACE(c.name);
     Data apart(c, c.rows);
-    RmsNorm({&pool}, apart.Params(c));
+    RmsNorm(On(pool), apart.Params(c));
     Data in_place(c, c.rows);
     RmsNormParams p = in_place.Params(c);
     p.y = in_place.x.data();
     p.ldy = in_place.x.stride;
-    RmsNorm({&pool}, p);
+    RmsNorm(On(pool), p);
     for (int r = 0; r < c.rows; ++r) {
       EXPECT_TRUE(SameBits({in_place.x.row(r), static_cast<size_t>(in_place.x.width)},
                            {apart.y.row(r), static_cast<size_t>(apart.y.width)}));
@@ -128,7 +128,7 @@ TEST_P(RmsNormTest, NaNInAGateComesOut) {
     const Case c = {"nan", 1, 1, 40, activation, 1.0f, 1e-6f};
     Data data(c, 1);
     data.gate.row(0)[37] = kNaN;
-    RmsNorm({&pool}, data.Params(c));
+    RmsNorm(On(pool), data.Params(c));
     EXPECT_TRUE(std::isnan(data.y.row(0)[37]));
     EXPECT_FALSE(std::isnan(data.y.row(0)[36]));
   }
@@ -171,18 +171,18 @@ TEST_P(RmsNormTest, LayerNormAgreesWithTheReferenceAndDependsOnItsOwnRowAlone) {
       p.rows = 1;
       p.x = alone.x.row(r);
       p.y = alone.y.row(r);
-      LayerNorm({&one}, p);
+      LayerNorm(On(one), p);
     }
     EXPECT_TRUE(Near(alone.y, expected.y, 2e-5, 1.0));
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       LayerNormData together(rows, dim, deviation);
-      LayerNorm({&pool}, together.Params());
+      LayerNorm(On(pool), together.Params());
       EXPECT_TRUE(SameBits(together.y, alone.y)) << threads << " threads";
       LayerNormParams p = together.Params();
       p.y = together.x.data();
       p.ldy = together.x.stride;
-      LayerNorm({&pool}, p);
+      LayerNorm(On(pool), p);
       for (int64_t r = 0; r < rows; ++r) {
         EXPECT_TRUE(SameBits(std::span(together.x.row(r), dim), std::span(alone.y.row(r), dim))) << "in place";
       }

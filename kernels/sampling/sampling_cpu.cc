@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/sampling/logits_scan.h"
 #include "kernels/sampling/philox.h"
@@ -227,6 +228,7 @@ double UniformAt(uint64_t seed, int64_t position) {
 
 void Sample(const ExecContext& ctx, std::span<SampleRow> rows, int32_t vocabulary) {
   PALIMPSEST_CHECK(vocabulary >= 1);
+  if (ctx.device != nullptr) return ctx.device->Sample(rows, vocabulary);
   // A row is passed over several times.
   ctx.pool->ParallelFor(rows.size(), RowsPerTask(int64_t{4} * vocabulary), [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/short_conv/short_conv.h"
 
@@ -68,6 +69,7 @@ HWY_EXPORT(ShortConvChannels);
 
 // Threads split the channels, so that one long prompt and many single rows spread alike.
 void ShortConv(const ExecContext& ctx, const ShortConvParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   PALIMPSEST_CHECK(params.width >= 1);
   constexpr int64_t kCacheLineFloats = 16;
   const int64_t grain =

@@ -97,7 +97,7 @@ TEST_P(ShortConvTest, AgreesWithTheReference) {
     for (int threads = 1; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data actual(c);
-      ShortConv({&pool}, actual.Params(c));
+      ShortConv(On(pool), actual.Params(c));
       EXPECT_TRUE(Near(actual.y, expected.y, 1e-6, /*floor=*/1.0)) << threads << " threads";
       // The state holds inputs as they came, and nothing of another slot moves.
       EXPECT_TRUE(SameBits(actual.states, expected.states)) << threads << " threads";
@@ -111,7 +111,7 @@ TEST_P(ShortConvTest, AnySplitOfASequenceGivesTheSameBitsAndState) {
       SCOPED_TRACE(testing::Message() << c.name << " in pieces of " << piece);
       ThreadPool pool(2);
       Data whole(c);
-      ShortConv({&pool}, whole.Params(c));
+      ShortConv(On(pool), whole.Params(c));
 
       ThreadPool one(1);
       Data split(c);
@@ -122,7 +122,7 @@ TEST_P(ShortConvTest, AnySplitOfASequenceGivesTheSameBitsAndState) {
           p.rows = {1, piece_rows, &split.slot[s]};
           p.x = split.x.row(begin);
           p.y = split.y.row(begin);
-          ShortConv({&one}, p);
+          ShortConv(On(one), p);
         }
       }
       EXPECT_TRUE(SameBits(split.y, whole.y));
@@ -150,7 +150,7 @@ TEST_P(ShortConvTest, LastTapMultipliesTheCurrentRow) {
   p.ldx = 1;
   p.y = y.data();
   p.ldy = 1;
-  ShortConv({&pool}, p);
+  ShortConv(On(pool), p);
   EXPECT_THAT(y, testing::ElementsAre(1.0f, 1002.0f, 2003.0f));
   EXPECT_THAT(tail.span().first(3), testing::ElementsAre(1.0f, 2.0f, 3.0f));
 }

@@ -43,8 +43,8 @@ struct WindowAttentionParams {
   float* out = nullptr;                  // [rows, heads, dim], row stride ldout
   int64_t ldout = 0;
 
-  int64_t ring_floats() const { return int64_t{2} * capacity * heads * dim; }
-  int64_t first_visible(int64_t position) const {
+  PALIMPSEST_HOST_DEVICE int64_t ring_floats() const { return int64_t{2} * capacity * heads * dim; }
+  PALIMPSEST_HOST_DEVICE int64_t first_visible(int64_t position) const {
     const int64_t first = position / segment * segment - memory;
     return first < 0 ? 0 : first;
   }

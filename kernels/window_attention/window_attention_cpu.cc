@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/window_attention/window_attention.h"
 
@@ -114,6 +115,7 @@ namespace palimpsest {
 HWY_EXPORT(WindowAttentionHead);
 
 void WindowAttention(const ExecContext& ctx, const WindowAttentionParams& params) {
+  if (ctx.device != nullptr) return ctx.device->Run(params);
   PALIMPSEST_CHECK(params.segment >= 1 && params.memory >= 0 && params.capacity == params.segment + params.memory);
   const auto kernel = HWY_DYNAMIC_DISPATCH(WindowAttentionHead);
   const int64_t tasks = int64_t{params.rows.num_sequences} * params.heads;

@@ -95,7 +95,7 @@ TEST_P(WindowAttentionTest, AgreesWithTheReference) {
     Data expected(c), actual(c);
     WindowAttentionReference(expected.Params());
     ThreadPool pool(2);
-    WindowAttention({&pool}, actual.Params());
+    WindowAttention(On(pool), actual.Params());
     EXPECT_TRUE(Near(actual.out, expected.out, 2e-6, 1.0));
     EXPECT_TRUE(SameBits(actual.ring, expected.ring));
   }
@@ -106,11 +106,11 @@ TEST_P(WindowAttentionTest, BitsDependOnTheSequenceAlone) {
     SCOPED_TRACE(c.name);
     ThreadPool one(1);
     Data together(c);
-    WindowAttention({&one}, together.Params());
+    WindowAttention(On(one), together.Params());
     for (int threads = 2; threads <= 4; ++threads) {
       ThreadPool pool(threads);
       Data more(c);
-      WindowAttention({&pool}, more.Params());
+      WindowAttention(On(pool), more.Params());
       EXPECT_TRUE(SameBits(more.out, together.out));
       EXPECT_TRUE(SameBits(more.ring, together.ring));
     }
@@ -126,7 +126,7 @@ TEST_P(WindowAttentionTest, BitsDependOnTheSequenceAlone) {
         p.k = apart.k.row(row);
         p.v = apart.v.row(row);
         p.out = apart.out.row(row);
-        WindowAttention({&one}, p);
+        WindowAttention(On(one), p);
       }
     }
     EXPECT_TRUE(SameBits(apart.out, together.out));
@@ -139,8 +139,8 @@ TEST_P(WindowAttentionTest, WhatLeftTheWindowIsForgotten) {
   ThreadPool pool(1);
   Data a(c), b(c);
   for (int64_t r = 0; r < 20; ++r) b.k.row(r)[0] = b.v.row(r)[0] = kNaN;
-  WindowAttention({&pool}, a.Params());
-  WindowAttention({&pool}, b.Params());
+  WindowAttention(On(pool), a.Params());
+  WindowAttention(On(pool), b.Params());
   EXPECT_TRUE(std::isnan(b.out.row(28)[0]));
   for (int64_t r = 29; r < a.out.rows; ++r) {
     EXPECT_TRUE(SameBits(std::span(a.out.row(r), a.out.width), std::span(b.out.row(r), b.out.width))) << r;

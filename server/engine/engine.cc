@@ -1,7 +1,6 @@
 #include "server/engine/engine.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <optional>
@@ -14,7 +13,9 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
 #include "server/engine/available_memory.h"
+#include "server/engine/available_processors.h"
 #include "server/engine/least_work.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
@@ -24,12 +25,6 @@
 namespace palimpsest {
 namespace {
 
-int32_t ProcessorCount() {
-  cpu_set_t processors;
-  if (sched_getaffinity(0, sizeof processors, &processors) == 0) return CPU_COUNT(&processors);
-  return std::max<int32_t>(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
-}
-
 absl::Status CheckOptions(const EngineOptions& options) {
   const struct {
     const char* name;
@@ -38,7 +33,7 @@ absl::Status CheckOptions(const EngineOptions& options) {
     int32_t most;
   } kBounds[] = {
       {"threads", options.threads, 0, 4096},
-      {"slots", options.slots, 1, 1 << 20},
+      {"slots", options.slots, 0, 1 << 20},
       {"max_queue", options.max_queue, 0, 1 << 24},
       {"prefill_budget", options.prefill_budget, 1, 1 << 20},
       {"max_undelivered_tokens", options.max_undelivered_tokens, 1, 1 << 24},
@@ -48,17 +43,51 @@ absl::Status CheckOptions(const EngineOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat(bound.name, " is ", bound.value, ", expected ", bound.least, " to ", bound.most));
   }
+  if (!(options.device_memory_fraction > 0.0 && options.device_memory_fraction <= 1.0)) {
+    return absl::InvalidArgumentError(absl::StrCat("device_memory_fraction is ", options.device_memory_fraction,
+                                                   ", expected more than 0, at most 1"));
+  }
   return absl::OkStatus();
 }
 
-absl::Status CheckMemory(const Model& model, const EngineOptions& options) {
-  const std::optional<int64_t> available = AvailableMemory();
-  const int64_t state_bytes = model.layout().bytes();
-  const int64_t slots_bytes = options.slots * state_bytes;
-  if (!available || slots_bytes <= *available) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(options.slots, " slots of ", state_bytes, " bytes need ",
-                                                   slots_bytes, " bytes of memory, ", *available,
-                                                   " are available; use fewer slots"));
+constexpr int32_t kDefaultSlots = 64;
+constexpr int32_t kMostSlotsUnasked = 4096;
+
+// Rows of a batch at most: a step of every slot, and the prompts' chunks, of which one may begin within the budget.
+int32_t MaxRows(int32_t slots, const EngineOptions& options) {
+  return slots + std::max(options.prefill_budget, Scheduler::kChunk);
+}
+
+// How many slots there will be. RESOURCE_EXHAUSTED: not as many as were asked for.
+absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options) {
+  const int64_t state_bytes = std::max<int64_t>(model.layout().bytes(), 1);
+  if (model.device() == nullptr) {
+    const int32_t slots = options.slots > 0 ? options.slots : kDefaultSlots;
+    const std::optional<int64_t> available = AvailableMemory();
+    if (!available || slots * state_bytes <= *available) return slots;
+    return absl::ResourceExhaustedError(absl::StrCat(slots, " slots of ", state_bytes, " bytes need ",
+                                                     slots * state_bytes, " bytes of memory, ", *available,
+                                                     " are available; use fewer slots"));
+  }
+  const int64_t total = model.device()->info().total_bytes, free = model.device()->FreeBytes();
+  const auto allowed = static_cast<int64_t>(static_cast<double>(total) * options.device_memory_fraction);
+  const int64_t available = std::max<int64_t>(0, allowed - (total - free));
+  const auto bytes = [&](int32_t slots) { return slots * state_bytes + model.WorkspaceBytes(MaxRows(slots, options)); };
+  if (options.slots > 0) {
+    if (bytes(options.slots) <= available) return options.slots;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        options.slots, " slots of ", state_bytes, " bytes, and what their batches need, take ", bytes(options.slots),
+        " bytes of device memory, ", available, " are available (", options.device_memory_fraction, " of ", total,
+        ", less what is in use); use fewer slots, or a larger part of the memory"));
+  }
+  int32_t slots = 0;
+  for (int32_t more = kMostSlotsUnasked; more > 0; more /= 2) {
+    if (slots + more <= kMostSlotsUnasked && bytes(slots + more) <= available) slots += more;
+  }
+  if (slots > 0) return slots;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("not one slot of ", state_bytes, " bytes fits the device: ", available,
+                   " bytes of its memory are available, with what a batch ", "needs ", bytes(1), " would be taken"));
 }
 
 // Whether the positions that the model was trained with reach as far as the request goes.
@@ -127,8 +156,9 @@ class Engine::Impl {
                  .bytes = model_->layout().bytes(),
                  .vocabulary = model_->config().vocabulary}),
         least_work_(*model_),
-        slots_(options.slots, format_.bytes),
-        stepper_(*model_, options.threads == 0 ? ProcessorCount() : options.threads, slots_),
+        slots_(options.slots, format_.bytes, model_->device()),
+        stepper_(*model_, options.threads == 0 ? AvailableProcessors() : options.threads, slots_,
+                 MaxRows(options.slots, options)),
         scheduler_(options.slots, options.prefill_budget),
         lanes_(static_cast<size_t>(options.slots), nullptr) {}
   ~Impl();
@@ -152,7 +182,7 @@ class Engine::Impl {
     std::vector<RequestId> cancelled;
     absl::Time drain_deadline = absl::InfiniteFuture();
   };
-  enum class Ending : uint8_t { kDone, kEarly, kNotFinite };
+  enum class Ending : uint8_t { kDone, kEarly, kNotFinite, kDeviceFailed };
   struct Finished {
     std::unique_ptr<Sequence> sequence;
     RequestSink::Finish finish;
@@ -176,6 +206,8 @@ class Engine::Impl {
   void HoldSlowReaders();
   void NoteOldestWaiting();
   void RunBatch();
+  // Ends everything; from then on nothing is taken.
+  void FailDevice(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers);
   void CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now);
   void CompletePrompt(Sequence& sequence);
@@ -183,8 +215,8 @@ class Engine::Impl {
   void End(Sequence& sequence, Ending ending, absl::Status status, EndReason reason = EndReason::kLength,
            std::string stop_string = "");
   // Settles what the sequence leaves behind: its lease and the state that was asked for. False: its numbers are not
-  // finite.
-  bool Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
+  // finite. INTERNAL: the device failed, and the session is where it was.
+  absl::StatusOr<bool> Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
   void DeliverFinished() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Constant after construction.
@@ -216,7 +248,8 @@ class Engine::Impl {
   int32_t delivering_ ABSL_GUARDED_BY(mu_) = 0;  // settled, OnFinish not yet called
   RequestId last_id_ ABSL_GUARDED_BY(mu_) = 0;
   EngineStats stats_ ABSL_GUARDED_BY(mu_);
-  std::optional<bool> warm_ ABSL_GUARDED_BY(mu_);  // whether the warm-up was finite
+  std::optional<absl::Status> warm_ ABSL_GUARDED_BY(mu_);  // what came of the warm-up
+  absl::Status device_status_ ABSL_GUARDED_BY(mu_);
 
   std::thread thread_;  // last: uses all of the above
 };
@@ -238,8 +271,7 @@ absl::Status Engine::Impl::Start() {
   stats_ = counted_;
   thread_ = std::thread([this] { Loop(); });
   mu_.Await(absl::Condition(this, &Impl::IsWarm));
-  if (*warm_) return absl::OkStatus();
-  return absl::DataLossError("the model's logits are not finite for its first tokens: the checkpoint is damaged");
+  return *warm_;
 }
 
 absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
@@ -249,6 +281,9 @@ absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
   {
     absl::MutexLock lock(&mu_);
     if (draining_) return absl::UnavailableError("the server is draining; retry on another replica");
+    if (!device_status_.ok()) {
+      return absl::UnavailableError(absl::StrCat(device_status_.message(), "; retry on another replica"));
+    }
     const int32_t most = options_.slots + options_.max_queue;
     if (in_flight_ >= most) {
       return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", in_flight_, " requests are here, ",
@@ -283,8 +318,15 @@ void Engine::Impl::Drain(absl::Time deadline) {
 }
 
 EngineStats Engine::Impl::stats() const {
+  int64_t total = 0, free = 0;
+  if (Device* const device = model_->device(); device != nullptr) {
+    total = device->info().total_bytes;
+    free = device->FreeBytes();
+  }
   absl::MutexLock lock(&mu_);
   EngineStats stats = stats_;
+  stats.device_total_bytes = total;
+  stats.device_free_bytes = free;
   stats.waiting = std::max(0, in_flight_ - stats.running);
   // Those that the engine's thread has not seen yet.
   for (const std::unique_ptr<Sequence>& sequence : submitted_) {
@@ -295,10 +337,10 @@ EngineStats Engine::Impl::stats() const {
 
 void Engine::Impl::Loop() {
   pthread_setname_np(pthread_self(), "engine");
-  const bool finite = stepper_.WarmUp();
+  absl::Status warm = stepper_.WarmUp();
   {
     absl::MutexLock lock(&mu_);
-    warm_ = finite;
+    warm_ = std::move(warm);
   }
   Mail mail;
   bool idle = false;
@@ -394,9 +436,15 @@ void Engine::Impl::NoteOldestWaiting() {
 
 void Engine::Impl::RunBatch() {
   const absl::Time begin = absl::Now();
-  stepper_.Run(items_, lanes_);
+  stepper_.Begin(items_, lanes_);
+  const absl::Time begun = absl::Now();
+  absl::Status status = stepper_.Finish();
   const absl::Time end = absl::Now();
+  if (model_->device() != nullptr) counted_.device_wait += end - begun;
   ++counted_.iterations;
+  counted_.recorded_passes = stepper_.passes().recorded_passes;
+  counted_.direct_passes = stepper_.passes().direct_passes;
+  if (!status.ok()) return FailDevice(status);
   int64_t logit_rows = 0;
   for (size_t i = 0; i < items_.size(); ++i) {
     const Scheduler::Item& item = items_[i];
@@ -417,6 +465,25 @@ void Engine::Impl::RunBatch() {
   counted_.least_bytes += least.bytes;
   counted_.least_flops += least.flops;
   if (observer_.on_iteration) observer_.on_iteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
+}
+
+void Engine::Impl::FailDevice(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mu_);
+    device_status_ = status;
+  }
+  counted_.failed = true;
+  std::vector<Sequence*> rest;
+  for (const auto& [id, sequence] : sequences_) rest.push_back(sequence.get());
+  std::ranges::sort(rest, {}, &Sequence::id);
+  for (Sequence* sequence : rest) {
+    End(*sequence, Ending::kDeviceFailed,
+        absl::UnavailableError(absl::StrCat(
+            status.message(), sequence->request.lease
+                                  ? absl::StrCat("; the session stands where it was before the request, at position ",
+                                                 sequence->initial_position)
+                                  : "")));
+  }
 }
 
 void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers) {
@@ -512,11 +579,14 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   if (sequence.generated_tokens > 0) finish.time_to_first_token = sequence.first_token - request.arrival;
   finish.total_time = now - request.arrival;
   finish.status = std::move(status);
-  const bool finite = Settle(sequence, ending, finish, now);
-  if (!finite || (ending == Ending::kEarly && sequence.generated_tokens == 0)) {
+  const absl::StatusOr<bool> settled = Settle(sequence, ending, finish, now);
+  const bool finite = !settled.ok() || *settled;
+  if (!finite || !settled.ok() || (ending != Ending::kDone && sequence.generated_tokens == 0)) {
     counted_.discarded_tokens += sequence.rows_taken;
   }
-  if (!finite) {
+  if (!settled.ok()) {
+    finish.status = absl::UnavailableError(settled.status().message());
+  } else if (!finite) {
     ++counted_.quarantined;
     finish.status = absl::InternalError(
         absl::StrCat("the numbers of this sequence stopped being finite at position ", sequence.head.position,
@@ -537,7 +607,8 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   sequences_.erase(it);
 }
 
-bool Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now) {
+absl::StatusOr<bool> Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish,
+                                          absl::Time now) {
   EngineRequest& request = sequence.request;
   const bool changed = sequence.head.position != sequence.initial_position;
   // A request that ends early leaves its prompt behind only if a token was sampled after it.
@@ -548,7 +619,13 @@ bool Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish
 
   StatePtr state;
   if (asked || commit) {
-    state = MakeState(format_, model_->layout(), sequence.head, slots_.Data(sequence.slot));
+    absl::StatusOr<StatePtr> made = MakeState(format_, model_->layout(), sequence.head, slots_, sequence.slot);
+    if (!made.ok()) {
+      finish.position = sequence.initial_position;
+      request.lease.Abandon(now);
+      return made.status();
+    }
+    state = *std::move(made);
     if (state == nullptr) ending = Ending::kNotFinite;
   }
   if (ending == Ending::kNotFinite) {
@@ -591,8 +668,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(std::shared_ptr<const Mode
                                                       const EngineOptions& options, EngineObserver observer) {
   PALIMPSEST_CHECK(model != nullptr && tokenizer != nullptr);
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  if (absl::Status status = CheckMemory(*model, options); !status.ok()) return status;
-  auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), options, std::move(observer));
+  absl::StatusOr<int32_t> slots = ChooseSlots(*model, options);
+  if (!slots.ok()) return slots.status();
+  EngineOptions chosen = options;
+  chosen.slots = *slots;
+  auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), chosen, std::move(observer));
   if (absl::Status status = impl->Start(); !status.ok()) return status;
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }

@@ -60,7 +60,7 @@ class Scheduler {
   void Hold(int32_t lane, bool held);
 
   // Replaces `items` by the next batch, which is taken as done from here on. Prompts take turns, one chunk each; whose
-  // turn it was not comes first the next time.
+  // turn it was not comes first the next time. A last chunk of one row is a step, and never in one item with others.
   void NextBatch(std::vector<Item>& items);
 
   // Jobs whose deadline is not after `now`, waiting ones in line first.

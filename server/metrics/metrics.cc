@@ -6,6 +6,7 @@
 #include <prometheus/counter.h>
 #include <prometheus/exposer.h>
 #include <prometheus/family.h>
+#include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
@@ -157,6 +158,14 @@ struct Metrics::Impl {
     sequences = histogram("palimpsest_batch_sequences", "Sequences that took part in one iteration of the engine.");
     iteration = histogram("palimpsest_iteration_seconds", "Duration of one iteration of the engine.");
     duration = histogram("palimpsest_request_duration_seconds", "From a call's arrival to its end.");
+    retiring = &prometheus::BuildGauge()
+                    .Name("palimpsest_model_versions_retiring")
+                    .Help("Versions that were replaced and still serve their sessions.")
+                    .Register(*registry);
+    repository_loads = &prometheus::BuildCounter()
+                            .Name("palimpsest_model_repository_loads_total")
+                            .Help("Versions that the model repository has loaded, or tried to, by status code.")
+                            .Register(*registry);
     requests = &prometheus::BuildCounter()
                     .Name("palimpsest_requests_total")
                     .Help("Calls that have ended, by method and status code.")
@@ -261,6 +270,15 @@ struct Metrics::Impl {
         made.metric.push_back(Value(static_cast<double>(read(values)), {{"model", labels->model}}, type));
       }
     };
+    // Nothing at all where no model has a device.
+    auto on_device = [&](const char* name, const char* help, MetricType type, auto read) {
+      MetricFamily* made = nullptr;
+      for (const auto& [labels, s] : stats) {
+        if (s.device_total_bytes == 0) continue;
+        if (made == nullptr) made = &family(name, help, type);
+        made->metric.push_back(Value(static_cast<double>(read(s)), {{"model", labels->model}}, type));
+      }
+    };
     per_model("palimpsest_prompt_tokens_total", "Tokens of prompts taken in.", MetricType::Counter,
               [](const EngineStats& s) { return s.prompt_tokens; });
     per_model("palimpsest_generated_tokens_total", "Tokens sampled.", MetricType::Counter,
@@ -280,6 +298,17 @@ struct Metrics::Impl {
     per_model("palimpsest_iteration_least_flops_total",
               "Operations that the iterations had to do at least; a multiply-add counts two.", MetricType::Counter,
               [](const EngineStats& s) { return s.least_flops; });
+    on_device("palimpsest_device_total_bytes", "Memory of the model's device.", MetricType::Gauge,
+              [](const EngineStats& s) { return s.device_total_bytes; });
+    on_device("palimpsest_device_free_bytes", "Memory of the model's device that nobody has.", MetricType::Gauge,
+              [](const EngineStats& s) { return s.device_free_bytes; });
+    on_device("palimpsest_device_wait_seconds_total",
+              "What the engine has waited for its device; less than the iterations' time by what the host does alone.",
+              MetricType::Counter, [](const EngineStats& s) { return absl::ToDoubleSeconds(s.device_wait); });
+    on_device("palimpsest_device_recorded_passes_total", "Forward passes run again from a recording (CUDA graph).",
+              MetricType::Counter, [](const EngineStats& s) { return s.recorded_passes; });
+    on_device("palimpsest_device_direct_passes_total", "Forward passes launched op by op.", MetricType::Counter,
+              [](const EngineStats& s) { return s.direct_passes; });
     per_model("palimpsest_requests_running", "Requests whose sequence has a slot.", MetricType::Gauge,
               [](const EngineStats& s) { return s.running; });
     per_model("palimpsest_requests_waiting", "Requests that wait for a slot.", MetricType::Gauge,
@@ -315,6 +344,8 @@ struct Metrics::Impl {
   Family<Histogram>* iteration;
   Family<Histogram>* duration;
   Family<prometheus::Counter>* requests;
+  Family<prometheus::Gauge>* retiring;
+  Family<prometheus::Counter>* repository_loads;
   Family<prometheus::Counter>* finished;
   std::atomic<bool> ready = false;
 
@@ -405,6 +436,14 @@ void Metrics::AddModel(const ModelLabels& labels, std::function<EngineStats()> s
 void Metrics::RemoveModel(const std::string& model) {
   absl::MutexLock lock(&impl_->mu);
   impl_->models.erase(model);
+}
+
+void Metrics::SetRetiring(const std::string& model, int32_t versions) {
+  impl_->retiring->Add({{"model", model}}).Set(versions);
+}
+
+void Metrics::CountRepositoryLoad(const std::string& model, absl::string_view code) {
+  impl_->repository_loads->Add({{"model", model}, {"code", std::string(code)}}).Increment();
 }
 
 void Metrics::SetReady(bool ready) { impl_->ready = ready; }

@@ -54,6 +54,10 @@ class Metrics {
   // From now on the page tells of the model. `stats` is called at each scrape until RemoveModel has returned.
   void AddModel(const ModelLabels& labels, std::function<EngineStats()> stats);
   void RemoveModel(const std::string& model);
+  // Versions of the model that were replaced and still serve their sessions.
+  void SetRetiring(const std::string& model, int32_t versions);
+  // The model repository has tried to load a version of the model.
+  void CountRepositoryLoad(const std::string& model, absl::string_view code);
   // Whether the server takes requests, as its health says.
   void SetReady(bool ready);
   // The models there are, by id, and whether each is ready. `models` is called at each scrape, until it is replaced;

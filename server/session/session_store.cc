@@ -54,6 +54,8 @@ absl::Status Leased(const std::string& id) {
   return absl::AbortedError(absl::StrCat("another call holds session \"", id, "\"; retry when it has ended"));
 }
 
+std::string FingerprintOf(const StatePtr& state) { return state == nullptr ? "" : state->format.model_fingerprint; }
+
 }  // namespace
 
 SessionLease::SessionLease(SessionLease&& other) noexcept
@@ -294,6 +296,13 @@ void SessionStore::DropModel(const std::string& model) {
   }
 }
 
+bool SessionStore::HasStatesOf(const std::string& model, const std::string& fingerprint) const {
+  absl::MutexLock lock(&mu_);
+  return std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& session) {
+    return session.second.info.model == model && session.second.info.model_fingerprint == fingerprint;
+  });
+}
+
 void SessionStore::DropExpired(absl::Time now) {
   Trash trash;
   absl::MutexLock lock(&mu_);
@@ -358,6 +367,7 @@ void SessionStore::EndLease(const std::string& id, LeaseEnd end, StatePtr state,
   if (end == LeaseEnd::kCommit) {
     std::swap(entry.state, trash.back());
     entry.info.position = entry.state == nullptr ? 0 : entry.state->head.position;
+    entry.info.model_fingerprint = FingerprintOf(entry.state);
   }
   if (end != LeaseEnd::kAbandon) {
     entry.info.update_time = now;
@@ -416,6 +426,7 @@ SessionInfo SessionStore::Insert(std::string id, std::string model, int64_t stat
   Entry entry;
   entry.info = {.id = id,
                 .model = std::move(model),
+                .model_fingerprint = FingerprintOf(state),
                 .position = state == nullptr ? 0 : state->head.position,
                 .state_bytes = state_bytes,
                 .create_time = now,

@@ -23,7 +23,8 @@ enum class SessionCondition : uint8_t { kIdle, kActive, kQuarantined };
 
 struct SessionInfo {
   std::string id;
-  std::string model;  // id
+  std::string model;              // id
+  std::string model_fingerprint;  // of the state; empty where there is none yet
   SessionCondition condition = SessionCondition::kIdle;
   int64_t position = 0;
   int64_t state_bytes = 0;
@@ -134,6 +135,9 @@ class SessionStore {
   // Forgets the sessions and snapshots of a model that is unloaded. Leased ones go when their lease ends.
   void DropModel(const std::string& model);
   void DropExpired(absl::Time now);
+
+  // Whether a session of the model has a state of this fingerprint.
+  bool HasStatesOf(const std::string& model, const std::string& fingerprint) const;
 
   struct Counts {
     int64_t idle = 0;

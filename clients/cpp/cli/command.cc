@@ -25,6 +25,10 @@ void ServerFlags::Add(FlagSet& flags) {
   flags.Add("connect_timeout", &connect_timeout, "TIME", "give up connecting after this long");
   flags.Add("round_robin", &round_robin, "",
             "spread calls over all addresses of the server's name; not for calls on a session, which one server has");
+  flags.Add(
+      "traceparent", &traceparent, "CONTEXT",
+      "the W3C trace context that the calls belong to: the server logs them under its trace id. Also read from the "
+      "environment variables TRACEPARENT and TRACESTATE");
   flags.Add("tls", &tls, "", "encrypt, and check the server's certificate");
   flags.Add("ca_file", &ca_file, "FILE", "certificates (PEM) to check the server's against; implies --tls");
   flags.Add("certificate_file", &certificate_file, "FILE", "own certificate (PEM), for servers that ask for one");

@@ -35,6 +35,8 @@ struct ServerFlags {
   absl::Duration connect_timeout = absl::Seconds(5);
   bool round_robin = false;
   absl::Duration timeout = absl::InfiniteDuration();
+  std::string traceparent;
+  std::string tracestate;
 
   void Add(FlagSet& flags);
 };
@@ -48,7 +50,10 @@ struct Context {
   // Connects as the flags say.
   absl::StatusOr<std::unique_ptr<client::Client>> Connect() const;
   client::CallOptions Call(client::Cancellation* cancellation = nullptr) const {
-    return {.timeout = server.timeout, .cancellation = cancellation};
+    return {.timeout = server.timeout,
+            .cancellation = cancellation,
+            .traceparent = server.traceparent,
+            .tracestate = server.tracestate};
   }
 };
 

@@ -1,0 +1,69 @@
+// The CUDA language and runtime as the kernels use them: CUDA's own, or, in tests on machines without a GPU, the
+// emulator's, which compiles the same sources as C++ (emulator/emulator.h).
+#pragma once
+
+#ifdef PALIMPSEST_CUDA_EMULATED
+#include "kernels/cuda/emulator/emulator.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#include <cstddef>
+#include <cstdint>
+
+namespace palimpsest::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What a launch needs to know: where to, and what the device allows.
+struct Target {
+  cudaStream_t stream = nullptr;
+  int32_t multiprocessors = 1;
+  int64_t shared_bytes_per_block = 48 << 10;
+};
+
+struct Shape {
+  dim3 grid;
+  dim3 block;
+  int64_t shared_bytes = 0;
+};
+
+#if defined(__CUDACC__) || defined(PALIMPSEST_CUDA_EMULATED)
+
+// The dynamic shared memory of a block, as one struct or array.
+template <typename T>
+__device__ __forceinline__ T* Shared() {
+#ifdef PALIMPSEST_CUDA_EMULATED
+  return reinterpret_cast<T*>(emulator::SharedMemory());
+#else
+  extern __shared__ __align__(16) unsigned char palimpsest_shared[];
+  return reinterpret_cast<T*>(palimpsest_shared);
+#endif
+}
+
+// Puts kernel(params) on the stream. A grid without blocks is no work, and no error.
+template <typename Params>
+cudaError_t Launch(void (*kernel)(Params), const Shape& shape, const Target& target, const Params& params) {
+  if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return cudaSuccess;
+#ifdef PALIMPSEST_CUDA_EMULATED
+  return emulator::Launch(shape.grid, shape.block, shape.shared_bytes, target.stream,
+                          [kernel, params] { kernel(params); });
+#else
+  if (shape.shared_bytes > 48 << 10) {
+    // Per function and device; setting it again costs nothing that matters beside such a kernel.
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shape.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, target.stream> > >(params);
+  return cudaGetLastError();
+#endif
+}
+
+#endif  // what compiles kernels
+
+}  // namespace palimpsest::cuda

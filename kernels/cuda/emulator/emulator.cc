@@ -1,0 +1,430 @@
+#include "kernels/cuda/emulator/emulator.h"
+
+#include <algorithm>
+#include <atomic>
+#include <boost/context/detail/fcontext.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace palimpsest::emulator {
+
+struct Stream {
+  std::vector<std::function<void()>> work;
+  bool capturing = false;
+  std::vector<std::function<void()>> captured;
+};
+
+struct Graph {
+  std::vector<std::function<void()>> work;
+  int references = 1;
+};
+
+namespace {
+
+constexpr size_t kStackBytes = 64 << 10;
+constexpr unsigned kWarpSize = 32;
+constexpr int64_t kSharedLimit = 227 << 10;
+constexpr size_t kDeviceBytes = size_t{2} << 30;
+
+namespace context = boost::context::detail;
+
+enum class Wait : uint8_t { kNone, kWarp, kBlock, kDone };
+
+// A thread of a block is a fiber, which goes on from block to block and from kernel to kernel.
+struct Thread {
+  Place place;
+  unsigned lane = 0;
+  unsigned warp = 0;
+  Wait wait = Wait::kNone;
+  unsigned mask = 0;
+  unsigned exchange = 0;  // which of the warp's buffers is next
+  context::fcontext_t fiber = nullptr;
+  std::unique_ptr<std::byte[]> stack;
+};
+
+struct Warp {
+  uint64_t values[2][kWarpSize];
+  void* addresses[kWarpSize];
+  unsigned arrived = 0;
+};
+
+// What one host thread emulates.
+struct Running {
+  const std::function<void()>* kernel = nullptr;
+  std::vector<std::byte> shared;
+  std::vector<Thread> threads;  // as many as any block had
+  size_t block_threads = 0;
+  std::vector<Warp> warps;
+  Thread* current = nullptr;
+  context::fcontext_t scheduler = nullptr;
+};
+Running& running() {
+  static thread_local Running instance;
+  return instance;
+}
+
+// Back to the scheduler, until it comes back.
+void SwitchToScheduler(Running& self) { self.scheduler = context::jump_fcontext(self.scheduler, nullptr).fctx; }
+
+void RunFiber(context::transfer_t from) {
+  Running& self = *static_cast<Running*>(from.data);
+  self.scheduler = from.fctx;
+  for (;;) {
+    (*self.kernel)();
+    self.current->wait = Wait::kDone;
+    SwitchToScheduler(self);
+  }
+}
+
+void Resume(Running& self, Thread& thread) {
+  self.current = &thread;
+  place = &thread.place;
+  thread.fiber = context::jump_fcontext(thread.fiber, &self).fctx;
+}
+
+std::atomic<uint64_t> launches{0};
+std::atomic<bool> lost{false};
+
+// Memory that the emulator gave out.
+std::mutex memory_mutex;
+std::map<const void*, size_t> pinned;
+std::map<const void*, size_t> on_device;
+
+bool IsPinned(const void* memory) {
+  const std::lock_guard<std::mutex> lock(memory_mutex);
+  auto it = pinned.upper_bound(memory);
+  if (it == pinned.begin()) return false;
+  --it;
+  return static_cast<const std::byte*>(memory) < static_cast<const std::byte*>(it->first) + it->second;
+}
+
+void Suspend(Running& self, Wait wait, unsigned mask) {
+  self.current->wait = wait;
+  self.current->mask = mask;
+  SwitchToScheduler(self);
+}
+
+[[noreturn]] void ReportDeadlock(const Running& self) {
+  int at_block = 0, at_warp = 0, done = 0;
+  for (size_t i = 0; i < self.block_threads; ++i) {
+    const Thread& thread = self.threads[i];
+    at_block += thread.wait == Wait::kBlock ? 1 : 0;
+    at_warp += thread.wait == Wait::kWarp ? 1 : 0;
+    done += thread.wait == Wait::kDone ? 1 : 0;
+  }
+  const dim3 block = self.threads.front().place.block;
+  std::fprintf(stderr,
+               "emulator: block (%u, %u, %u) waits for ever: %d threads wait for the block, %d for their warp, %d have "
+               "returned\n",
+               block.x, block.y, block.z, at_block, at_warp, done);
+  std::abort();
+}
+
+// Lanes whose mask names only lanes that wait with the same mask, or have returned, go on.
+bool ReleaseWarp(Running& self, size_t begin, size_t end) {
+  // Mostly the whole warp waits for itself.
+  size_t waiting = 0;
+  while (begin + waiting < end && self.threads[begin + waiting].wait == Wait::kWarp &&
+         self.threads[begin + waiting].mask == 0xFFFFFFFFu) {
+    ++waiting;
+  }
+  if (begin + waiting == end) {
+    for (size_t i = begin; i < end; ++i) self.threads[i].wait = Wait::kNone;
+    return true;
+  }
+  bool released = false;
+  for (size_t i = begin; i < end; ++i) {
+    if (self.threads[i].wait != Wait::kWarp) continue;
+    const unsigned mask = self.threads[i].mask;
+    bool complete = true;
+    for (size_t j = begin; j < end && complete; ++j) {
+      const Thread& other = self.threads[j];
+      complete = (mask >> other.lane & 1) == 0 || other.wait == Wait::kDone ||
+                 (other.wait == Wait::kWarp && other.mask == mask);
+    }
+    if (!complete) continue;
+    for (size_t j = begin; j < end; ++j) {
+      Thread& other = self.threads[j];
+      if (other.wait == Wait::kWarp && other.mask == mask) other.wait = Wait::kNone;
+    }
+    released = true;
+  }
+  return released;
+}
+
+// Runs the warp until each of its threads has returned or waits for the block. False: some wait for ever.
+bool RunWarp(Running& self, size_t begin, size_t end, bool backward) {
+  do {
+    for (size_t i = begin; i < end; ++i) {
+      Thread& thread = self.threads[backward ? end - 1 - (i - begin) : i];
+      if (thread.wait == Wait::kNone) Resume(self, thread);
+    }
+  } while (ReleaseWarp(self, begin, end));
+  for (size_t i = begin; i < end; ++i) {
+    if (self.threads[i].wait == Wait::kWarp) return false;
+  }
+  return true;
+}
+
+void RunBlock(Running& self, dim3 block, bool backward) {
+  const size_t n = self.block_threads, warps = self.warps.size();
+  // NaN in every word, so that what was not written shows.
+  std::memset(self.shared.data(), 0xFF, self.shared.size());
+  for (size_t i = 0; i < n; ++i) {
+    Thread& thread = self.threads[i];
+    thread.place.block = block;
+    thread.wait = Wait::kNone;
+    thread.exchange = 0;
+  }
+  for (Warp& warp : self.warps) warp.arrived = 0;
+  for (bool all_done = false; !all_done;) {
+    for (size_t i = 0; i < warps; ++i) {
+      const size_t begin = (backward ? warps - 1 - i : i) * kWarpSize;
+      if (!RunWarp(self, begin, std::min(n, begin + kWarpSize), backward)) ReportDeadlock(self);
+    }
+    all_done = true;
+    for (size_t i = 0; i < n; ++i) {
+      if (self.threads[i].wait != Wait::kBlock) continue;
+      self.threads[i].wait = Wait::kNone;
+      all_done = false;
+    }
+  }
+}
+
+void RunKernel(dim3 grid, dim3 block, int64_t shared_bytes, const std::function<void()>& kernel, bool backward) {
+  Running& self = running();
+  self.kernel = &kernel;
+  self.block_threads = size_t{block.x} * block.y * block.z;
+  self.shared.resize(static_cast<size_t>(shared_bytes) + 16);
+  self.warps.resize((self.block_threads + kWarpSize - 1) / kWarpSize);
+  while (self.threads.size() < self.block_threads) {
+    Thread& thread = self.threads.emplace_back();
+    thread.stack = std::make_unique<std::byte[]>(kStackBytes);
+    thread.fiber = context::make_fcontext(thread.stack.get() + kStackBytes, kStackBytes, RunFiber);
+  }
+  for (size_t i = 0; i < self.block_threads; ++i) {
+    Thread& thread = self.threads[i];
+    const auto t = static_cast<unsigned>(i);
+    thread.place = {.thread = dim3(t % block.x, t / block.x % block.y, t / block.x / block.y),
+                    .block = {},
+                    .block_size = block,
+                    .grid = grid};
+    thread.lane = t % kWarpSize;
+    thread.warp = t / kWarpSize;
+  }
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) RunBlock(self, dim3(x, y, z), backward);
+    }
+  }
+}
+
+}  // namespace
+
+unsigned Lane() { return running().current->lane; }
+
+std::byte* SharedMemory() {
+  const auto address = reinterpret_cast<uintptr_t>(running().shared.data());
+  return reinterpret_cast<std::byte*>((address + 15) / 16 * 16);
+}
+
+void SyncBlock() { Suspend(running(), Wait::kBlock, 0); }
+void SyncWarp(unsigned mask) { Suspend(running(), Wait::kWarp, mask); }
+
+const uint64_t* Exchange(unsigned mask, uint64_t mine) {
+  Running& self = running();
+  Thread& thread = *self.current;
+  uint64_t* const values = self.warps[thread.warp].values[thread.exchange];
+  thread.exchange ^= 1;
+  values[thread.lane] = mine;
+  Suspend(self, Wait::kWarp, mask);
+  return values;
+}
+
+void Together(void* mine, void (*work)(void* const (&lanes)[32])) {
+  Running& self = running();
+  Warp& warp = self.warps[self.current->warp];
+  warp.addresses[self.current->lane] = mine;
+  warp.arrived |= 1u << self.current->lane;
+  if (warp.arrived == 0xFFFFFFFFu) {
+    warp.arrived = 0;
+    work(warp.addresses);
+  }
+  Suspend(self, Wait::kWarp, 0xFFFFFFFFu);
+}
+
+void Enqueue(Stream* stream, std::function<void()> work) {
+  (stream->capturing ? stream->captured : stream->work).push_back(std::move(work));
+}
+
+cudaError_t Launch(dim3 grid, dim3 block, int64_t shared_bytes, Stream* stream, std::function<void()> kernel) {
+  const int64_t threads = int64_t{block.x} * block.y * block.z;
+  if (threads < 1 || threads > 1024 || shared_bytes > kSharedLimit || grid.y > 65535 || grid.z > 65535) {
+    return cudaErrorInvalidValue;
+  }
+  if (lost) return cudaErrorLaunchFailure;
+  Enqueue(stream, [grid, block, shared_bytes, kernel = std::move(kernel)] {
+    RunKernel(grid, block, shared_bytes, kernel, launches.fetch_add(1) % 2 == 1);
+  });
+  return cudaSuccess;
+}
+
+void LoseDevice(bool value) { lost = value; }
+
+}  // namespace palimpsest::emulator
+
+using palimpsest::emulator::Graph;
+using palimpsest::emulator::Stream;
+namespace emulator = palimpsest::emulator;
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorLaunchFailure:
+      return "unspecified launch failure";
+  }
+  return "unknown error";
+}
+
+cudaError_t cudaGetLastError() { return emulator::lost ? cudaErrorLaunchFailure : cudaSuccess; }
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device != 0) return cudaErrorInvalidDevice;
+  *properties = {};
+  std::snprintf(properties->name, sizeof properties->name, "emulator");
+  properties->major = 9;
+  properties->multiProcessorCount = 4;
+  properties->sharedMemPerBlockOptin = emulator::kSharedLimit;
+  properties->totalGlobalMem = emulator::kDeviceBytes;
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
+  size_t used = 0;
+  for (const auto& [memory, bytes] : emulator::on_device) used += bytes;
+  *total = emulator::kDeviceBytes;
+  *free = emulator::kDeviceBytes - used;
+  return cudaSuccess;
+}
+
+namespace {
+
+cudaError_t Allocate(void** memory, size_t bytes, std::map<const void*, size_t>& book) {
+  *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (*memory == nullptr) return cudaErrorMemoryAllocation;
+  std::memset(*memory, 0xFF, bytes);  // NaN: nobody may count on zeros
+  const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
+  book[*memory] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t Release(void* memory, std::map<const void*, size_t>& book) {
+  if (memory == nullptr) return cudaSuccess;
+  {
+    const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
+    if (book.erase(memory) == 0) return cudaErrorInvalidValue;
+  }
+  std::free(memory);
+  return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  return bytes > free ? cudaErrorMemoryAllocation : Allocate(memory, bytes, emulator::on_device);
+}
+cudaError_t cudaFree(void* memory) { return Release(memory, emulator::on_device); }
+cudaError_t cudaMallocHost(void** memory, size_t bytes) { return Allocate(memory, bytes, emulator::pinned); }
+cudaError_t cudaFreeHost(void* memory) { return Release(memory, emulator::pinned); }
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (emulator::lost) return cudaErrorLaunchFailure;
+  if (kind != cudaMemcpyHostToDevice || emulator::IsPinned(from)) {
+    emulator::Enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+    return cudaSuccess;
+  }
+  // Pageable memory has been read when the call returns.
+  auto copy = std::make_shared<std::vector<std::byte>>(bytes);
+  std::memcpy(copy->data(), from, bytes);
+  emulator::Enqueue(stream, [=] { std::memcpy(to, copy->data(), bytes); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
+  if (emulator::lost) return cudaErrorLaunchFailure;
+  emulator::Enqueue(stream, [=] { std::memset(memory, value, bytes); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new Stream;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (stream->capturing) return cudaErrorInvalidValue;
+  for (size_t i = 0; i < stream->work.size(); ++i) stream->work[i]();
+  stream->work.clear();
+  return emulator::lost ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (stream->capturing) return cudaErrorInvalidValue;
+  stream->capturing = true;
+  stream->captured.clear();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  if (!stream->capturing) return cudaErrorInvalidValue;
+  stream->capturing = false;
+  *graph = new Graph{std::move(stream->captured), 1};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+  ++graph->references;
+  *executable = graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  if (emulator::lost) return cudaErrorLaunchFailure;
+  for (const std::function<void()>& work : executable->work) emulator::Enqueue(stream, work);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  if (--graph->references == 0) delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return cudaGraphDestroy(executable); }

@@ -1,0 +1,148 @@
+// The tensor cores' instructions on a warp's fragments (PTX ISA, "mma.m16n8k8" and "mma.m16n8k16").
+//
+// With g = lane / 4 and t = lane % 4, a lane has these elements:
+//   D, 16 x 8          d0, d1 = (g, 2t), (g, 2t + 1)          d2, d3 = (g + 8, 2t), (g + 8, 2t + 1)
+//   tf32  A, 16 x 8    a0 (g, t)   a1 (g + 8, t)   a2 (g, t + 4)   a3 (g + 8, t + 4)
+//         B, 8 x 8     b0 (t, g)   b1 (t + 4, g)
+//   bf16  A, 16 x 16   a0 (g, 2t..)   a1 (g + 8, 2t..)   a2 (g, 2t + 8..)   a3 (g + 8, 2t + 8..)      pairs, lower
+//   first
+//         B, 16 x 8    b0 (2t.., g)   b1 (2t + 8.., g)
+#pragma once
+
+#include "kernels/common/dtype.h"
+#include "kernels/cuda/cuda.h"
+
+namespace palimpsest::cuda {
+
+#ifdef PALIMPSEST_CUDA_EMULATED
+
+namespace emulated {
+
+struct Fragments {
+  float* d;
+  const uint32_t* a;
+  const uint32_t* b;
+};
+
+// D += A B for the whole warp: product(A's words, B's words, row, column) is one element's sum.
+template <typename Element>
+inline void Multiply(void* const (&lanes)[32], Element element) {
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      static_cast<Fragments*>(lanes[lane])->d[i] += element(lane / 4 + i / 2 * 8, 2 * (lane % 4) + i % 2);
+    }
+  }
+}
+
+}  // namespace emulated
+
+inline void MmaTF32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulated::Fragments mine{d, a, b};
+  emulator::Together(&mine, [](void* const(&lanes)[32]) {
+    float A[16][8], B[8][8];
+    // The unit does not look at the lower bits.
+    const auto value = [](uint32_t bits) { return __uint_as_float(bits & ~0x1FFFu); };
+    for (int lane = 0; lane < 32; ++lane) {
+      const auto* const given = static_cast<const emulated::Fragments*>(lanes[lane]);
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 4; ++i) A[g + i % 2 * 8][t + i / 2 * 4] = value(given->a[i]);
+      for (int i = 0; i < 2; ++i) B[t + 4 * i][g] = value(given->b[i]);
+    }
+    emulated::Multiply(lanes, [&](int row, int column) {
+      float sum = 0.0f;
+      for (int k = 0; k < 8; ++k) sum += A[row][k] * B[k][column];
+      return sum;
+    });
+  });
+}
+
+inline void MmaBF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulated::Fragments mine{d, a, b};
+  emulator::Together(&mine, [](void* const(&lanes)[32]) {
+    float A[16][16], B[16][8];
+    const auto value = [](uint32_t pair, int i) { return FloatFromBF16(static_cast<BF16>(pair >> (16 * i))); };
+    for (int lane = 0; lane < 32; ++lane) {
+      const auto* const given = static_cast<const emulated::Fragments*>(lanes[lane]);
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 8; ++i) A[g + i / 2 % 2 * 8][2 * t + i / 4 * 8 + i % 2] = value(given->a[i / 2], i % 2);
+      for (int i = 0; i < 4; ++i) B[2 * t + i / 2 * 8 + i % 2][g] = value(given->b[i / 2], i % 2);
+    }
+    emulated::Multiply(lanes, [&](int row, int column) {
+      float sum = 0.0f;
+      for (int k = 0; k < 16; ++k) sum += A[row][k] * B[k][column];
+      return sum;
+    });
+  });
+}
+
+inline uint32_t ToTF32(float x) { return (__float_as_uint(x) + 0x1000u) & ~0x1FFFu; }
+
+#else
+
+__device__ __forceinline__ void MmaTF32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void MmaBF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Rounds to the 11 significant bits that the unit takes.
+__device__ __forceinline__ uint32_t ToTF32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+#endif
+
+// How products of float32 are formed on tensor cores: once, with operands rounded to tf32 (11 bits); or three times,
+// with what the rounding left behind, which gives 21 bits or so.
+enum class Tf32 : uint8_t { kOnce, kThrice };
+
+// d[n] += A B for `kTiles` tiles of B side by side: A is a(row, k), 16 x depth, B is b(k, column), depth x 8 kTiles.
+// `depth` is a multiple of 8. All lanes of the warp take part.
+template <Tf32 kMath, int kTiles, typename A, typename B>
+__device__ __forceinline__ void MultiplyTiles(float (&d)[kTiles][4], int depth, A a, B b) {
+  const int g = static_cast<int>(threadIdx.x % kWarp) / 4, t = static_cast<int>(threadIdx.x % kWarp) % 4;
+  for (int k = 0; k < depth; k += 8) {
+    const float left[4] = {a(g, k + t), a(g + 8, k + t), a(g, k + t + 4), a(g + 8, k + t + 4)};
+    uint32_t large[4], small[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      large[i] = ToTF32(left[i]);
+      if constexpr (kMath == Tf32::kThrice) small[i] = ToTF32(left[i] - __uint_as_float(large[i]));
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const float right[2] = {b(k + t, 8 * n + g), b(k + t + 4, 8 * n + g)};
+      const uint32_t large_right[2] = {ToTF32(right[0]), ToTF32(right[1])};
+      if constexpr (kMath == Tf32::kThrice) {
+        const uint32_t small_right[2] = {ToTF32(right[0] - __uint_as_float(large_right[0])),
+                                         ToTF32(right[1] - __uint_as_float(large_right[1]))};
+        MmaTF32(d[n], small, large_right);
+        MmaTF32(d[n], large, small_right);
+      }
+      MmaTF32(d[n], large, large_right);
+    }
+  }
+}
+
+// Calls give(row, column, value) for this lane's elements of those tiles.
+template <int kTiles, typename Give>
+__device__ __forceinline__ void ForTileElements(const float (&d)[kTiles][4], Give give) {
+  const int g = static_cast<int>(threadIdx.x % kWarp) / 4, t = static_cast<int>(threadIdx.x % kWarp) % 4;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) give(g + i / 2 * 8, 8 * n + 2 * t + i % 2, d[n][i]);
+  }
+}
+
+}  // namespace palimpsest::cuda

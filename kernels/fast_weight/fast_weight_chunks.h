@@ -1,0 +1,214 @@
+// Inside fast_weight: chunks in the parallel (WY) form on tensor cores; README.md has the equations.
+//
+// A block has kValues rows of one head's state of one sequence and takes the sequence's chunks one after the other.
+// Values never meet, so blocks of one head share nothing; each forms the scores of q and k anew. For each chunk:
+//   1. k, q to shared memory, rows past its end as zeros; beta; sums of log-decays
+//   2. scores   L_ij = beta_i e^{G_i - G_j} k_i k_j  (j < i)    P_ij = e^{G_i - G_j} q_i k_j  (j <= i)
+//   3. right side   U_i = beta_i (v_i - e^{G_i} S k_i), and e^{G_i} S q_i, kept in registers
+//   4. (I + L) U = right side, by forward substitution: 16 rows at a time, what is before them by the tensor cores
+//   5. out = e^{G} S q + P U
+//   6. S <- e^{G_n} S + U^T (e^{G_n - G_j} k_j)
+// A NaN of one row may reach the rows of its chunk that come before it: a product with zero keeps it.
+#pragma once
+
+#include "kernels/cuda/mma.h"
+#include "kernels/fast_weight/fast_weight_config.h"
+
+namespace palimpsest::cuda {
+
+struct FastWeightChunksParams {
+  FastWeightParams p;
+  int32_t blocks_per_head = 0;
+};
+
+// One chunk's arrays in shared memory.
+template <int kK>
+struct ChunkMemory {
+  static constexpr FastWeightChunkLayout kLayout = ChunkLayoutOf(kK);
+  float* const k = Shared<float>() + kLayout.k;                                      // [kChunk][key_stride]
+  float* const q = Shared<float>() + kLayout.q;                                      // [kChunk][key_stride]
+  float* const state = Shared<float>() + kLayout.state;                              // [kValues][key_stride]
+  float* const key_scores = Shared<float>() + kLayout.key_scores;                    // [kChunk][kScoreStride]
+  float* const query_scores = Shared<float>() + kLayout.query_scores;                // [kChunk][kScoreStride]
+  float* const u = Shared<float>() + kLayout.u;                                      // [kChunk][kValueStride]
+  float* const beta = Shared<float>() + kLayout.beta;                                // [kChunk]
+  double* const decay = reinterpret_cast<double*>(Shared<float>() + kLayout.decay);  // [kChunk] G
+
+  // e^{G_i - G_j}: subtracted first, in double.
+  __device__ __forceinline__ float Decay(int i, int j) const { return expf(static_cast<float>(decay[i] - decay[j])); }
+};
+
+template <int kK, UpdateRule kRule, Tf32 kMath>
+__global__ void __launch_bounds__(FastWeightChunkLayout::kThreads)
+    FastWeightChunksKernel(FastWeightChunksParams params) {
+  using Layout = FastWeightChunkLayout;
+  constexpr int kC = Layout::kChunk, kV = Layout::kValues, kS = Layout::kScoreStride, kU = Layout::kValueStride;
+  constexpr int kKeys = ChunkMemory<kK>::kLayout.key_stride;
+  constexpr bool kGated = kRule == UpdateRule::kGatedDelta;
+  const FastWeightParams& p = params.p;
+  const int32_t slot = p.rows.slot[blockIdx.x];
+  const int64_t begin = p.rows.row_begin[blockIdx.x];
+  int64_t length = p.rows.row_begin[blockIdx.x + 1] - begin;
+  if (length % kC == 1) --length;  // a step, which another kernel takes
+  if (slot < 0 || length == 0) return;
+
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
+  const int value_head = static_cast<int>(blockIdx.y) / params.blocks_per_head;
+  const int v_begin = static_cast<int>(blockIdx.y) % params.blocks_per_head * kV;
+  const int values = p.shape.value_dim - v_begin < kV ? p.shape.value_dim - v_begin : kV;
+  const int64_t head = int64_t{value_head} * p.shape.heads / p.shape.value_heads;
+  const int64_t value_column = int64_t{value_head} * p.shape.value_dim + v_begin;
+  const ChunkMemory<kK> m;
+  float* const state = p.state.At(slot) + value_column * kK;
+  for (int i = thread; i < kV * kK; i += Layout::kThreads) {
+    m.state[i / kK * kKeys + i % kK] = i / kK < values ? state[i] : 0.0f;
+  }
+
+  for (int64_t chunk = 0; chunk < length; chunk += kC) {
+    const int64_t row = begin + chunk;
+    const int n = static_cast<int>(length - chunk < kC ? length - chunk : kC);
+    // 1.
+    __syncthreads();
+    for (int i = thread; i < kC * kK; i += Layout::kThreads) {
+      const int r = i / kK, c = i % kK;
+      m.k[r * kKeys + c] = r < n ? p.k[(row + r) * p.ldk + head * kK + c] : 0.0f;
+      m.q[r * kKeys + c] = r < n ? p.q[(row + r) * p.ldq + head * kK + c] : 0.0f;
+    }
+    if (thread < kC) {
+      const int64_t gate = (row + thread) * p.shape.value_heads + value_head;
+      m.beta[thread] = kRule == UpdateRule::kSum || thread >= n ? 0.0f : p.beta[gate];
+      if constexpr (kGated) {
+        const float log_decay = thread < n ? p.log_decay[gate] : 0.0f;
+        m.decay[thread] = log_decay < -1e4f ? -1e4 : double{log_decay};
+      }
+    }
+    __syncthreads();
+    if constexpr (kGated) {
+      if (thread == 0) {
+        for (int i = 1; i < kC; ++i) m.decay[i] += m.decay[i - 1];
+      }
+      __syncthreads();
+    }
+    // 2. A warp has 16 rows and half the columns of both.
+    {
+      const int top = warp % 4 * 16, left = warp / 4 * 32;
+      const auto k_of = [&](int c, int j) { return m.k[(left + j) * kKeys + c]; };
+      float scores[4][4] = {};
+      if constexpr (kRule != UpdateRule::kSum) {
+        MultiplyTiles<kMath>(
+            scores, kK, [&](int i, int c) { return m.k[(top + i) * kKeys + c]; }, k_of);
+        ForTileElements(scores, [&](int i, int j, float score) {
+          i += top;
+          j += left;
+          if constexpr (kGated) score *= j < i ? m.Decay(i, j) : 0.0f;
+          m.key_scores[i * kS + j] = j < i ? m.beta[i] * score : 0.0f;
+        });
+#pragma unroll
+        for (auto& tile : scores) tile[0] = tile[1] = tile[2] = tile[3] = 0.0f;
+      }
+      MultiplyTiles<kMath>(
+          scores, kK, [&](int i, int c) { return m.q[(top + i) * kKeys + c]; }, k_of);
+      ForTileElements(scores, [&](int i, int j, float score) {
+        i += top;
+        j += left;
+        if constexpr (kGated) score *= j <= i ? m.Decay(i, j) : 0.0f;
+        m.query_scores[i * kS + j] = j <= i ? score : 0.0f;
+      });
+    }
+    // 3. A warp has 16 rows and 16 values.
+    const int top = warp % 4 * 16, left = warp / 4 * 16;
+    const auto state_of = [&](int c, int v) { return m.state[(left + v) * kKeys + c]; };
+    const auto value_of = [&](int i, int v) {
+      return i < n && v < values ? p.v[(row + i) * p.ldv + value_column + v] : 0.0f;
+    };
+    float read[2][4] = {};
+    if constexpr (kRule != UpdateRule::kSum) {
+      MultiplyTiles<kMath>(
+          read, kK, [&](int i, int c) { return m.k[(top + i) * kKeys + c]; }, state_of);
+    }
+    ForTileElements(read, [&](int i, int v, float sum) {
+      i += top;
+      v += left;
+      if constexpr (kRule == UpdateRule::kSum) {
+        m.u[i * kU + v] = value_of(i, v);
+      } else {
+        if constexpr (kGated) sum *= expf(static_cast<float>(m.decay[i]));
+        m.u[i * kU + v] = m.beta[i] * (value_of(i, v) - sum);
+      }
+    });
+    float out[2][4] = {};
+    MultiplyTiles<kMath>(
+        out, kK, [&](int i, int c) { return m.q[(top + i) * kKeys + c]; }, state_of);
+    if constexpr (kGated) {
+      const int g = thread % kWarp / 4;
+      const float lower = expf(static_cast<float>(m.decay[top + g]));
+      const float upper = expf(static_cast<float>(m.decay[top + g + 8]));
+#pragma unroll
+      for (auto& tile : out) {
+        tile[0] *= lower;
+        tile[1] *= lower;
+        tile[2] *= upper;
+        tile[3] *= upper;
+      }
+    }
+    __syncthreads();
+    // 4.
+    if constexpr (kRule != UpdateRule::kSum) {
+      for (int first = 0; first < kC; first += 16) {
+        if (first > 0) {
+          if (warp < kV / 8) {  // 16 rows and 8 values each
+            float before[1][4] = {};
+            MultiplyTiles<kMath>(
+                before, first, [&](int i, int j) { return m.key_scores[(first + i) * kS + j]; },
+                [&](int j, int v) { return m.u[j * kU + 8 * warp + v]; });
+            ForTileElements(before, [&](int i, int v, float sum) { m.u[(first + i) * kU + 8 * warp + v] -= sum; });
+          }
+          __syncthreads();
+        }
+        if (thread < kV) {
+          float u[16];
+#pragma unroll
+          for (int i = 0; i < 16; ++i) {
+            u[i] = m.u[(first + i) * kU + thread];
+#pragma unroll
+            for (int j = 0; j < i; ++j) u[i] = fmaf(-m.key_scores[(first + i) * kS + first + j], u[j], u[i]);
+            m.u[(first + i) * kU + thread] = u[i];
+          }
+        }
+        __syncthreads();
+      }
+    }
+    // 5.
+    MultiplyTiles<kMath>(
+        out, kC, [&](int i, int j) { return m.query_scores[(top + i) * kS + j]; },
+        [&](int j, int v) { return m.u[j * kU + left + v]; });
+    ForTileElements(out, [&](int i, int v, float sum) {
+      i += top;
+      v += left;
+      if (i < n && v < values) p.out[(row + i) * p.ldout + value_column + v] = sum;
+    });
+    // 6. A warp has 16 values and a quarter of the keys.
+    {
+      constexpr int kTiles = kK / 32;
+      const int value = warp % 2 * 16, key = warp / 2 * (kK / 4);
+      float sum[kTiles][4];
+      const int g = thread % kWarp / 4, t = thread % kWarp % 4;
+      const float total = kGated ? expf(static_cast<float>(m.decay[kC - 1])) : 1.0f;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sum[tile][i] = total * m.state[(value + g + i / 2 * 8) * kKeys + key + 8 * tile + 2 * t + i % 2];
+        }
+      }
+      MultiplyTiles<kMath>(
+          sum, kC, [&](int v, int j) { return m.u[j * kU + value + v] * (kGated ? m.Decay(kC - 1, j) : 1.0f); },
+          [&](int j, int c) { return m.k[j * kKeys + key + c]; });
+      ForTileElements(sum, [&](int v, int c, float value_now) { m.state[(value + v) * kKeys + key + c] = value_now; });
+    }
+  }
+  __syncthreads();
+  for (int i = thread; i < values * kK; i += Layout::kThreads) state[i] = m.state[i / kK * kKeys + i % kK];
+}
+
+}  // namespace palimpsest::cuda

@@ -1,0 +1,82 @@
+// Inside fast_weight: which form a device uses for which shape, and with what launch. Pure, tested without a device.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/fast_weight/fast_weight.h"
+
+namespace palimpsest {
+
+// Rows of the state live in registers: kRowFloats consecutive-by-fours floats of a row per thread, so a row is spread
+// over K / kRowFloats neighbouring lanes; and kRowsPerThread such rows, so that their loads are in flight together.
+struct FastWeightRowsConfig {
+  static constexpr int32_t kRowFloats = 16;
+  static constexpr int32_t kRowsPerThread = 4;
+  static constexpr int32_t kMostThreads = 128;
+
+  int32_t key_dim = 0;  // 0: any; a row then stays in memory and is read and written by one warp
+  int32_t threads = 0;
+  int32_t rows_per_block = 0;  // of the state
+  int32_t blocks_per_head = 0;
+};
+
+// Whether the key size has a compiled form of its own.
+constexpr bool HasRowsForm(int32_t key_dim) {
+  return key_dim == 16 || key_dim == 32 || key_dim == 64 || key_dim == 128 || key_dim == 256;
+}
+
+constexpr FastWeightRowsConfig ChooseRowsConfig(const FastWeightShape& shape) {
+  using Config = FastWeightRowsConfig;
+  Config config;
+  int32_t lanes = 32, rows_per_thread = 1;
+  if (HasRowsForm(shape.key_dim)) {
+    config.key_dim = shape.key_dim;
+    lanes = shape.key_dim / Config::kRowFloats;
+    rows_per_thread = Config::kRowsPerThread;
+  }
+  const int32_t wanted = (shape.value_dim + rows_per_thread - 1) / rows_per_thread * lanes;
+  config.threads = std::clamp((wanted + 31) / 32 * 32, 32, Config::kMostThreads);
+  config.rows_per_block = config.threads / lanes * rows_per_thread;
+  config.blocks_per_head = (shape.value_dim + config.rows_per_block - 1) / config.rows_per_block;
+  return config;
+}
+
+// The parallel form of a chunk: a block has a head's whole chunk of q and k, and kValues rows of its state, in shared
+// memory. Strides are padded so that the lanes of a warp, which read 8 rows at 4 neighbouring columns, meet no bank
+// twice.
+struct FastWeightChunkLayout {
+  static constexpr int32_t kChunk = FastWeightParams::kChunk;
+  static constexpr int32_t kValues = 32;
+  static constexpr int32_t kThreads = 256;
+  static constexpr int32_t kScoreStride = kChunk + 4;
+  static constexpr int32_t kValueStride = kValues + 8;
+
+  int32_t key_stride = 0;
+  // In floats from the start of shared memory; the sums of log-decays are doubles.
+  int32_t k = 0, q = 0, state = 0, key_scores = 0, query_scores = 0, u = 0, beta = 0, decay = 0;
+  int64_t bytes = 0;
+};
+
+constexpr FastWeightChunkLayout ChunkLayoutOf(int32_t key_dim) {
+  using Layout = FastWeightChunkLayout;
+  Layout layout;
+  layout.key_stride = key_dim + 4;
+  layout.k = 0;
+  layout.q = layout.k + Layout::kChunk * layout.key_stride;
+  layout.state = layout.q + Layout::kChunk * layout.key_stride;
+  layout.key_scores = layout.state + Layout::kValues * layout.key_stride;
+  layout.query_scores = layout.key_scores + Layout::kChunk * Layout::kScoreStride;
+  layout.u = layout.query_scores + Layout::kChunk * Layout::kScoreStride;
+  layout.beta = layout.u + Layout::kChunk * Layout::kValueStride;
+  layout.decay = layout.beta + Layout::kChunk;
+  layout.bytes = int64_t{4} * (layout.decay + 2 * Layout::kChunk);
+  return layout;
+}
+
+// Else chunks are taken row by row, with the state kept in registers.
+constexpr bool HasChunkForm(int32_t key_dim, int64_t shared_bytes_per_block) {
+  return (key_dim == 64 || key_dim == 128 || key_dim == 256) && ChunkLayoutOf(key_dim).bytes <= shared_bytes_per_block;
+}
+
+}  // namespace palimpsest

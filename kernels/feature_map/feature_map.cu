@@ -1,0 +1,111 @@
+// A warp takes one head of one row: its features to y, their sum, then the factor onto y.
+#include "kernels/cuda/group.h"
+#include "kernels/cuda/math.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/feature_map/feature_map.h"
+
+namespace palimpsest::cuda {
+namespace {
+
+constexpr int kHeadsPerBlock = 4;
+
+__device__ __forceinline__ float Relu(float x) { return x < 0.0f ? 0.0f : x; }
+
+template <FeatureMapKind kMap>
+__device__ __forceinline__ float Map(float x) {
+  if constexpr (kMap == FeatureMapKind::kElu1) return x > 0.0f ? x + 1.0f : expf(x);
+  if constexpr (kMap == FeatureMapKind::kRelu) return Relu(x);
+  if constexpr (kMap == FeatureMapKind::kSilu) return Silu(x);
+  return x;
+}
+
+// Calls give(j, feature j) for the features of this lane. `staged` is x in shared memory, for maps that mix its values.
+template <FeatureMapKind kMap, typename Give>
+__device__ __forceinline__ void ForFeatures(const FeatureMapParams& p, const float* x, float* staged, Give give) {
+  const int lane = threadIdx.x;
+  if constexpr (kMap == FeatureMapKind::kDpfp || kMap == FeatureMapKind::kFavor) {
+    float squares = 0.0f;
+    for (int i = lane; i < p.dim; i += kWarp) {
+      staged[i] = x[i];
+      squares = fmaf(x[i], x[i], squares);
+    }
+    __syncwarp();
+    if constexpr (kMap == FeatureMapKind::kDpfp) {
+      const int width = 2 * p.dim;
+      const auto r = [&](int i) { return i < p.dim ? Relu(staged[i]) : Relu(-staged[i - p.dim]); };
+      for (int j = lane; j < width * p.rolls; j += kWarp) {
+        const int i = j % width, roll = j / width + 1;
+        give(j, r(i) * r(i >= roll ? i - roll : i + width - roll));
+      }
+    } else {
+      const int m = p.projections;
+      const float offset = -0.5f * GroupSum<kWarp>(squares), factor = 1.0f / sqrtf(2.0f * static_cast<float>(m));
+      for (int j = lane; j < m; j += kWarp) {
+        float u = 0.0f;
+        for (int i = 0; i < p.dim; ++i) u = fmaf(staged[i], p.projection[int64_t{i} * m + j], u);
+        give(j, (expf(offset + u) + 1e-4f) * factor);
+        give(m + j, (expf(offset - u) + 1e-4f) * factor);
+      }
+    }
+  } else {
+    for (int j = lane; j < p.dim; j += kWarp) give(j, Map<kMap>(x[j]));
+  }
+}
+
+template <FeatureMapKind kMap>
+__global__ void __launch_bounds__(kWarp* kHeadsPerBlock) FeatureMapKernel(FeatureMapParams p) {
+  const int64_t head = int64_t{blockIdx.x} * kHeadsPerBlock + threadIdx.y;
+  if (head >= int64_t{p.rows} * p.heads) return;
+  const int features = p.features();
+  const float* const x = p.x + head / p.heads * p.ldx + head % p.heads * p.dim;
+  float* const y = p.y + head / p.heads * p.ldy + head % p.heads * features;
+  float sum = 0.0f;
+  ForFeatures<kMap>(p, x, Shared<float>() + int64_t{threadIdx.y} * p.dim, [&](int j, float feature) {
+    y[j] = feature;
+    sum = p.norm == KeyNorm::kL2 ? fmaf(feature, feature, sum) : sum + feature;
+  });
+  float factor = p.scale;
+  if (p.norm != KeyNorm::kNone) {
+    sum = GroupSum<kWarp>(sum);
+    if (p.norm == KeyNorm::kL2) factor /= sqrtf(sum + 1e-6f);
+    if (p.norm == KeyNorm::kSum && sum != 0.0f) factor /= sum;
+  }
+  if (factor == 1.0f) return;
+  // Each lane rescales what it wrote: feature j is lane j's, or lane (j - m)'s of FAVOR+.
+  const int half = kMap == FeatureMapKind::kFavor ? p.projections : features;
+  for (int begin = 0; begin < features; begin += half) {
+    for (int j = threadIdx.x; j < half; j += kWarp) y[begin + j] *= factor;
+  }
+}
+
+template <FeatureMapKind kMap>
+cudaError_t LaunchMap(const FeatureMapParams& p, const Target& target) {
+  const int64_t heads = int64_t{p.rows} * p.heads;
+  return Launch(FeatureMapKernel<kMap>,
+                {.grid = dim3(static_cast<unsigned>(DivideUp(heads, kHeadsPerBlock))),
+                 .block = dim3(kWarp, kHeadsPerBlock),
+                 .shared_bytes = kHeadsPerBlock * int64_t{p.dim} * 4},
+                target, p);
+}
+
+}  // namespace
+
+cudaError_t Run(const FeatureMapParams& p, const Target& target) {
+  switch (p.map) {
+    case FeatureMapKind::kIdentity:
+      return LaunchMap<FeatureMapKind::kIdentity>(p, target);
+    case FeatureMapKind::kElu1:
+      return LaunchMap<FeatureMapKind::kElu1>(p, target);
+    case FeatureMapKind::kRelu:
+      return LaunchMap<FeatureMapKind::kRelu>(p, target);
+    case FeatureMapKind::kSilu:
+      return LaunchMap<FeatureMapKind::kSilu>(p, target);
+    case FeatureMapKind::kDpfp:
+      return LaunchMap<FeatureMapKind::kDpfp>(p, target);
+    case FeatureMapKind::kFavor:
+      return LaunchMap<FeatureMapKind::kFavor>(p, target);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace palimpsest::cuda

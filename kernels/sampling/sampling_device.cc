@@ -1,0 +1,125 @@
+#include "kernels/sampling/sampling_device.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/sampling/philox.h"
+
+namespace palimpsest::cuda {
+namespace {
+
+uint64_t UniformBits(uint64_t seed, int64_t position) {
+  const auto counter = static_cast<uint64_t>(position);
+  const auto bits = Philox4x32({static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0},
+                               {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  return uint64_t{bits[0]} << 32 | bits[1];
+}
+
+float ScaleOf(float temperature) {
+  if (temperature == 0.0f) return 0.0f;
+  return static_cast<float>(std::min(1.0 / double{temperature}, double{std::numeric_limits<float>::max()}));
+}
+
+int64_t RoundUp(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+
+template <typename T>
+int64_t Append(std::vector<std::byte>& bytes, const std::vector<T>& values) {
+  const auto at = static_cast<int64_t>(bytes.size());
+  bytes.resize(static_cast<size_t>(at + RoundUp(std::ssize(values) * int64_t{sizeof(T)})));
+  if (!values.empty()) std::memcpy(bytes.data() + at, values.data(), values.size() * sizeof(T));
+  return at;
+}
+
+}  // namespace
+
+bool DeviceSampler::Pack(std::span<const SampleRow> rows, int32_t vocabulary) {
+  std::vector<SampleBias> biases;
+  std::vector<int32_t> recent;
+  tasks_.clear();
+  int32_t tops = 0;
+  int64_t adjusted = 0;
+  for (const SampleRow& row : rows) {
+    SampleTask task{};
+    task.logits = row.logits;
+    task.draws = row.settings == nullptr ? 0 : 1;
+    task.token = row.settings == nullptr ? row.target : -1;
+    task.want_logprob = row.want_logprob || row.settings == nullptr ? 1 : 0;
+    task.bias_begin = static_cast<int32_t>(biases.size());
+    task.recent_begin = static_cast<int32_t>(recent.size());
+    if (row.settings != nullptr) {
+      const SamplingSettings& s = *row.settings;
+      task.uniform = UniformBits(s.seed, row.position);
+      for (const auto& [id, bias] : s.logit_bias) biases.push_back({id, bias});
+      const bool penalises = s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
+      if (penalises) recent.insert(recent.end(), row.recent.begin(), row.recent.end());
+      task.repetition_penalty = s.repetition_penalty;
+      task.presence_penalty = s.presence_penalty;
+      task.frequency_penalty = s.frequency_penalty;
+      task.scale = ScaleOf(s.temperature);
+      task.top_p = s.top_p;
+      task.min_p = s.min_p;
+      task.top_k = s.top_k > 0 && s.top_k < vocabulary ? s.top_k : 0;
+    }
+    task.bias_end = static_cast<int32_t>(biases.size());
+    task.recent_end = static_cast<int32_t>(recent.size());
+    task.top_begin = tops;
+    tops += std::clamp(row.top_logprobs, 0, vocabulary);
+    task.top_end = tops;
+    if (task.bias_end > task.bias_begin || task.recent_end > task.recent_begin) adjusted += vocabulary;
+    tasks_.push_back(task);
+  }
+  if (adjusted_.size() < adjusted) {
+    adjusted_ = {};
+    adjusted_ = AlignedArray<float>(adjusted, &device_);
+    if (adjusted_.data() == nullptr) return false;
+  }
+  float* next = adjusted_.data();
+  for (SampleTask& task : tasks_) {
+    if (task.bias_end == task.bias_begin && task.recent_end == task.recent_begin) continue;
+    task.adjusted = next;
+    next += vocabulary;
+  }
+  packed_.clear();
+  Append(packed_, tasks_);
+  const int64_t bias_at = Append(packed_, biases), recent_at = Append(packed_, recent);
+  const int64_t answers_at = std::ssize(packed_),
+                answer_bytes = RoundUp(std::ssize(rows) * int64_t{sizeof(SampleAnswer)});
+  answered_.resize(static_cast<size_t>(answer_bytes + tops * int64_t{sizeof(TokenLogprobValue)}));
+  const int64_t bytes = answers_at + std::ssize(answered_);
+  if (memory_.size() < bytes) {
+    memory_ = {};
+    memory_ = AlignedBytes(2 * bytes, &device_);
+    if (memory_.data() == nullptr) return false;
+  }
+  device_.CopyToDevice(memory_.data(), packed_.data(), std::ssize(packed_));
+  launch_ = {.tasks = reinterpret_cast<const SampleTask*>(memory_.data()),
+             .biases = reinterpret_cast<const SampleBias*>(memory_.data() + bias_at),
+             .recent = reinterpret_cast<const int32_t*>(memory_.data() + recent_at),
+             .answers = reinterpret_cast<SampleAnswer*>(memory_.data() + answers_at),
+             .tops = reinterpret_cast<TokenLogprobValue*>(memory_.data() + answers_at + answer_bytes),
+             .rows = static_cast<int32_t>(rows.size()),
+             .vocabulary = vocabulary};
+  return true;
+}
+
+void DeviceSampler::CopyAnswers() { device_.CopyToHost(answered_.data(), launch_.answers, std::ssize(answered_)); }
+
+void DeviceSampler::Unpack(std::span<SampleRow> rows) const {
+  const auto* const tops = reinterpret_cast<const TokenLogprobValue*>(
+      answered_.data() + RoundUp(std::ssize(rows) * int64_t{sizeof(SampleAnswer)}));
+  for (size_t r = 0; r < rows.size(); ++r) {
+    SampleAnswer answer;
+    std::memcpy(&answer, answered_.data() + r * sizeof answer, sizeof answer);
+    SampleRow& row = rows[r];
+    row.top.clear();
+    row.finite = answer.finite != 0;
+    if (!row.finite) continue;
+    row.token = answer.token;
+    if (tasks_[r].want_logprob != 0 && row.token >= 0) row.logprob = answer.logprob;
+    row.top.assign(tops + tasks_[r].top_begin, tops + tasks_[r].top_end);
+  }
+}
+
+}  // namespace palimpsest::cuda
