@@ -138,6 +138,8 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
     mounts = {mount["name"] for mount in server.get("volumeMounts", [])}
     if mounts != {volume["name"] for volume in pod.get("volumes", [])}:
         yield "volumes and mounts differ"
+    if any("gpu" in resource for resource in limits) != ("--backend=cuda" in server["args"]):
+        yield "a GPU is asked for or used, not both"
     if any("/models/" in argument for argument in server["args"]) and "models" not in mounts:
         yield "models are named, but no volume has them"
 
