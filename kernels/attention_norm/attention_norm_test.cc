@@ -130,8 +130,8 @@ TEST_P(AttentionNormTest, BitsDependOnTheSequenceAlone) {
     for (size_t s = 0; s < c.lengths.size(); ++s) {
       for (int32_t row = apart.row_begin[s]; row < apart.row_begin[s + 1]; ++row) {
         AttentionNormParams p = apart.Params();
-        const int32_t one[] = {0, 1};
-        p.rows = {1, one, &apart.slots[s]};
+        const std::vector<int32_t> one = {0, 1};
+        p.rows = {1, one.data(), &apart.slots[s]};
         p.q = apart.q.row(row);
         p.k = apart.k.row(row);
         p.beta += int64_t{row} * c.heads;

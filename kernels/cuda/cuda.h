@@ -59,8 +59,9 @@ cudaError_t Launch(void (*kernel)(Params), const Shape& shape, const Target& tar
                              static_cast<int>(shape.shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, target.stream> > >(params);
-  return cudaGetLastError();
+  void* arguments[] = {const_cast<Params*>(&params)};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), shape.grid, shape.block, arguments,
+                          static_cast<size_t>(shape.shared_bytes), target.stream);
 #endif
 }
 

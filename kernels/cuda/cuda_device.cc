@@ -197,6 +197,7 @@ class CudaDevice : public Device {
     if (error_ != cudaSuccess || bytes == 0) return;
     cudaSetDevice(info_.index);
     Note(what, cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, target_.stream));
+    if (blocking_) Note(what, cudaStreamSynchronize(target_.stream));
   }
 
   const DeviceInfo info_;

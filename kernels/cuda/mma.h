@@ -111,6 +111,7 @@ enum class Tf32 : uint8_t { kOnce, kThrice };
 template <Tf32 kMath, int kTiles, typename A, typename B>
 __device__ __forceinline__ void MultiplyTiles(float (&d)[kTiles][4], int depth, A a, B b) {
   const int g = static_cast<int>(threadIdx.x % kWarp) / 4, t = static_cast<int>(threadIdx.x % kWarp) % 4;
+#pragma unroll 2  // more of them in flight take more registers than there are
   for (int k = 0; k < depth; k += 8) {
     const float left[4] = {a(g, k + t), a(g + 8, k + t), a(g, k + t + 4), a(g + 8, k + t + 4)};
     uint32_t large[4], small[4];

@@ -39,7 +39,7 @@ struct ChunkMemory {
 };
 
 template <int kK, UpdateRule kRule, Tf32 kMath>
-__global__ void __launch_bounds__(FastWeightChunkLayout::kThreads)
+__global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf(kK))
     FastWeightChunksKernel(FastWeightChunksParams params) {
   using Layout = FastWeightChunkLayout;
   constexpr int kC = Layout::kChunk, kV = Layout::kValues, kS = Layout::kScoreStride, kU = Layout::kValueStride;

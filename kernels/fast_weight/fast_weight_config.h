@@ -14,6 +14,9 @@ struct FastWeightRowsConfig {
   static constexpr int32_t kRowFloats = 16;
   static constexpr int32_t kRowsPerThread = 4;
   static constexpr int32_t kMostThreads = 128;
+  // That a multiprocessor is to hold at once, which leaves 128 registers to a thread: while one block waits for its
+  // loads, others compute and store.
+  static constexpr int32_t kBlocks = 4;
 
   int32_t key_dim = 0;  // 0: any; a row then stays in memory and is read and written by one warp
   int32_t threads = 0;
@@ -49,6 +52,8 @@ struct FastWeightChunkLayout {
   static constexpr int32_t kChunk = FastWeightParams::kChunk;
   static constexpr int32_t kValues = 32;
   static constexpr int32_t kThreads = 256;
+  // Shared memory of a multiprocessor of compute capability 9.0; of 8.0 it is a quarter less.
+  static constexpr int64_t kMultiprocessorBytes = 227 << 10;
   static constexpr int32_t kScoreStride = kChunk + 4;
   static constexpr int32_t kValueStride = kValues + 8;
 
@@ -72,6 +77,12 @@ constexpr FastWeightChunkLayout ChunkLayoutOf(int32_t key_dim) {
   layout.decay = layout.beta + Layout::kChunk;
   layout.bytes = int64_t{4} * (layout.decay + 2 * Layout::kChunk);
   return layout;
+}
+
+// Blocks that a multiprocessor has room for, at least one: how many registers a thread may take follows from it.
+constexpr int32_t ChunkBlocksOf(int32_t key_dim) {
+  return static_cast<int32_t>(
+      std::max<int64_t>(1, FastWeightChunkLayout::kMultiprocessorBytes / ChunkLayoutOf(key_dim).bytes));
 }
 
 // Else chunks are taken row by row, with the state kept in registers.

@@ -51,13 +51,14 @@ struct RowsTask {
 // A log-decay below -10^4, infinity included, counts as -10^4 (README.md); NaN stays.
 __device__ __forceinline__ float DecayOf(float log_decay) { return expf(log_decay < -1e4f ? -1e4f : log_decay); }
 
+// One lane's floats of a row that is spread over lanes; `from` is the first of them.
 template <int kK>
-__device__ __forceinline__ void LoadSpread(const float* from, int lane, bool aligned,
+__device__ __forceinline__ void LoadSpread(const float* from, bool aligned,
                                            float (&to)[FastWeightRowsConfig::kRowFloats]) {
   constexpr int kLanes = kK / FastWeightRowsConfig::kRowFloats;
 #pragma unroll
   for (int i = 0; i < FastWeightRowsConfig::kRowFloats / 4; ++i) {
-    const float* const at = from + 4 * (lane + kLanes * i);
+    const float* const at = from + 4 * kLanes * i;
     if (aligned) {
       const float4 four = *reinterpret_cast<const float4*>(at);
       to[4 * i] = four.x;
@@ -72,7 +73,7 @@ __device__ __forceinline__ void LoadSpread(const float* from, int lane, bool ali
 }
 
 template <int kK, UpdateRule kRule>
-__global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads)
+__global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, FastWeightRowsConfig::kBlocks)
     FastWeightRowsKernel(FastWeightRowsParams params) {
   constexpr int kFloats = FastWeightRowsConfig::kRowFloats, kRows = FastWeightRowsConfig::kRowsPerThread;
   constexpr int kLanes = kK / kFloats;
@@ -80,17 +81,17 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads)
   const RowsTask task(params);
   if (task.row_begin == task.row_end) return;
   const int lane = static_cast<int>(threadIdx.x) % kLanes, V = p.shape.value_dim;
-  const int rows_apart = static_cast<int>(blockDim.x) / kLanes;
-  const int first = task.v_begin + static_cast<int>(threadIdx.x) / kLanes;
+  // Neighbouring rows: one address serves them all.
+  const int first = task.v_begin + static_cast<int>(threadIdx.x) / kLanes * kRows;
   const int64_t h = int64_t{task.value_head} * p.shape.heads / p.shape.value_heads;
-  float* const state = p.state.At(task.slot) + int64_t{task.value_head} * V * kK;
+  float* const state = p.state.At(task.slot) + (int64_t{task.value_head} * V + first) * kK + 4 * lane;
 
   float S[kRows][kFloats];
 #pragma unroll
   for (int n = 0; n < kRows; ++n) {
-    const int v = first + n * rows_apart;
+    const int v = first + n;
     if (v < V) {
-      LoadSpread<kK>(state + int64_t{v} * kK, lane, true, S[n]);
+      LoadSpread<kK>(state + n * kK, true, S[n]);
     } else {
 #pragma unroll
       for (int i = 0; i < kFloats; ++i) S[n][i] = 0.0f;
@@ -98,14 +99,14 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads)
   }
   for (int64_t r = task.row_begin; r < task.row_end; ++r) {
     float k[kFloats], q[kFloats];
-    LoadSpread<kK>(p.k + r * p.ldk + h * kK, lane, params.aligned, k);
-    LoadSpread<kK>(p.q + r * p.ldq + h * kK, lane, params.aligned, q);
+    LoadSpread<kK>(p.k + r * p.ldk + h * kK + 4 * lane, params.aligned, k);
+    LoadSpread<kK>(p.q + r * p.ldq + h * kK + 4 * lane, params.aligned, q);
     const int64_t gate = r * p.shape.value_heads + task.value_head;
     const float beta = kRule == UpdateRule::kSum ? 1.0f : p.beta[gate];
     const float decay = kRule == UpdateRule::kGatedDelta ? DecayOf(p.log_decay[gate]) : 1.0f;
 #pragma unroll
     for (int n = 0; n < kRows; ++n) {
-      const int v = first + n * rows_apart;
+      const int v = first + n;
       float u = v < V ? p.v[r * p.ldv + int64_t{task.value_head} * V + v] : 0.0f;
       if constexpr (kRule == UpdateRule::kGatedDelta) {
 #pragma unroll
@@ -129,11 +130,11 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads)
   }
 #pragma unroll
   for (int n = 0; n < kRows; ++n) {
-    const int v = first + n * rows_apart;
+    const int v = first + n;
     if (v >= V) continue;
 #pragma unroll
     for (int i = 0; i < kFloats / 4; ++i) {
-      *reinterpret_cast<float4*>(state + int64_t{v} * kK + 4 * (lane + kLanes * i)) =
+      *reinterpret_cast<float4*>(state + n * kK + 4 * kLanes * i) =
           make_float4(S[n][4 * i], S[n][4 * i + 1], S[n][4 * i + 2], S[n][4 * i + 3]);
     }
   }

@@ -53,12 +53,13 @@ class Memory {
     const std::vector<float> q = flat(queries), k = flat(keys), v = flat(values);
     std::vector<float> out(queries.size() * V_);
     const auto rows = static_cast<int32_t>(queries.size());
-    const int32_t at_once = by_chunks_ ? rows : 1, slot = 0;
+    const int32_t at_once = by_chunks_ ? rows : 1;
+    const std::vector<int32_t> slot = {0};
     for (int32_t at = 0; at < rows; at += at_once) {
-      const int32_t row_begin[] = {0, at_once};
+      const std::vector<int32_t> row_begin = {0, at_once};
       FastWeight(On(pool_), {.shape = {.heads = 1, .value_heads = 1, .key_dim = E_, .value_dim = V_},
                              .rule = rule_,
-                             .rows = {1, row_begin, &slot},
+                             .rows = {1, row_begin.data(), slot.data()},
                              .state = {reinterpret_cast<std::byte*>(state_.data()), 0},
                              .q = q.data() + int64_t{at} * E_,
                              .ldq = E_,
@@ -230,10 +231,10 @@ TEST_P(Theory, ANormalisedSumAveragesWhatADeltaReplaces) {
   ThreadPool pool(1);
   for (int32_t i = 0; i < kTimes; ++i) {
     q = key[0];
-    const int32_t row_begin[] = {0, 1}, slot = 0;
+    const std::vector<int32_t> row_begin = {0, 1}, slot = {0};
     AttentionNorm(On(pool), {.heads = 1,
                              .dim = kFeatures,
-                             .rows = {1, row_begin, &slot},
+                             .rows = {1, row_begin.data(), slot.data()},
                              .z = {reinterpret_cast<std::byte*>(z.data()), 0},
                              .eps = 0.0f,
                              .q = q.data(),
@@ -287,10 +288,10 @@ TEST_P(Theory, AReadAfterAWriteWithNormalisedKeysLiesBetweenOldAndNew) {
     for (const auto& key : keys) k.insert(k.end(), key.begin(), key.end());
     std::vector<float> q = k;
     ThreadPool pool(1);
-    const int32_t row_begin[] = {0, n}, slot = 0;
+    const std::vector<int32_t> row_begin = {0, n}, slot = {0};
     AttentionNorm(On(pool), {.heads = 1,
                              .dim = kFeatures,
-                             .rows = {1, row_begin, &slot},
+                             .rows = {1, row_begin.data(), slot.data()},
                              .z = {reinterpret_cast<std::byte*>(z.data()), 0},
                              .normalise_keys = true,
                              .q = q.data(),

@@ -67,8 +67,9 @@ __device__ __forceinline__ void LoadPiece(const BF16* from, int64_t, float (&to)
 // A block stages kStagePieces pieces a lane of kRows rows of x in shared memory at a time.
 constexpr int kStagePieces = 4;
 
+// Two blocks to a multiprocessor, which leaves a thread 128 registers.
 template <typename Weight, int kOuts, int kRows>
-__global__ void __launch_bounds__(kThreads) LinearF32Kernel(RowsParams params) {
+__global__ void __launch_bounds__(kThreads, 2) LinearF32Kernel(RowsParams params) {
   constexpr int kStage = kWarp * kPiece * kStagePieces;
   float* const staged = Shared<float>();  // [kRows][kStage]
   const int lane = static_cast<int>(threadIdx.x) % kWarp;

@@ -3,9 +3,9 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <span>
 #include <vector>
 
-#include "kernels/common/aligned_buffer.h"
 #include "kernels/common/op_testing.h"
 
 namespace palimpsest {
@@ -117,9 +117,9 @@ TEST_P(ShortConvTest, AnySplitOfASequenceGivesTheSameBitsAndState) {
       Data split(c);
       for (int32_t s = 0; s < split.sequences; ++s) {
         for (int32_t begin = split.row_begin[s]; begin < split.row_begin[s + 1]; begin += piece) {
-          const int32_t piece_rows[] = {0, std::min(piece, split.row_begin[s + 1] - begin)};
+          const std::vector<int32_t> piece_rows = {0, std::min(piece, split.row_begin[s + 1] - begin)};
           ShortConvParams p = split.Params(c);
-          p.rows = {1, piece_rows, &split.slot[s]};
+          p.rows = {1, piece_rows.data(), &split.slot[s]};
           p.x = split.x.row(begin);
           p.y = split.y.row(begin);
           ShortConv(On(one), p);
@@ -135,12 +135,11 @@ TEST_P(ShortConvTest, LastTapMultipliesTheCurrentRow) {
   ThreadPool pool(1);
   const std::vector<float> weight = {0.0f, 0.0f, 1000.0f, 1.0f};
   const std::vector<float> x = {1.0f, 2.0f, 3.0f};
-  const int32_t row_begin[] = {0, 3};
-  const int32_t slot = 0;
-  AlignedArray<float> tail(16);
+  const std::vector<int32_t> row_begin = {0, 3}, slot = {0};
+  std::vector<float> tail(16);
   std::vector<float> y(3);
   ShortConvParams p;
-  p.rows = {1, row_begin, &slot};
+  p.rows = {1, row_begin.data(), slot.data()};
   p.channels = 1;
   p.width = 4;
   p.weight = weight.data();
@@ -152,7 +151,7 @@ TEST_P(ShortConvTest, LastTapMultipliesTheCurrentRow) {
   p.ldy = 1;
   ShortConv(On(pool), p);
   EXPECT_THAT(y, testing::ElementsAre(1.0f, 1002.0f, 2003.0f));
-  EXPECT_THAT(tail.span().first(3), testing::ElementsAre(1.0f, 2.0f, 3.0f));
+  EXPECT_THAT(std::span(tail).first(3), testing::ElementsAre(1.0f, 2.0f, 3.0f));
 }
 
 }  // namespace

@@ -118,10 +118,10 @@ TEST_P(WindowAttentionTest, BitsDependOnTheSequenceAlone) {
     for (size_t s = 0; s < c.lengths.size(); ++s) {
       for (int32_t row = apart.row_begin[s]; row < apart.row_begin[s + 1]; ++row) {
         WindowAttentionParams p = apart.Params();
-        const int32_t one_row[] = {0, 1};
-        const int64_t position = apart.positions[s] + row - apart.row_begin[s];
-        p.rows = {1, one_row, &apart.slots[s]};
-        p.first_position = &position;
+        const std::vector<int32_t> one_row = {0, 1};
+        const std::vector<int64_t> position = {apart.positions[s] + row - apart.row_begin[s]};
+        p.rows = {1, one_row.data(), &apart.slots[s]};
+        p.first_position = position.data();
         p.q = apart.q.row(row);
         p.k = apart.k.row(row);
         p.v = apart.v.row(row);

@@ -217,6 +217,9 @@ class Engine::Impl {
   // Settles what the sequence leaves behind: its lease and the state that was asked for. False: its numbers are not
   // finite. INTERNAL: the device failed, and the session is where it was.
   absl::StatusOr<bool> Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
+  // Has the sink told with the next SendDeltas: on a device, that is while the next batch runs.
+  void Deliver(const Sequence& sequence, RequestSink::Delta delta);
+  void SendDeltas();
   void DeliverFinished() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Constant after construction.
@@ -234,6 +237,7 @@ class Engine::Impl {
   std::vector<Sequence*> lanes_;  // by lane; null: free
   absl::flat_hash_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Finished> finished_;  // in this iteration
+  std::vector<std::pair<std::shared_ptr<RequestSink>, RequestSink::Delta>> deltas_;  // not sent yet
   std::vector<Scheduler::Item> items_;
   EngineStats counted_;
 
@@ -353,6 +357,7 @@ void Engine::Impl::Loop() {
     NoteOldestWaiting();
     scheduler_.NextBatch(items_);
     if (!items_.empty()) RunBatch();
+    if (items_.empty() || !finished_.empty() || model_->device() == nullptr) SendDeltas();
     // What has ended makes room for what waits.
     idle = items_.empty() && finished_.empty();
     DeliverFinished();
@@ -438,6 +443,7 @@ void Engine::Impl::RunBatch() {
   const absl::Time begin = absl::Now();
   stepper_.Begin(items_, lanes_);
   const absl::Time begun = absl::Now();
+  SendDeltas();  // of the batch before, while the device is at work on this one
   absl::Status status = stepper_.Finish();
   const absl::Time end = absl::Now();
   if (model_->device() != nullptr) counted_.device_wait += end - begun;
@@ -495,7 +501,7 @@ void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item,
   // The last row, which is scored if any of them is, predicts this token of the prompt.
   const int64_t last = item.work == Scheduler::Work::kFeed ? 0 : item.begin + item.rows;
   delta.position = sequence.initial_position + last + 1;
-  sequence.request.sink->OnDelta(std::move(delta));
+  Deliver(sequence, std::move(delta));
 }
 
 void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now) {
@@ -537,8 +543,17 @@ void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time
     const bool ends_here = !request.lease && !request.want_state;
     delta.text += ends_here ? sequence.reply.Flush() : sequence.reply.Release();
   }
-  request.sink->OnDelta(std::move(delta));
+  Deliver(sequence, std::move(delta));
   if (reason) End(sequence, Ending::kDone, absl::OkStatus(), *reason, std::move(stop_string));
+}
+
+void Engine::Impl::Deliver(const Sequence& sequence, RequestSink::Delta delta) {
+  deltas_.emplace_back(sequence.request.sink, std::move(delta));
+}
+
+void Engine::Impl::SendDeltas() {
+  for (auto& [sink, delta] : deltas_) sink->OnDelta(std::move(delta));
+  deltas_.clear();
 }
 
 void Engine::Impl::CompletePrompt(Sequence& sequence) {
@@ -565,7 +580,7 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
     // Text that was held back belongs to tokens that were delivered.
     std::string text = sequence.reply.Release();
     if (!text.empty()) {
-      request.sink->OnDelta({.text = std::move(text), .tokens = {}, .position = sequence.head.position});
+      Deliver(sequence, {.text = std::move(text), .tokens = {}, .position = sequence.head.position});
     }
   }
   RequestSink::Finish finish;

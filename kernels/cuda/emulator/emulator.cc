@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <boost/context/detail/fcontext.hpp>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -21,6 +22,10 @@ struct Stream {
 struct Graph {
   std::vector<std::function<void()>> work;
   int references = 1;
+};
+
+struct Event {
+  std::chrono::steady_clock::time_point passed;
 };
 
 namespace {
@@ -277,6 +282,7 @@ void LoseDevice(bool value) { lost = value; }
 
 }  // namespace palimpsest::emulator
 
+using palimpsest::emulator::Event;
 using palimpsest::emulator::Graph;
 using palimpsest::emulator::Stream;
 namespace emulator = palimpsest::emulator;
@@ -360,6 +366,16 @@ cudaError_t cudaFree(void* memory) { return Release(memory, emulator::on_device)
 cudaError_t cudaMallocHost(void** memory, size_t bytes) { return Allocate(memory, bytes, emulator::pinned); }
 cudaError_t cudaFreeHost(void* memory) { return Release(memory, emulator::pinned); }
 
+cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
+  const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
+  return emulator::pinned.emplace(memory, bytes).second ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaHostGetDevicePointer(void** address, void* memory, unsigned) {
+  *address = memory;
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (emulator::lost) return cudaErrorLaunchFailure;
   if (kind != cudaMemcpyHostToDevice || emulator::IsPinned(from)) {
@@ -394,6 +410,26 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   for (size_t i = 0; i < stream->work.size(); ++i) stream->work[i]();
   stream->work.clear();
   return emulator::lost ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new Event;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  emulator::Enqueue(stream, [event] { event->passed = std::chrono::steady_clock::now(); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  *milliseconds = std::chrono::duration<float, std::milli>(end->passed - begin->passed).count();
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {

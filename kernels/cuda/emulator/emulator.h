@@ -60,6 +60,7 @@ enum cudaError_t {
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 inline constexpr unsigned cudaStreamNonBlocking = 1;
+inline constexpr unsigned cudaHostRegisterMapped = 2;
 struct cudaDeviceProp {
   char name[256];
   int major;
@@ -72,6 +73,7 @@ struct cudaDeviceProp {
 namespace palimpsest::emulator {
 struct Stream;
 struct Graph;
+struct Event;
 
 // Where the thread that runs is.
 struct Place {
@@ -119,6 +121,7 @@ T FromBits(uint64_t bits) {
 using cudaStream_t = palimpsest::emulator::Stream*;
 using cudaGraph_t = palimpsest::emulator::Graph*;
 using cudaGraphExec_t = palimpsest::emulator::Graph*;
+using cudaEvent_t = palimpsest::emulator::Event*;
 
 inline void __syncthreads() { palimpsest::emulator::SyncBlock(); }
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { palimpsest::emulator::SyncWarp(mask); }
@@ -180,11 +183,17 @@ cudaError_t cudaMalloc(void** memory, size_t bytes);
 cudaError_t cudaFree(void* memory);
 cudaError_t cudaMallocHost(void** memory, size_t bytes);
 cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned flags);
+cudaError_t cudaHostGetDevicePointer(void** address, void* memory, unsigned flags);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreate(cudaEvent_t* event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags);

@@ -1,0 +1,160 @@
+// The ops on a CUDA device against the bounds of that device, measured in the same run. JSON on standard output.
+//
+//   device_bench [--tiny] [--only=REGEX] [--device=N]
+//
+// Every measurement is verified before it is timed: against the op's reference in double precision, or its home on the
+// processor. Figures are medians of runs of many launches (device_timer.h) that take their states and weights in turn,
+// so that nothing comes from a cache that a model would not find there. `bound_share` is the time that the measured
+// bounds leave no way below, by the time taken: bytes (each read once, each written once) at the rate of a copy on the
+// device, or floating-point operations at the rate of a large product, whichever takes longer.
+//
+// --tiny: small shapes, few launches; for a test that all this works. Its times mean nothing, nor do those of the
+// emulated device, and are null.
+#include "bench/device_bench.h"
+
+#include <cstring>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <string>
+#include <thread>
+
+#include "kernels/cuda/cuda_device.h"
+
+namespace palimpsest {
+
+namespace {
+
+// A large copy on the device: bytes read and written per second.
+double MeasureCopy(DeviceTimer& timer) {
+  const int64_t bytes = timer.tiny() ? 1 << 16 : int64_t{1} << 30;
+  AlignedBytes from(bytes, &timer.device()), to(bytes, &timer.device());
+  PALIMPSEST_CHECK(from.data() != nullptr && to.data() != nullptr);
+  const std::vector<float> values = SomeNormal(bytes / 4, 1);
+  timer.device().CopyToDevice(from.data(), values.data(), bytes);
+  timer.Synchronize();
+  const Timing timing = timer.Time([&](int) {
+    return cudaMemcpyAsync(to.data(), from.data(), static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice,
+                           timer.target().stream);
+  });
+  std::vector<float> copied(values.size());
+  timer.device().CopyToHost(copied.data(), to.data(), bytes);
+  timer.Synchronize();
+  PALIMPSEST_CHECK(copied == values);
+  return 2.0 * static_cast<double>(bytes) / timing.seconds;
+}
+
+// A large product by the vendor's library, of random bf16 or of random float32 rounded to tf32: operations per second.
+double MeasureProduct(DeviceTimer& timer, cuda::PeakProduct kind) {
+  const int64_t n = timer.tiny() ? 64 : 8192, value_bytes = kind == cuda::PeakProduct::kBF16 ? 2 : 4;
+  AlignedBytes a(n * n * value_bytes, &timer.device()), b(n * n * value_bytes, &timer.device());
+  AlignedArray<float> y(n * n, &timer.device());
+  PALIMPSEST_CHECK(a.data() != nullptr && b.data() != nullptr && y.data() != nullptr);
+  std::vector<float> values = SomeNormal(n * n, 1);
+  const auto put = [&](std::byte* to) {
+    std::vector<BF16> bits(values.size());
+    std::transform(values.begin(), values.end(), bits.begin(), BF16FromFloat);
+    const void* const from = value_bytes == 2 ? static_cast<const void*>(bits.data()) : values.data();
+    timer.device().CopyToDevice(to, from, n * n * value_bytes);
+    timer.Synchronize();
+  };
+  put(a.data());
+  std::reverse(values.begin(), values.end());
+  put(b.data());
+  const auto product = cuda::MakePeakProduct(kind, n, a.data(), b.data(), y.data());
+  if (product == nullptr) return 0.0;  // the emulator has none
+  const Timing timing = timer.Time([&](int) { return product->Multiply(timer.target().stream); });
+  return 2.0 * static_cast<double>(n) * n * n / timing.seconds;
+}
+
+}  // namespace
+
+DeviceBench::DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only)
+    : timer_(timer),
+      emulated_(emulated),
+      only_(only),
+      pool_(static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 16u))) {
+  workspace_ = AlignedBytes(2 * kWorkspaceBytes, &timer.device());
+  PALIMPSEST_CHECK(workspace_.data() != nullptr);
+  blas_ = cuda::Blas::Create(workspace_.data(), kWorkspaceBytes);
+  PALIMPSEST_CHECK(blas_ != nullptr);
+  const DeviceInfo& info = timer.device().info();
+  results_["device"] = {{"name", info.name},
+                        {"compute_capability", info.compute_capability},
+                        {"multiprocessors", info.multiprocessors},
+                        {"memory_bytes", info.total_bytes}};
+  results_["tiny"] = timer.tiny();
+  results_["emulated"] = emulated;
+  results_["measurements"] = nlohmann::json::array();
+  ceilings_ = {.copy_bytes = MeasureCopy(timer),
+               .bf16_flops = MeasureProduct(timer, cuda::PeakProduct::kBF16),
+               .tf32_flops = MeasureProduct(timer, cuda::PeakProduct::kTF32)};
+  results_["ceilings"] = {{"copy_bytes_per_second", Measured(ceilings_.copy_bytes)},
+                          {"bf16_flops_per_second", Measured(ceilings_.bf16_flops)},
+                          {"tf32_flops_per_second", Measured(ceilings_.tf32_flops)}};
+}
+
+nlohmann::json DeviceBench::Measured(double value) const {
+  if (emulated_ || timer_.tiny()) return nullptr;
+  return value;
+}
+
+bool DeviceBench::Wants(const std::string& name) const {
+  return std::regex_search(name, std::regex(only_.empty() ? "." : only_));
+}
+
+void DeviceBench::Add(const std::string& name, nlohmann::json labels, const Work& work, const Timing& timing) {
+  const double bytes_seconds = work.bytes / ceilings_.copy_bytes;
+  const double rate = work.bf16 ? ceilings_.bf16_flops : ceilings_.tf32_flops;
+  const double flops_seconds = rate > 0.0 ? work.flops / rate : 0.0;
+  nlohmann::json row = {{"name", name},
+                        {"seconds", Measured(timing.seconds)},
+                        {"spread", Measured(timing.spread)},
+                        {"launches", timing.launches},
+                        {"bytes", work.bytes},
+                        {"flops", work.flops},
+                        {"bytes_per_second", Measured(work.bytes / timing.seconds)},
+                        {"flops_per_second", Measured(work.flops / timing.seconds)},
+                        {"bound", bytes_seconds >= flops_seconds ? "bytes" : "flops"},
+                        {"bound_share", Measured(std::max(bytes_seconds, flops_seconds) / timing.seconds)}};
+  row.update(labels);
+  results_["measurements"].push_back(std::move(row));
+  std::fprintf(stderr, "%s\n", name.c_str());
+}
+
+}  // namespace palimpsest
+
+int main(int argc, char** argv) {
+  using namespace palimpsest;
+  bool tiny = false;
+  std::string only;
+  DeviceOptions options;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--tiny") == 0) {
+      tiny = true;
+    } else if (std::strncmp(argv[i], "--only=", 7) == 0) {
+      only = argv[i] + 7;
+    } else if (std::sscanf(argv[i], "--device=%d", &options.index) != 1) {
+      std::fprintf(stderr, "usage: device_bench [--tiny] [--only=REGEX] [--device=N]\n");
+      return 2;
+    }
+  }
+  absl::StatusOr<std::unique_ptr<Device>> device = OpenCudaDevice(options);
+  if (!device.ok()) {
+    std::fprintf(stderr, "device_bench: %s\n", std::string(device.status().message()).c_str());
+    return 1;
+  }
+  if (kDeviceIsEmulated && !tiny) {
+    std::fprintf(stderr, "device_bench: this build emulates the device: only --tiny makes sense\n");
+    return 2;
+  }
+  DeviceTimer timer(**device, tiny);
+  DeviceBench bench(timer, kDeviceIsEmulated, only);
+  bench.FastWeights();
+  bench.Projections();
+  bench.Layer();
+  bench.Sampling();
+  bench.Graphs();
+  std::printf("%s\n", bench.results().dump(1).c_str());
+  return 0;
+}

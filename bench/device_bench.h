@@ -1,0 +1,73 @@
+// What the parts of device_bench share.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "bench/device_peak.h"
+#include "bench/device_timer.h"
+#include "kernels/common/thread_pool.h"
+#include "kernels/cuda/blas.h"
+#include "kernels/linear/linear_device.h"
+
+namespace palimpsest {
+
+#ifdef PALIMPSEST_CUDA_EMULATED
+inline constexpr bool kDeviceIsEmulated = true;
+#else
+inline constexpr bool kDeviceIsEmulated = false;
+#endif
+
+// What a launch cannot do without.
+struct Work {
+  double bytes = 0.0;  // read or written
+  double flops = 0.0;
+  bool bf16 = false;  // by the matrix units' bf16; else their tf32
+};
+
+class DeviceBench {
+ public:
+  DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only);
+
+  // Each measures one group of ops and adds to the results.
+  void FastWeights();  // device_bench_fast_weight.cc
+  void Projections();  // device_bench_layer.cc, as the rest
+  void Layer();
+  void Sampling();
+  void Graphs();
+
+  const nlohmann::json& results() const { return results_; }
+
+ private:
+  struct Ceilings {
+    double copy_bytes = 0.0;
+    double bf16_flops = 0.0;
+    double tf32_flops = 0.0;
+  };
+  static constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
+
+  // Null where times mean nothing.
+  nlohmann::json Measured(double value) const;
+  bool Wants(const std::string& name) const;
+  void Add(const std::string& name, nlohmann::json labels, const Work& work, const Timing& timing);
+  cuda::LinearResources linear_resources() {
+    return {.blas = blas_.get(), .scratch = workspace_.data() + kWorkspaceBytes, .scratch_bytes = kWorkspaceBytes};
+  }
+  Device& device() { return timer_.device(); }
+  template <typename T>
+  Mirrored<T> Put(std::vector<T> values) {
+    return Mirrored<T>(device(), std::move(values));
+  }
+
+  DeviceTimer& timer_;
+  const bool emulated_;
+  const std::string only_;
+  ThreadPool pool_;
+  AlignedBytes workspace_;  // of the library, then of what linear rounds
+  std::unique_ptr<cuda::Blas> blas_;
+  Ceilings ceilings_;
+  nlohmann::json results_;
+};
+
+}  // namespace palimpsest

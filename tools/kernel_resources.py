@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""What the kernels take of a GPU: registers, stack, spills and shared memory, as the compiler told it.
+
+  kernel_resources.py compile -- LAUNCHER... nvcc ...   runs the compiler; keeps what ptxas says beside the object file
+  kernel_resources.py report OBJECT-FOLDER OUT          writes OUT.txt and OUT.json and checks the kernels of CHECKED
+
+The build does both (kernels/cuda/CMakeLists.txt). Exit status 1: a checked kernel spills registers or has a stack.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+SUFFIX = ".ptxas.txt"  # of the object file's name
+# The kernels that steps and chunks of a model spend their time in: nothing of theirs may leave the registers.
+CHECKED = re.compile(r"\b(FastWeight|Linear)\w*Kernel\b")
+
+
+@dataclasses.dataclass
+class Kernel:
+    """One kernel on one architecture."""
+
+    name: str
+    architecture: str
+    registers: int = 0
+    stack_bytes: int = 0
+    spill_store_bytes: int = 0
+    spill_load_bytes: int = 0
+    shared_bytes: int = 0  # static; dynamic shared memory is the launch's
+    barriers: int = 0
+
+    @property
+    def leaves_registers(self) -> bool:
+        """Whether it spills or has a stack frame."""
+        return self.stack_bytes + self.spill_store_bytes + self.spill_load_bytes > 0
+
+
+def compile_and_keep(command: list[str]) -> int:
+    """Runs the compiler and moves ptxas's lines from its standard error to a file beside the object."""
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    kept, told = [], []
+    lines = done.stderr.splitlines(keepends=True)
+    for line in lines:
+        about_kernel = line.startswith("ptxas info") or re.match(r"\s+\d+ bytes stack frame", line)
+        (kept if about_kernel else told).append(line)
+    sys.stderr.write("".join(told))
+    if done.returncode == 0 and "-o" in command:
+        pathlib.Path(command[command.index("-o") + 1] + SUFFIX).write_text("".join(kept))
+    return done.returncode
+
+
+def number(pattern: str, text: str) -> int:
+    """The number that the pattern finds, or 0."""
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else 0
+
+
+def parse(text: str) -> list[Kernel]:
+    """The kernels of one compilation's report, by their mangled names."""
+    kernels = []
+    for block in text.split("Compiling entry function ")[1:]:
+        head = re.match(r"'(\S+)' for '(\S+)'", block)
+        if head is None:
+            raise ValueError(f"not understood: {block.splitlines()[0]!r}")
+        kernels.append(
+            Kernel(
+                name=head.group(1),
+                architecture=head.group(2),
+                registers=number(r"Used (\d+) registers", block),
+                stack_bytes=number(r"(\d+) bytes stack frame", block),
+                spill_store_bytes=number(r"(\d+) bytes spill stores", block),
+                spill_load_bytes=number(r"(\d+) bytes spill loads", block),
+                shared_bytes=number(r"(\d+) bytes smem", block),
+                barriers=number(r"used (\d+) barriers", block),
+            )
+        )
+    return kernels
+
+
+def readable(names: list[str]) -> list[str]:
+    """Demangled, without our own namespaces, parameters and casts."""
+    plain = subprocess.run(["c++filt"], input="\n".join(names), stdout=subprocess.PIPE, text=True, check=True).stdout
+    short = []
+    for line in plain.splitlines():
+        name = re.sub(r"palimpsest::|cuda::|\(anonymous namespace\)::|^void ", "", line)
+        name = re.sub(r"\((int|bool|unsigned char|UpdateRule|Tf32)\)", r"\1 ", name)
+        short.append(re.sub(r">?\([^()]*\)$", lambda end: ">" if end.group().startswith(">") else "", name))
+    return short
+
+
+def report(objects: pathlib.Path, out: pathlib.Path) -> int:
+    """Gathers the kept reports, writes both files and checks."""
+    files = sorted(objects.rglob("*" + SUFFIX))
+    kernels = [kernel for file in files for kernel in parse(file.read_text())]
+    if not kernels:
+        print(f"kernel_resources.py: no kernel is reported under {objects}", file=sys.stderr)
+        return 1
+    for kernel, name in zip(kernels, readable([k.name for k in kernels]), strict=True):
+        kernel.name = name
+    kernels.sort(key=lambda k: (k.name, k.architecture))
+    out.with_suffix(".json").write_text(json.dumps([dataclasses.asdict(k) for k in kernels], indent=1) + "\n")
+    columns = ("registers", "stack_bytes", "spill_store_bytes", "spill_load_bytes", "shared_bytes", "barriers")
+    width = max(len(k.name) for k in kernels)
+    lines = [f"{'kernel':{width}} {'arch':7} regs stack  spill stores  loads shared barriers"]
+    for kernel in kernels:
+        values = [getattr(kernel, column) for column in columns]
+        cells = "{:4} {:5} {:13} {:6} {:6} {:8}".format(*values)
+        lines.append(f"{kernel.name:{width}} {kernel.architecture:7} {cells}")
+    out.with_suffix(".txt").write_text("\n".join(lines) + "\n")
+
+    checked = [k for k in kernels if CHECKED.search(k.name)]
+    bad = [k for k in checked if k.leaves_registers]
+    for kernel in bad:
+        print(
+            f"kernel_resources.py: {kernel.name} for {kernel.architecture} leaves the registers: "
+            f"{kernel.stack_bytes} bytes of stack, {kernel.spill_store_bytes} stored and "
+            f"{kernel.spill_load_bytes} loaded by spills",
+            file=sys.stderr,
+        )
+    if not checked:
+        print("kernel_resources.py: none of the kernels to check is there", file=sys.stderr)
+        return 1
+    print(f"{len(kernels)} kernels, {len(checked)} of them checked for spills and stack: {out.with_suffix('.txt')}")
+    return 1 if bad else 0
+
+
+def main() -> int:
+    """Entry point."""
+    if sys.argv[1:3] == ["compile", "--"]:
+        return compile_and_keep(sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    to_report = commands.add_parser("report")
+    to_report.add_argument("objects", type=pathlib.Path, help="folder of the object files, searched to its depths")
+    to_report.add_argument("out", type=pathlib.Path, help="the files to write, without their suffixes")
+    args = parser.parse_args()
+    return report(args.objects, args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
