@@ -154,6 +154,7 @@ grpc::ChannelArguments Arguments(const ConnectOptions& options) {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
   // A connection of its own for each Client, so that opening several spreads load over several.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  if (options.round_robin) arguments.SetLoadBalancingPolicyName("round_robin");
   arguments.SetServiceConfigJSON(kServiceConfig);
   return arguments;
 }

@@ -55,6 +55,10 @@ struct ConnectOptions {
   // Largest message sent or received. An inline state must fit: raise it together with the server's limit.
   int max_message_bytes = 64 << 20;
 
+  // Spreads calls over all addresses that the target resolves to, instead of staying with one. Not for calls on a
+  // session, which one server has.
+  bool round_robin = false;
+
   // A ping after this long without data. Shorter notices a dead server sooner; the server must permit it, or it ends
   // the connection.
   absl::Duration keepalive_time = absl::Seconds(30);

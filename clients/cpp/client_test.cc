@@ -233,6 +233,28 @@ TEST_F(ClientTest, AStreamGivesItsMessagesThenItsFinish) {
   EXPECT_FALSE(stream->Next(message));
 }
 
+TEST_F(ClientTest, RoundRobinSpreadsCallsOverAllAddresses) {
+  FakeGeneration other;
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&other);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  const std::string both = absl::StrCat("ipv4:", target_, ",127.0.0.1:", port);
+
+  const auto stays = *Client::Connect(both);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(stays->Generate(Prompt(kThreeWords))->Finish().ok());
+  EXPECT_TRUE(generation_.calls == 20 || other.calls == 20) << generation_.calls << " and " << other.calls;
+
+  const auto spreads = *Client::Connect(both, {.round_robin = true});
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while ((generation_.calls == 0 || other.calls == 0) && absl::Now() < deadline) {
+    ASSERT_TRUE(spreads->Generate(Prompt(kThreeWords))->Finish().ok());
+  }
+  EXPECT_GT(generation_.calls, 0);
+  EXPECT_GT(other.calls, 0);
+}
+
 TEST_F(ClientTest, FinishReadsWhatIsLeft) { EXPECT_TRUE(client_->Generate(Prompt(kThreeWords))->Finish().ok()); }
 
 TEST_F(ClientTest, AnErrorMidStreamComesAfterTheMessagesBeforeIt) {

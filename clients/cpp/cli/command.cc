@@ -23,6 +23,8 @@ void ServerFlags::Add(FlagSet& flags) {
             "PALIMPSEST_SERVER");
   flags.Add("timeout", &timeout, "TIME", "give up on a call after this long");
   flags.Add("connect_timeout", &connect_timeout, "TIME", "give up connecting after this long");
+  flags.Add("round_robin", &round_robin, "",
+            "spread calls over all addresses of the server's name; not for calls on a session, which one server has");
   flags.Add(
       "traceparent", &traceparent, "CONTEXT",
       "the W3C trace context that the calls belong to: the server logs them under its trace id. Also read from the "
@@ -40,6 +42,7 @@ absl::StatusOr<std::unique_ptr<client::Client>> Context::Connect() const {
   options.certificate_file = server.certificate_file;
   options.key_file = server.key_file;
   options.connect_timeout = server.connect_timeout;
+  options.round_robin = server.round_robin;
   absl::StatusOr<std::unique_ptr<client::Client>> client = client::Client::Connect(server.server, options);
   if (absl::IsUnavailable(client.status())) {
     return absl::UnavailableError(absl::StrCat(client.status().message(),

@@ -33,6 +33,7 @@ struct ServerFlags {
   std::string certificate_file;
   std::string key_file;
   absl::Duration connect_timeout = absl::Seconds(5);
+  bool round_robin = false;
   absl::Duration timeout = absl::InfiniteDuration();
   std::string traceparent;
   std::string tracestate;

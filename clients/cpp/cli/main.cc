@@ -78,7 +78,8 @@ std::vector<std::string> CommandFirst(const std::vector<std::string>& arguments)
   size_t at = 0;
   while (at < arguments.size() && absl::StartsWith(arguments[at], "--")) {
     const bool value_follows = !absl::StrContains(arguments[at], "=") && arguments[at] != "--help" &&
-                               arguments[at] != "--version" && arguments[at] != "--tls";
+                               arguments[at] != "--version" && arguments[at] != "--tls" &&
+                               arguments[at] != "--round_robin";
     at += value_follows ? 2 : 1;
   }
   std::vector<std::string> rotated = arguments;
