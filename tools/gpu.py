@@ -113,7 +113,15 @@ def sanitizer_steps(machine: Machine) -> list[Step] | str:
 
 def bench_steps(machine: Machine) -> list[Step]:
     """The ops against the bounds of the device."""
-    return [Step("device_bench", machine.program("device_bench"), 520, json=True, environment=machine.environment())]
+    return [
+        Step(
+            "device_bench",
+            machine.program("device_bench", "--seconds=420"),
+            520,
+            json=True,
+            environment=machine.environment(),
+        )
+    ]
 
 
 def fla_steps(machine: Machine) -> list[Step] | str:
@@ -124,7 +132,7 @@ def fla_steps(machine: Machine) -> list[Step] | str:
     if missing:
         return f"{sys.executable} has no {', '.join(missing)}: pack fla with --pack; PyTorch is to be there"
     path.append(os.environ.get("PYTHONPATH", ""))
-    command = [sys.executable, str(ROOT / "bench" / "fla_bench.py")]
+    command = [sys.executable, str(ROOT / "bench" / "fla_bench.py"), "--seconds=420"]
     environment = {"PYTHONPATH": ":".join(p for p in path if p)}
     return [Step("fla_bench", command, 520, json=True, environment=environment)]
 

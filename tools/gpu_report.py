@@ -25,6 +25,11 @@ def data_of(results: Row, stage: str) -> Row | None:
     return None
 
 
+def late(data: Row) -> list[str]:
+    """That the program left measurements out."""
+    return ["Its time ended before its measurements did: some are missing.", ""] if data.get("out_of_time") else []
+
+
 def rows_of(data: Row | None, group: str, **labels: Any) -> list[Row]:
     """The measurements of a group that have these labels."""
     rows = [row for row in (data or {}).get("measurements", []) if row["group"] == group]
@@ -138,6 +143,7 @@ def bench_section(results: Row) -> list[str]:
         f"written), products {ceilings['bf16_flops_per_second'] / 1e12:.0f} TFLOP/s in bf16 and "
         f"{ceilings['tf32_flops_per_second'] / 1e12:.0f} in tf32. A share is of what these ceilings allow.",
         "",
+        *late(data),
         "### Fast-weight step, 16 heads of 128 x 128",
         "",
     ]
@@ -224,6 +230,7 @@ def fla_section(results: Row) -> list[str]:
         "triton.testing.do_bench and a graph of many calls. It writes each state to a new array, which at small "
         "batches stays in the cache; ours are updated in place, in turn, from more memory than caches hold.",
         "",
+        *late(data),
     ]
 
 
