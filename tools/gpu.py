@@ -163,9 +163,17 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=":".join(folders))
 
 
+def output_of(command: list[str]) -> str:
+    """What it prints; nothing if it is not there."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
 def cublas_folders() -> list[pathlib.Path]:
     """Where the vendor's library is, if the loader would not find it by itself."""
-    if CUBLAS in subprocess.run(["/sbin/ldconfig", "-p"], stdout=subprocess.PIPE, text=True, check=False).stdout:
+    if CUBLAS in output_of(["/sbin/ldconfig", "-p"]):
         return []
     spec = importlib.util.find_spec("nvidia")
     roots = [pathlib.Path(p) for p in (spec and spec.submodule_search_locations) or []]
@@ -180,9 +188,7 @@ def cublas_folders() -> list[pathlib.Path]:
 
 def head() -> str:
     """The commit of this checkout."""
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(describe, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return output_of(["git", "-C", str(ROOT), "describe", "--always", "--dirty"]).strip() or "unknown"
 
 
 def find_machine() -> Machine:
@@ -198,6 +204,8 @@ def find_machine() -> Machine:
                 pack.extractall(UNPACKED, **safely)
             stamp.write_text(mark)
         commit = json.loads((UNPACKED / "pack.json").read_text())["commit"]
+        if (here := head()) not in (commit, "unknown"):
+            say(f"the pack is of commit {commit}, this checkout is {here}: --pack makes a new one")
         return Machine(UNPACKED / "bin", [UNPACKED / "lib", *cublas_folders()], UNPACKED / "site", commit)
     if not (BUILT / "device_bench").exists():
         missing = [tool for tool in ("cmake", "ninja", "ccache", "g++") if shutil.which(tool) is None]

@@ -134,7 +134,8 @@ def bench_section(results: Row) -> list[str]:
     """The ops against the bounds."""
     data = data_of(results, "bench")
     if data is None:
-        return []
+        steps = results["stages"].get("bench", {}).get("steps", [])
+        return ["## Ops", "", f"Failed: {steps[0]['ended']}.", ""] if steps else []
     ceilings = data["ceilings"]
     lines = [
         "## Ops",

@@ -99,6 +99,15 @@ def test_a_failure_is_told_and_the_rest_runs(
     assert "it is broken" in results["stages"]["tests"]["steps"][0]["tail"]
 
 
+def test_a_failed_benchmark_is_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, machine: gpu.Machine
+) -> None:
+    script(machine.bin / "device_bench", "echo wrong >&2; exit 1")
+    status, report, _ = run(tmp_path, monkeypatch, "bench")
+    assert status == 1
+    assert "## Ops\n\nFailed: exit status 1." in report
+
+
 def test_a_missing_tool_skips_its_stage(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, machine: gpu.Machine
 ) -> None:
