@@ -103,8 +103,8 @@ def sanitizer_steps(machine: Machine) -> list[Step] | str:
     steps = []
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *machine.program("device_bench", "--tiny")]
-        steps.append(Step(f"{tool}: device_bench", command, 100, environment=machine.environment()))
-    for name in ("norm", "sampling", "window_attention", "short_conv"):
+        steps.append(Step(f"{tool}: device_bench", command, 90, environment=machine.environment()))
+    for name in ("norm", "window_attention", "short_conv"):
         command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9"]
         command += machine.program(f"{name}_test_on_device", "--gtest_brief=1")
         steps.append(Step(f"memcheck: {name}", command, 60, environment=machine.environment()))

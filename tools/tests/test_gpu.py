@@ -119,7 +119,7 @@ def test_a_missing_tool_skips_its_stage(
     steps = gpu.sanitizer_steps(machine)
     assert isinstance(steps, list)
     assert {step.name.split(":")[0] for step in steps} == {"memcheck", "racecheck", "initcheck", "synccheck"}
-    assert sum(step.seconds for step in steps if "device_bench" in step.name) <= gpu.STAGE_SECONDS
+    assert sum(step.seconds for step in steps) <= gpu.STAGE_SECONDS
 
 
 def test_goals_compare_with_the_fastest_of_fla() -> None:
