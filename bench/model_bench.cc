@@ -6,6 +6,9 @@
 //   prefill  chunks of one sequence; bound: multiply-adds over the float32 peak
 //   position the step at position 100 and at position 100,000
 //   engine   B requests through the engine, sampling included, against the bare forward pass at the same batch
+//
+// On a CUDA device (--backend=cuda) the bandwidth is that of copying rows by our own op, and shares of arithmetic are left
+// out: device_bench measures what the device can do.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -21,14 +24,23 @@
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/time/clock.h"
 #include "bench/machine_bounds.h"
+#include "kernels/common/check.h"
+#include "kernels/common/device.h"
 #include "kernels/common/simd.h"
+#include "kernels/copy_rows/copy_rows.h"
 #include "nlohmann/json.hpp"
 #include "server/engine/engine.h"
 #include "server/model/model.h"
+#include "server/model/padded_steps.h"
 #include "server/session/slot_pool.h"
+
+#ifdef PALIMPSEST_CUDA
+#include "kernels/cuda/cuda_device.h"
+#endif
 
 ABSL_FLAG(std::string, checkpoint, "", "Folder of the checkpoint to measure.");
 ABSL_FLAG(std::string, math, "auto", "Arithmetic of the projections: auto, f32 or bf16.");
+ABSL_FLAG(std::string, backend, "cpu", "Where: cpu, or cuda if this build has it.");
 ABSL_FLAG(int32_t, threads, 0, "Threads; 0: one per processor.");
 ABSL_FLAG(double, seconds, 2.0, "Time for each measurement.");
 ABSL_FLAG(std::vector<std::string>, batches, std::vector<std::string>({"1", "8", "32", "64"}), "Decode batch sizes.");
@@ -45,10 +57,10 @@ class Sequences {
  public:
   Sequences(const Model& model, ThreadPool& pool, int32_t count)
       : model_(model),
-        ctx_{&pool},
-        slots_(count, model.layout().bytes()),
+        ctx_{.pool = &pool, .device = model.device()},
+        slots_(count, model.layout().bytes(), model.device()),
         taken_(count),
-        logits_(count * model.config().vocabulary) {
+        logits_(PaddedSteps(count) * int64_t{model.config().vocabulary}, model.device()) {
     for (int32_t i = 0; i < count; ++i) slot_index_.push_back(slots_.Acquire(nullptr).index);
   }
 
@@ -81,12 +93,17 @@ class Sequences {
            const std::vector<int32_t>& rows) {
     ForwardBatch batch;
     batch.tokens = tokens;
-    batch.rows = {static_cast<int32_t>(row_begin.size()) - 1, row_begin.data(), slot_index_.data()};
+    const auto sequences = static_cast<int32_t>(row_begin.size()) - 1;
+    batch.rows = {.num_sequences = sequences,
+                  .row_begin = row_begin.data(),
+                  .slot = slot_index_.data(),
+                  .num_steps = row_begin.back() == sequences ? sequences : 0};
     batch.states = slots_.base();
     batch.state_stride = slots_.stride();
     batch.first_position = std::span(taken_).first(row_begin.size() - 1);
     batch.logit_rows = rows;
     model_.Forward(ctx_, batch, workspace_, logits_.data());
+    if (ctx_.device != nullptr) PALIMPSEST_CHECK(ctx_.device->Synchronize().ok());
     for (size_t s = 0; s + 1 < row_begin.size(); ++s) taken_[s] += row_begin[s + 1] - row_begin[s];
   }
 
@@ -130,6 +147,26 @@ Work WorkOf(const Model& model) {
   return {2 * body + state, 2 * table};
 }
 
+// Null where the peak was not measured.
+Json FlopsShare(double flops, const MachineBounds& machine, double seconds) {
+  return machine.f32_flops_per_second > 0 ? Json(flops / machine.f32_flops_per_second / seconds) : Json();
+}
+
+// The device's bandwidth, read and written together.
+MachineBounds MeasureDeviceBounds(Device& device, ThreadPool& pool) {
+  constexpr int32_t kRows = 1 << 14;
+  constexpr int64_t kDim = 1 << 13;
+  AlignedArray<float> from(kRows * kDim, &device), to(kRows * kDim, &device);
+  PALIMPSEST_CHECK(from.data() != nullptr && to.data() != nullptr);
+  device.FillWithZeros(from.data(), from.size() * int64_t{sizeof(float)});
+  const double seconds = MedianSeconds([&] {
+    CopyRows({.pool = &pool, .device = &device},
+             {.rows = kRows, .dim = kDim, .x = from.data(), .ldx = kDim, .y = to.data(), .ldy = kDim});
+    PALIMPSEST_CHECK(device.Synchronize().ok());
+  });
+  return {.read_bytes_per_second = 2.0 * static_cast<double>(from.size()) * sizeof(float) / seconds};
+}
+
 Json MeasureDecode(const Model& model, ThreadPool& pool, const MachineBounds& machine, int32_t batch) {
   Sequences sequences(model, pool, batch);
   const double seconds = MedianSeconds([&] { sequences.Step(); });
@@ -137,13 +174,13 @@ Json MeasureDecode(const Model& model, ThreadPool& pool, const MachineBounds& ma
   const double bytes = model.weight_bytes() + 2.0 * batch * model.layout().bytes();
   const double flops = batch * (work.body_flops + work.head_flops);
   const double by_bytes = bytes / machine.read_bytes_per_second;
-  const double by_flops = flops / machine.f32_flops_per_second;
+  const bool by_arithmetic = machine.f32_flops_per_second > 0 && flops / machine.f32_flops_per_second > by_bytes;
   return {{"batch", batch},
           {"seconds", seconds},
           {"tokens_per_second", batch / seconds},
-          {"bound", by_bytes > by_flops ? "bytes" : "f32 flops"},
+          {"bound", by_arithmetic ? "f32 flops" : "bytes"},
           {"bytes_share", by_bytes / seconds},
-          {"flops_share", by_flops / seconds}};
+          {"flops_share", FlopsShare(flops, machine, seconds)}};
 }
 
 Json MeasurePrefill(const Model& model, ThreadPool& pool, const MachineBounds& machine, int32_t tokens) {
@@ -153,7 +190,7 @@ Json MeasurePrefill(const Model& model, ThreadPool& pool, const MachineBounds& m
   return {{"tokens", tokens},
           {"seconds", seconds},
           {"tokens_per_second", tokens / seconds},
-          {"flops_share", flops / machine.f32_flops_per_second / seconds}};
+          {"flops_share", FlopsShare(flops, machine, seconds)}};
 }
 
 // Near and far are measured in turns, so that what else the machine does falls on both alike.
@@ -234,6 +271,19 @@ int Main() {
   const std::string math = absl::GetFlag(FLAGS_math);
   if (math == "f32") options.math = ModelOptions::Math::kF32;
   if (math == "bf16") options.math = ModelOptions::Math::kBF16;
+  if (absl::GetFlag(FLAGS_backend) == "cuda") {
+#ifdef PALIMPSEST_CUDA
+    absl::StatusOr<std::unique_ptr<Device>> device = OpenCudaDevice({});
+    if (!device.ok()) {
+      std::fprintf(stderr, "model_bench: %s\n", device.status().ToString().c_str());
+      return 1;
+    }
+    options.device = *std::move(device);
+#else
+    std::fprintf(stderr, "model_bench: --backend=cuda needs a build with CUDA: cmake --preset cuda\n");
+    return 1;
+#endif
+  }
   const std::string folder = absl::GetFlag(FLAGS_checkpoint);
   auto loaded = Model::Load(folder, options);
   if (!loaded.ok()) {
@@ -248,7 +298,8 @@ int Main() {
   const int32_t flag_threads = absl::GetFlag(FLAGS_threads);
   const int32_t threads = flag_threads > 0 ? flag_threads : static_cast<int32_t>(std::thread::hardware_concurrency());
   ThreadPool pool(threads);
-  const MachineBounds machine = MeasureMachineBounds(pool);
+  Device* const device = model->device();
+  const MachineBounds machine = device != nullptr ? MeasureDeviceBounds(*device, pool) : MeasureMachineBounds(pool);
 
   Json result = {{"checkpoint", folder},
                  {"parameters", model->parameter_count()},
@@ -256,6 +307,7 @@ int Main() {
                  {"weight_dtype", NameOf(model->weight_dtype())},
                  {"math", model->math() == LinearMath::kBF16 ? "bf16" : "f32"},
                  {"state_bytes", model->layout().bytes()},
+                 {"backend", device != nullptr ? device->info().name : "cpu"},
                  {"simd", SimdTargetName()},
                  {"threads", threads},
                  {"machine",

@@ -53,3 +53,17 @@ function(palimpsest_test name)
       "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/lsan_suppressions.txt")
   endif()
 endfunction()
+
+# palimpsest_device_test(... [EMULATED filter]), as palimpsest_test: the same sources as NAME, on the processor, and as
+# NAME_on_device. On an emulated device, which is slow, only tests that the filter names run by themselves.
+function(palimpsest_device_test name)
+  cmake_parse_arguments(ARG "" "EMULATED" "SOURCES;LINKS" ${ARGN})
+  palimpsest_test(${name} SOURCES ${ARG_SOURCES} LINKS ${ARG_LINKS} test_processor)
+  palimpsest_test(${name}_on_device SOURCES ${ARG_SOURCES} LINKS ${ARG_LINKS} test_device LABELS device)
+  if(PALIMPSEST_CUDA AND PALIMPSEST_BUILD_TESTS)
+    add_dependencies(cuda_home ${name}_on_device)
+  endif()
+  if(ARG_EMULATED AND PALIMPSEST_BUILD_TESTS AND NOT PALIMPSEST_CUDA)
+    set_property(TEST ${name}_on_device APPEND PROPERTY ENVIRONMENT "GTEST_FILTER=${ARG_EMULATED}")
+  endif()
+endfunction()

@@ -5,29 +5,28 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
-#include "absl/flags/commandlineflag.h"
 #include "absl/flags/flag.h"
-#include "absl/flags/reflection.h"
-#include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "server/flags/command_line.h"
 #include "server/rpc/log.h"
 #include "server/rpc/server.h"
+#ifdef PALIMPSEST_CUDA
+#include "kernels/cuda/cuda_device.h"
+#endif
 
 // Defaults are those of the option structs, so that they are written once.
 namespace {
@@ -43,6 +42,20 @@ ABSL_FLAG(
     "by commas.");
 ABSL_FLAG(std::string, model_root, "", "Folder under which LoadModel may load checkpoints. Empty: it may not.");
 ABSL_FLAG(
+    std::string, model_repository, "",
+    "Folder whose sub-folders are the models to serve, each a checkpoint or a folder of numbered versions, of which "
+    "the highest is served. New versions are taken up while the server runs. Empty: none.");
+ABSL_FLAG(absl::Duration, model_repository_poll, Defaults().repository.poll,
+          "How often --model_repository is looked at. 0: at the start only.");
+ABSL_FLAG(
+    absl::Duration, model_repository_retire_after, Defaults().repository.retire_after,
+    "How long a replaced version stays for the sessions that it has. inf: until they are deleted or have expired.");
+ABSL_FLAG(std::string, backend, "auto",
+          "Where models run: cpu, cuda, or auto: cuda where this build and the machine have it, else cpu.");
+ABSL_FLAG(int32_t, device, 0, "Which GPU, as CUDA counts them.");
+ABSL_FLAG(double, device_memory_fraction, Defaults().engine.device_memory_fraction,
+          "Of the GPU's memory, the part that may be in use once a model is loaded: what --slots=0 fills.");
+ABSL_FLAG(
     std::string, math, "auto",
     "Arithmetic of the projections: f32, bf16 (rounds activations), or auto: bf16 where weights and processor are.");
 
@@ -56,11 +69,12 @@ ABSL_FLAG(std::string, tls_key, "", "PEM file with the certificate's private key
 ABSL_FLAG(std::string, tls_client_ca, "", "PEM file. Given, clients must show a certificate signed by one in it.");
 
 ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
-          "Threads of the arithmetic, for each model. 0: one per processor.");
+          "Threads of the arithmetic, for each model. 0: one for each whole processor that the process may use: its "
+          "affinity and its control groups' quota.");
 ABSL_FLAG(
     int32_t, slots, Defaults().engine.slots,
     "Sequences that run at once, for each model. Each takes the bytes of one state from the start on. More raises "
-    "throughput, and every caller's time between tokens.");
+    "throughput, and every caller's time between tokens. 0: on a GPU as many as its memory holds, else 64.");
 ABSL_FLAG(int32_t, max_queue, Defaults().engine.max_queue,
           "Requests that wait for a slot before new ones are refused.");
 ABSL_FLAG(int32_t, prefill_budget, Defaults().engine.prefill_budget,
@@ -93,6 +107,10 @@ ABSL_FLAG(int64_t, max_rpc_memory_bytes, Defaults().limits.max_rpc_memory_bytes,
 ABSL_FLAG(int64_t, max_request_ids, Defaults().limits.max_request_ids,
           "Request ids of creating calls remembered, for ten minutes each.");
 
+ABSL_FLAG(std::string, flagfile, "", "File with flags, one --name=value on a line; # begins a comment line.");
+ABSL_FLAG(absl::Duration, lame_duck, absl::Milliseconds(100),
+          "On SIGTERM or SIGINT: how long new calls are still taken after health has begun to say NOT_SERVING, so that "
+          "balancers notice first. Comes before --grace.");
 ABSL_FLAG(absl::Duration, grace, absl::Seconds(30),
           "On SIGTERM or SIGINT: how long calls that run may go on. A second signal ends them at once.");
 ABSL_FLAG(std::string, log_format, "json", "Form of the log on standard error: json or text.");
@@ -100,14 +118,20 @@ ABSL_FLAG(std::string, log_format, "json", "Form of the log on standard error: j
 namespace palimpsest {
 namespace {
 
-struct Group {
-  const char* title;
-  std::vector<const char*> flags;
-};
+constexpr char kAbout[] =
+    "palimpsest-server: serves fast-weight language models over gRPC.\n\n"
+    "  palimpsest-server --model=FOLDER\n"
+    "  palimpsest-server --model=small=checkpoints/a --model=large=checkpoints/b --host=0.0.0.0\n"
+    "  palimpsest-server --model_repository=/models --flagfile=/etc/palimpsest/server.flags\n\n"
+    "Each flag is --name=value, and may be set in the environment too, as PALIMPSEST_NAME, and on a line of the file "
+    "that\n"
+    "--flagfile names. The command line wins over the environment, and that over the file.";
 
-const std::vector<Group>& Groups() {
-  static const std::vector<Group>& groups = *new std::vector<Group>{
-      {"Models", {"model", "model_root", "math"}},
+const std::vector<FlagGroup>& Groups() {
+  static const std::vector<FlagGroup>& groups = *new std::vector<FlagGroup>{
+      {"Models",
+       {"model", "model_root", "backend", "device", "device_memory_fraction", "math", "model_repository",
+        "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
        {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
@@ -116,105 +140,58 @@ const std::vector<Group>& Groups() {
        {"max_message_bytes", "max_prompt_tokens", "max_prompt_bytes", "max_tokens", "default_max_tokens",
         "max_scored_values", "max_stop_strings", "max_streams_per_connection", "max_transfers", "max_models",
         "max_rpc_memory_bytes", "max_request_ids"}},
-      {"Operation", {"grace", "log_format"}}};
+      {"Operation", {"flagfile", "lame_duck", "grace", "log_format"}}};
   return groups;
 }
 
-absl::CommandLineFlag* FindFlag(absl::string_view name) {
-  for (const Group& group : Groups()) {
-    for (const char* flag : group.flags) {
-      if (name == flag) return absl::FindCommandLineFlag(name);
-    }
-  }
-  return nullptr;
+CommandLine& Flags() {
+  static CommandLine& flags = *new CommandLine("PALIMPSEST_", Groups());
+  return flags;
 }
 
-std::string EnvironmentName(absl::string_view flag) { return absl::StrCat("PALIMPSEST_", absl::AsciiStrToUpper(flag)); }
-
-void PrintHelp() {
-  std::puts(
-      "palimpsest-server: serves fast-weight language models over gRPC.\n\n"
-      "  palimpsest-server --model=FOLDER\n"
-      "  palimpsest-server --model=small=checkpoints/a --model=large=checkpoints/b --host=0.0.0.0\n\n"
-      "Each flag is --name=value, and may be set in the environment too, as PALIMPSEST_NAME; the flag wins.");
-  for (const Group& group : Groups()) {
-    std::printf("\n%s\n", group.title);
-    for (const char* name : group.flags) {
-      const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
-      const std::string value = flag->DefaultValue();
-      std::printf("  --%s%s\n", name, value.empty() ? "" : absl::StrCat(" (", value, ")").c_str());
-      std::string line = "     ";
-      for (const absl::string_view word : absl::StrSplit(flag->Help(), ' ')) {
-        if (line.size() + 1 + word.size() > 100) {
-          std::puts(line.c_str());
-          line = "     ";
-        }
-        absl::StrAppend(&line, " ", word);
-      }
-      std::puts(line.c_str());
-    }
-  }
-  std::puts("\n  --version, --help");
+void PrintError(absl::string_view reason) {
+  std::fprintf(stderr, "palimpsest-server: %s\n", Flags().WithOrigin(reason).c_str());
 }
 
 // An error in a flag, a model or the environment: one line, exit code 2.
 [[noreturn]] void Refuse(absl::string_view reason) {
-  std::fprintf(stderr, "palimpsest-server: %s\n", std::string(reason).c_str());
+  PrintError(reason);
   std::exit(2);
 }
 
-void SetFlag(absl::CommandLineFlag* flag, const std::string& value, absl::string_view where) {
-  std::string error;
-  if (!flag->ParseFrom(value, &error)) {
-    Refuse(absl::StrCat(where, " is \"", value, "\", which is not a value for it",
-                        error.empty() ? "" : absl::StrCat(": ", error)));
-  }
+void CheckFolder(absl::string_view flag, const std::string& path) {
+  std::error_code error;
+  if (path.empty() || std::filesystem::is_directory(path, error)) return;
+  Refuse(absl::StrCat("--", flag, " is ", path, ", which is not a folder; accepted: a folder that is there"));
 }
 
-void ReadEnvironment() {
-  for (const Group& group : Groups()) {
-    for (const char* name : group.flags) {
-      const std::string variable = EnvironmentName(name);
-      if (const char* value = std::getenv(variable.c_str())) SetFlag(absl::FindCommandLineFlag(name), value, variable);
-    }
+// Before the models are loaded: nobody wants to hear of it after that.
+void CheckFileToWrite(absl::string_view flag, const std::string& path) {
+  if (path.empty()) return;
+  std::error_code error;
+  const std::filesystem::path folder = std::filesystem::absolute(path, error).parent_path();
+  if (!error && std::filesystem::is_directory(folder, error) && !std::filesystem::is_directory(path, error) &&
+      access(folder.c_str(), W_OK) == 0) {
+    return;
   }
+  Refuse(absl::StrCat("--", flag, " is ", path,
+                      ", which cannot be written; accepted: a file in a folder that is there ",
+                      "and may be written to"));
 }
 
-// `--name=value`, or `--name value`. Not absl's own parser: that one knows no exit code but 1, and flags of libraries.
-void ReadFlags(int argc, char** argv) {
-  std::vector<std::string> models;
-  for (int i = 1; i < argc; ++i) {
-    absl::string_view text = argv[i];
-    if (text == "--help" || text == "-h") {
-      PrintHelp();
-      std::exit(0);
-    }
-    if (text == "--version") {
-      std::printf("palimpsest-server %s\n", ServerVersion().c_str());
-      std::exit(0);
-    }
-    if (!absl::ConsumePrefix(&text, "--")) {
-      Refuse(absl::StrCat("\"", argv[i], "\" is not a flag; flags are --name=value, and --help tells them"));
-    }
-    const size_t equals = text.find('=');
-    const std::string name(text.substr(0, equals));
-    absl::CommandLineFlag* flag = FindFlag(name);
-    if (flag == nullptr) Refuse(absl::StrCat("there is no flag --", name, "; --help tells those there are"));
-    std::string value;
-    if (equals != absl::string_view::npos) {
-      value = std::string(text.substr(equals + 1));
-    } else if (i + 1 < argc) {
-      value = argv[++i];
-    } else {
-      Refuse(absl::StrCat("--", name, " has no value"));
-    }
-    if (name == "model") {
-      models.push_back(value);
-    } else {
-      SetFlag(flag, value, absl::StrCat("--", name));
-    }
+template <class T>
+T OneOf(absl::string_view flag, const std::string& value, std::initializer_list<std::pair<const char*, T>> accepted) {
+  std::vector<const char*> names;
+  for (const auto& [name, meaning] : accepted) {
+    if (value == name) return meaning;
+    names.push_back(name);
   }
-  if (!models.empty()) SetFlag(FindFlag("model"), absl::StrJoin(models, ","), "--model");
+  Refuse(absl::StrCat("--", flag, " is \"", value, "\"; accepted: ", absl::StrJoin(names, ", ")));
+}
+
+absl::Duration NotNegative(absl::string_view flag, absl::Duration value) {
+  if (value >= absl::ZeroDuration()) return value;
+  Refuse(absl::StrCat("--", flag, " is ", absl::FormatDuration(value), "; accepted: 0 or more"));
 }
 
 ServerOptions::ModelSource ReadModel(const std::string& text) {
@@ -235,22 +212,27 @@ ServerOptions ReadOptions() {
   ServerOptions options;
   for (const std::string& text : absl::GetFlag(FLAGS_model)) options.models.push_back(ReadModel(text));
   options.model_root = absl::GetFlag(FLAGS_model_root);
-  if (options.models.empty() && options.model_root.empty()) {
-    Refuse("no model: give --model=FOLDER, or --model_root=FOLDER to load models later");
+  options.repository.folder = absl::GetFlag(FLAGS_model_repository);
+  options.repository.poll = absl::GetFlag(FLAGS_model_repository_poll);
+  options.repository.retire_after = absl::GetFlag(FLAGS_model_repository_retire_after);
+  if (options.models.empty() && options.model_root.empty() && options.repository.folder.empty()) {
+    Refuse(
+        "no model: give --model=FOLDER, or --model_repository=FOLDER with models in sub-folders, or "
+        "--model_root=FOLDER to load models later");
   }
-  if (!options.model_root.empty() && !std::filesystem::is_directory(options.model_root)) {
-    Refuse(absl::StrCat("--model_root ", options.model_root, " is not a folder"));
-  }
-  const std::string math = absl::GetFlag(FLAGS_math);
-  if (math == "auto") {
-    options.model.math = ModelOptions::Math::kAuto;
-  } else if (math == "f32") {
-    options.model.math = ModelOptions::Math::kF32;
-  } else if (math == "bf16") {
-    options.model.math = ModelOptions::Math::kBF16;
-  } else {
-    Refuse(absl::StrCat("--math is \"", math, "\"; accepted: auto, f32, bf16"));
-  }
+  CheckFolder("model_root", options.model_root);
+  CheckFolder("model_repository", options.repository.folder);
+  using Math = ModelOptions::Math;
+  options.model.math = OneOf<Math>("math", absl::GetFlag(FLAGS_math),
+                                   {{"auto", Math::kAuto}, {"f32", Math::kF32}, {"bf16", Math::kBF16}});
+  using Backend = BackendOptions::Kind;
+  options.backend.kind = OneOf<Backend>("backend", absl::GetFlag(FLAGS_backend),
+                                        {{"auto", Backend::kAuto}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}});
+  options.backend.device = absl::GetFlag(FLAGS_device);
+#ifdef PALIMPSEST_CUDA
+  options.backend.open = OpenCudaDevice;
+#endif
+  options.engine.device_memory_fraction = absl::GetFlag(FLAGS_device_memory_fraction);
   options.host = absl::GetFlag(FLAGS_host);
   options.port = absl::GetFlag(FLAGS_port);
   options.metrics_address = absl::GetFlag(FLAGS_metrics_address);
@@ -280,14 +262,6 @@ ServerOptions ReadOptions() {
   return options;
 }
 
-void LogConfiguration() {
-  std::vector<std::pair<std::string, std::string>> values{{"version", ServerVersion()}};
-  for (const Group& group : Groups()) {
-    for (const char* name : group.flags) values.emplace_back(name, absl::FindCommandLineFlag(name)->CurrentValue());
-  }
-  LogEvent("configuration", values);
-}
-
 // Whole or not at all: who waits for the file never reads half of it.
 bool WritePort(const std::string& path, int32_t port) {
   if (path.empty()) return true;
@@ -298,7 +272,7 @@ bool WritePort(const std::string& path, int32_t port) {
   std::error_code error;
   if (file) std::filesystem::rename(temporary, path, error);
   if (file && !error) return true;
-  std::fprintf(stderr, "palimpsest-server: %s cannot be written\n", path.c_str());
+  PrintError(absl::StrCat(path, " cannot be written"));
   return false;
 }
 
@@ -334,21 +308,28 @@ class Signals {
 };
 
 int Main(int argc, char** argv) {
-  ReadEnvironment();
-  ReadFlags(argc, argv);
-  const std::string format = absl::GetFlag(FLAGS_log_format);
-  if (format != "json" && format != "text") {
-    Refuse(absl::StrCat("--log_format is \"", format, "\"; accepted: json, text"));
+  const absl::StatusOr<CommandLine::Asked> asked = Flags().Read(argc, argv);
+  if (!asked.ok()) Refuse(asked.status().message());
+  if (*asked == CommandLine::Asked::kHelp) {
+    std::fputs(Flags().Help(kAbout).c_str(), stdout);
+    return 0;
   }
-  const absl::Duration grace = absl::GetFlag(FLAGS_grace);
-  if (grace < absl::ZeroDuration()) {
-    Refuse(absl::StrCat("--grace is ", absl::FormatDuration(grace), "; accepted: 0 or more"));
+  if (*asked == CommandLine::Asked::kVersion) {
+    std::printf("palimpsest-server %s\n", ServerVersion().c_str());
+    return 0;
   }
+  SetLogFormat(OneOf<LogFormat>("log_format", absl::GetFlag(FLAGS_log_format),
+                                {{"json", LogFormat::kJson}, {"text", LogFormat::kText}}));
+  const absl::Duration lame_duck = NotNegative("lame_duck", absl::GetFlag(FLAGS_lame_duck));
+  const absl::Duration grace = NotNegative("grace", absl::GetFlag(FLAGS_grace));
+  CheckFileToWrite("port_file", absl::GetFlag(FLAGS_port_file));
+  CheckFileToWrite("metrics_port_file", absl::GetFlag(FLAGS_metrics_port_file));
   ServerOptions options = ReadOptions();
-  SetLogFormat(format == "json" ? LogFormat::kJson : LogFormat::kText);
   static Signals& signals = *new Signals;  // its thread outlives main's frame
 
-  LogConfiguration();
+  std::vector<std::pair<std::string, std::string>> configuration = Flags().Values();
+  configuration.emplace(configuration.begin(), "version", ServerVersion());
+  LogEvent("configuration", configuration);
   options.on_listening = [&options](int32_t port, int32_t metrics_port) {
     LogEvent("listening", {{"address", absl::StrCat(options.host, ":", port)},
                            {"metrics_port", metrics_port == 0 ? "none" : absl::StrCat(metrics_port)},
@@ -358,7 +339,7 @@ int Main(int argc, char** argv) {
   };
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options);
   if (!server.ok()) {
-    std::fprintf(stderr, "palimpsest-server: %s\n", std::string(server.status().message()).c_str());
+    PrintError(server.status().message());
     switch (server.status().code()) {
       case absl::StatusCode::kInvalidArgument:
       case absl::StatusCode::kNotFound:
@@ -379,8 +360,8 @@ int Main(int argc, char** argv) {
   LogEvent("ready", {{"port", absl::StrCat((*server)->port())}});
 
   signals.Wait();
-  LogEvent("draining", {{"grace", absl::FormatDuration(grace)}});
-  (*server)->Drain(grace);
+  LogEvent("draining", {{"lame_duck", absl::FormatDuration(lame_duck)}, {"grace", absl::FormatDuration(grace)}});
+  (*server)->Drain(grace, lame_duck);
   server->reset();
   LogEvent("stopped");
   return 0;

@@ -3,6 +3,8 @@
 #include <signal.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -209,6 +211,37 @@ TEST_P(WrongFlags, EndWithTwoAndAReason) {
   for (const std::string& word : GetParam().words) EXPECT_THAT(exit.reason, HasSubstr(word));
 }
 
+TEST(Flags, TheEnvironmentAndTheFileAreNamedWhereTheirValuesAreRefused) {
+  const std::string model = absl::StrCat("--model=test=", MakeCheckpoint());
+  const std::string file = absl::StrCat(MakeFolder("flags"), "/server.flags");
+  std::ofstream(file) << "# too many\n--slots=1000000\n";
+  const Exit by_file = RunServer({model, "--port=0", "--metrics_address=", absl::StrCat("--flagfile=", file)});
+  EXPECT_EQ(by_file.code, 2);
+  EXPECT_THAT(by_file.reason, HasSubstr(absl::StrCat("--slots is 1000000 (", file, ":2); accepted: 1 to 65536")));
+
+  setenv("PALIMPSEST_SLOTS", "0", 1);
+  const Exit by_environment = RunServer({model, "--port=0", "--metrics_address="});
+  unsetenv("PALIMPSEST_SLOTS");
+  EXPECT_EQ(by_environment.code, 2);
+  EXPECT_THAT(by_environment.reason, HasSubstr("--slots is 0 (PALIMPSEST_SLOTS); accepted: 1 to 65536"));
+}
+
+TEST(Flags, TheCommandLineWinsOverTheEnvironmentAndThatOverTheFile) {
+  const std::string file = absl::StrCat(MakeFolder("flags"), "/server.flags");
+  std::ofstream(file) << "--slots=2\n--max_queue=3\n--max_sessions=4\n";
+  setenv("PALIMPSEST_SLOTS", "5", 1);
+  setenv("PALIMPSEST_MAX_QUEUE", "6", 1);
+  const auto server = ServerProcess::Start(MakeCheckpoint(), {absl::StrCat("--flagfile=", file), "--slots=7"});
+  unsetenv("PALIMPSEST_SLOTS");
+  unsetenv("PALIMPSEST_MAX_QUEUE");
+  ASSERT_NE(server, nullptr);
+  const std::string log = server->process().Log();
+  for (const char* set : {"\"slots\":\"7\"", "\"max_queue\":\"6\"", "\"max_sessions\":\"4\""}) {
+    EXPECT_THAT(log, HasSubstr(set));
+  }
+  EXPECT_EQ(server->Metric("palimpsest_slots"), 7);
+}
+
 std::vector<Row> Rows() {
   const std::string model = "--model=test=FOLDER", port = "--port=0", no_metrics = "--metrics_address=";
   return {
@@ -216,24 +249,51 @@ std::vector<Row> Rows() {
       {"UnknownFlag", {model, "--slot=3"}, {"no flag --slot", "--help"}},
       {"NotAFlag", {model, "serve"}, {"\"serve\" is not a flag"}},
       {"NoValue", {model, "--slots"}, {"--slots has no value"}},
-      {"NotANumber", {model, "--slots=many"}, {"--slots is \"many\""}},
-      {"NotADuration", {model, "--grace=soon"}, {"--grace is \"soon\""}},
+      {"NotANumber", {model, "--slots=many"}, {"--slots is \"many\"; accepted: a whole number"}},
+      {"NotADuration", {model, "--grace=soon"}, {"--grace is \"soon\"; accepted: a duration"}},
       {"NegativeGrace", {model, "--grace=-1s"}, {"--grace is -1s", "0 or more"}},
       {"UnknownLogFormat", {model, "--log_format=xml"}, {"\"xml\"", "json, text"}},
       {"UnknownMath", {model, "--math=f64"}, {"\"f64\"", "auto, f32, bf16"}},
       {"ModelWithoutAFolder", {"--model=test="}, {"--model", "NAME=FOLDER"}},
-      {"ModelNameOfOtherCharacters", {"--model=My_Model=FOLDER", port, no_metrics}, {"My_Model"}},
+      {"ModelNameOfOtherCharacters",
+       {"--model=My_Model=FOLDER", port, no_metrics},
+       {"--model is \"My_Model=", "NAME=FOLDER"}},
       {"OneNameForTwoModels", {model, model, port, no_metrics}, {"test"}},
-      {"RootIsNoFolder", {"--model_root=/nowhere/at/all"}, {"/nowhere/at/all", "not a folder"}},
-      {"PortOutOfRange", {model, "--port=70000", no_metrics}, {"port", "70000"}},
-      {"NoSlots", {model, "--slots=0", port, no_metrics}, {"slots", "0"}},
-      {"NegativeThreads", {model, "--threads=-1", port, no_metrics}, {"threads", "-1"}},
-      {"NegativeQueue", {model, "--max_queue=-1", port, no_metrics}, {"max_queue", "-1"}},
-      {"CertificateWithoutKey", {model, "--tls_cert=x.pem", port, no_metrics}, {"tls_key"}},
+      {"RootIsNoFolder", {"--model_root=/nowhere/at/all"}, {"--model_root is /nowhere/at/all", "not a folder"}},
+      {"RepositoryIsNoFolder",
+       {"--model_repository=/nowhere/at/all"},
+       {"--model_repository is /nowhere/at/all", "not a folder"}},
+      {"RepositoryLookedAtTooOften",
+       {model, "--model_repository_poll=1ms", port, no_metrics},
+       {"--model_repository_poll is 1ms", "0, or 100ms or more"}},
+      {"NegativeRetirement",
+       {model, "--model_repository_retire_after=-1s", port, no_metrics},
+       {"--model_repository_retire_after is -1s", "0 or more"}},
+      {"NegativeLameDuck", {model, "--lame_duck=-1s"}, {"--lame_duck is -1s", "0 or more"}},
+      {"NoTimeToLive", {model, "--session_ttl=0", port, no_metrics}, {"--session_ttl is 0", "1s or more"}},
+      {"NothingToGenerate",
+       {model, "--default_max_tokens=100", "--max_tokens=10", port, no_metrics},
+       {"--default_max_tokens is 100", "0 to 10"}},
+      {"PortFileInNoFolder",
+       {model, port, no_metrics, "--port_file=/nowhere/at/all/port"},
+       {"--port_file is /nowhere/at/all/port", "cannot be written"}},
+      {"FlagFileThatIsNotThere", {"--flagfile=/nowhere/flags"}, {"--flagfile is /nowhere/flags", "cannot be read"}},
+      {"ClientAuthorityWithoutCertificate",
+       {model, "--tls_client_ca=x.pem", port, no_metrics},
+       {"--tls_client_ca", "--tls_cert and --tls_key"}},
+      {"PortOutOfRange", {model, "--port=70000", no_metrics}, {"--port is 70000", "0 (any free one) to 65535"}},
+      {"NoSlots", {model, "--slots=0", port, no_metrics}, {"--slots is 0", "1 to 65536"}},
+      {"NegativeThreads", {model, "--threads=-1", port, no_metrics}, {"--threads is -1", "1024"}},
+      {"NegativeQueue", {model, "--max_queue=-1", port, no_metrics}, {"--max_queue is -1", "1 to "}},
+      {"CertificateWithoutKey",
+       {model, "--tls_cert=x.pem", port, no_metrics},
+       {"--tls_cert is given without --tls_key"}},
       {"CertificateThatIsNotThere",
        {model, "--tls_cert=/nowhere/x.pem", "--tls_key=/nowhere/y.pem", port, no_metrics},
-       {"/nowhere/x.pem"}},
-      {"MetricsAddressWithoutPort", {model, port, "--metrics_address=localhost"}, {"metrics", "localhost"}},
+       {"--tls_cert is /nowhere/x.pem", "a PEM file"}},
+      {"MetricsAddressWithoutPort",
+       {model, port, "--metrics_address=localhost"},
+       {"--metrics_address is \"localhost\"", "host:port"}},
   };
 }
 

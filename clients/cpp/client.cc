@@ -48,18 +48,17 @@ void Cancellation::Remove(const std::shared_ptr<grpc::ClientContext>& context) {
   contexts_.erase(std::remove(contexts_.begin(), contexts_.end(), context), contexts_.end());
 }
 
-// The grpc::ClientContext of one call: its deadline, its way to be cancelled, and the session to route it by.
+// The grpc::ClientContext of one call: its deadline, its way to be cancelled, its trace, and the session to route it
+// by.
 class CallContext {
  public:
   CallContext(const CallOptions& options, const std::string& session) : cancellation_(options.cancellation) {
     if (options.timeout != absl::InfiniteDuration()) {
       context_->set_deadline(absl::ToChronoTime(absl::Now() + options.timeout));
     }
-    // gRPC ends the process on a metadata value with bytes it does not allow, and such a name is the server's to
-    // refuse.
-    const bool printable = std::all_of(session.begin(), session.end(), [](char c) { return c > ' ' && c <= '~'; });
-    if (!session.empty() && printable)
-      context_->AddMetadata("x-goog-request-params", absl::StrCat("session=", session));
+    if (!session.empty()) AddMetadata("x-goog-request-params", absl::StrCat("session=", session));
+    if (!options.traceparent.empty()) AddMetadata("traceparent", options.traceparent);
+    if (!options.tracestate.empty()) AddMetadata("tracestate", options.tracestate);
     if (cancellation_ != nullptr) cancellation_->Add(context_);
   }
   ~CallContext() {
@@ -71,6 +70,12 @@ class CallContext {
   grpc::ClientContext* get() { return context_.get(); }
 
  private:
+  // gRPC ends the process on a value with bytes that it does not allow, and such a value is the server's to refuse.
+  void AddMetadata(const char* key, const std::string& value) {
+    const bool printable = std::all_of(value.begin(), value.end(), [](char c) { return c >= ' ' && c <= '~'; });
+    if (printable) context_->AddMetadata(key, value);
+  }
+
   Cancellation* const cancellation_;
   const std::shared_ptr<grpc::ClientContext> context_ = std::make_shared<grpc::ClientContext>();
 };

@@ -13,7 +13,9 @@
 //   64 MiB (an inline state is larger than gRPC's 4 MiB), TLS;
 // * retries of UNAVAILABLE, by service config, for the calls that may be repeated: reads, and the calls that carry a
 //   request id, which is filled in where the caller left it empty. Never Generate or Score;
-// * the session's name in the metadata key `x-goog-request-params`, so that a balancer can route by it;
+// * the session's name in the metadata key `x-goog-request-params`, so that a balancer can route by it, and the
+// caller's
+//   W3C trace context where there is one;
 // * snapshots as files or strings, sent in pieces of 1 MiB;
 // * errors as absl::Status, the details of google.rpc rendered into the message, one `field: cure` a line.
 #pragma once
@@ -84,6 +86,10 @@ struct CallOptions {
   absl::Duration timeout = absl::InfiniteDuration();
   // May be null.
   Cancellation* cancellation = nullptr;
+  // W3C Trace Context: the caller's span, and what its tracing system adds. The server logs the call as a child of that
+  // span. What a header cannot carry is left out.
+  std::string traceparent = "";
+  std::string tracestate = "";
 };
 
 // The stream of one Generate call. One thread reads; Cancel may come from any. Destroying it early cancels the call.

@@ -16,19 +16,13 @@
 #include <vector>
 
 #include "kernels/common/simd.h"
+#include "kernels/common/test_device.h"
 #include "kernels/common/thread_pool.h"
 
 namespace palimpsest {
 
 inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// The device that this test program tests ops on: it sees all that is on the heap, and an op's results are there when
-// the op returns. Null: they run on the processor. Each program links one definition or the other.
-Device* TestDevice();
-
-// Where the op under test runs.
-inline ExecContext On(ThreadPool& pool) { return {.pool = &pool, .device = TestDevice()}; }
 
 // The targets that UseSimdTarget accepts here, the one in use first; for a device, that one alone.
 inline std::vector<std::string> SimdTargets() {

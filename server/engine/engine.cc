@@ -1,7 +1,6 @@
 #include "server/engine/engine.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <optional>
@@ -14,7 +13,10 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
 #include "server/engine/available_memory.h"
+#include "server/engine/available_processors.h"
+#include "server/engine/least_work.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
 #include "server/engine/stepper.h"
@@ -22,12 +24,6 @@
 
 namespace palimpsest {
 namespace {
-
-int32_t ProcessorCount() {
-  cpu_set_t processors;
-  if (sched_getaffinity(0, sizeof processors, &processors) == 0) return CPU_COUNT(&processors);
-  return std::max<int32_t>(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
-}
 
 absl::Status CheckOptions(const EngineOptions& options) {
   const struct {
@@ -37,7 +33,7 @@ absl::Status CheckOptions(const EngineOptions& options) {
     int32_t most;
   } kBounds[] = {
       {"threads", options.threads, 0, 4096},
-      {"slots", options.slots, 1, 1 << 20},
+      {"slots", options.slots, 0, 1 << 20},
       {"max_queue", options.max_queue, 0, 1 << 24},
       {"prefill_budget", options.prefill_budget, 1, 1 << 20},
       {"max_undelivered_tokens", options.max_undelivered_tokens, 1, 1 << 24},
@@ -47,17 +43,51 @@ absl::Status CheckOptions(const EngineOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat(bound.name, " is ", bound.value, ", expected ", bound.least, " to ", bound.most));
   }
+  if (!(options.device_memory_fraction > 0.0 && options.device_memory_fraction <= 1.0)) {
+    return absl::InvalidArgumentError(absl::StrCat("device_memory_fraction is ", options.device_memory_fraction,
+                                                   ", expected more than 0, at most 1"));
+  }
   return absl::OkStatus();
 }
 
-absl::Status CheckMemory(const Model& model, const EngineOptions& options) {
-  const std::optional<int64_t> available = AvailableMemory();
-  const int64_t state_bytes = model.layout().bytes();
-  const int64_t slots_bytes = options.slots * state_bytes;
-  if (!available || slots_bytes <= *available) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(options.slots, " slots of ", state_bytes, " bytes need ",
-                                                   slots_bytes, " bytes of memory, ", *available,
-                                                   " are available; use fewer slots"));
+constexpr int32_t kDefaultSlots = 64;
+constexpr int32_t kMostSlotsUnasked = 4096;
+
+// Rows of a batch at most: a step of every slot, and the prompts' chunks, of which one may begin within the budget.
+int32_t MaxRows(int32_t slots, const EngineOptions& options) {
+  return slots + std::max(options.prefill_budget, Scheduler::kChunk);
+}
+
+// How many slots there will be. RESOURCE_EXHAUSTED: not as many as were asked for.
+absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options) {
+  const int64_t state_bytes = std::max<int64_t>(model.layout().bytes(), 1);
+  if (model.device() == nullptr) {
+    const int32_t slots = options.slots > 0 ? options.slots : kDefaultSlots;
+    const std::optional<int64_t> available = AvailableMemory();
+    if (!available || slots * state_bytes <= *available) return slots;
+    return absl::ResourceExhaustedError(absl::StrCat(slots, " slots of ", state_bytes, " bytes need ",
+                                                     slots * state_bytes, " bytes of memory, ", *available,
+                                                     " are available; use fewer slots"));
+  }
+  const int64_t total = model.device()->info().total_bytes, free = model.device()->FreeBytes();
+  const auto allowed = static_cast<int64_t>(static_cast<double>(total) * options.device_memory_fraction);
+  const int64_t available = std::max<int64_t>(0, allowed - (total - free));
+  const auto bytes = [&](int32_t slots) { return slots * state_bytes + model.WorkspaceBytes(MaxRows(slots, options)); };
+  if (options.slots > 0) {
+    if (bytes(options.slots) <= available) return options.slots;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        options.slots, " slots of ", state_bytes, " bytes, and what their batches need, take ", bytes(options.slots),
+        " bytes of device memory, ", available, " are available (", options.device_memory_fraction, " of ", total,
+        ", less what is in use); use fewer slots, or a larger part of the memory"));
+  }
+  int32_t slots = 0;
+  for (int32_t more = kMostSlotsUnasked; more > 0; more /= 2) {
+    if (slots + more <= kMostSlotsUnasked && bytes(slots + more) <= available) slots += more;
+  }
+  if (slots > 0) return slots;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("not one slot of ", state_bytes, " bytes fits the device: ", available,
+                   " bytes of its memory are available, with what a batch ", "needs ", bytes(1), " would be taken"));
 }
 
 // Whether the positions that the model was trained with reach as far as the request goes.
@@ -125,8 +155,10 @@ class Engine::Impl {
                  .layout_hash = model_->layout().hash(),
                  .bytes = model_->layout().bytes(),
                  .vocabulary = model_->config().vocabulary}),
-        slots_(options.slots, format_.bytes),
-        stepper_(*model_, options.threads == 0 ? ProcessorCount() : options.threads, slots_),
+        least_work_(*model_),
+        slots_(options.slots, format_.bytes, model_->device()),
+        stepper_(*model_, options.threads == 0 ? AvailableProcessors() : options.threads, slots_,
+                 MaxRows(options.slots, options)),
         scheduler_(options.slots, options.prefill_budget),
         lanes_(static_cast<size_t>(options.slots), nullptr) {}
   ~Impl();
@@ -150,7 +182,7 @@ class Engine::Impl {
     std::vector<RequestId> cancelled;
     absl::Time drain_deadline = absl::InfiniteFuture();
   };
-  enum class Ending : uint8_t { kDone, kEarly, kNotFinite };
+  enum class Ending : uint8_t { kDone, kEarly, kNotFinite, kDeviceFailed };
   struct Finished {
     std::unique_ptr<Sequence> sequence;
     RequestSink::Finish finish;
@@ -172,7 +204,10 @@ class Engine::Impl {
   void EndLate(const Mail& mail, absl::Time now);
   void AdmitWaiting(absl::Time now);
   void HoldSlowReaders();
+  void NoteOldestWaiting();
   void RunBatch();
+  // Ends everything; from then on nothing is taken.
+  void FailDevice(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers);
   void CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now);
   void CompletePrompt(Sequence& sequence);
@@ -180,8 +215,11 @@ class Engine::Impl {
   void End(Sequence& sequence, Ending ending, absl::Status status, EndReason reason = EndReason::kLength,
            std::string stop_string = "");
   // Settles what the sequence leaves behind: its lease and the state that was asked for. False: its numbers are not
-  // finite.
-  bool Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
+  // finite. INTERNAL: the device failed, and the session is where it was.
+  absl::StatusOr<bool> Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
+  // Has the sink told with the next SendDeltas: on a device, that is while the next batch runs.
+  void Deliver(const Sequence& sequence, RequestSink::Delta delta);
+  void SendDeltas();
   void DeliverFinished() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Constant after construction.
@@ -190,6 +228,7 @@ class Engine::Impl {
   const EngineOptions options_;
   const EngineObserver observer_;
   const StateFormat format_;
+  const LeastWork least_work_;
 
   // The engine thread's alone.
   SlotPool slots_;
@@ -198,6 +237,7 @@ class Engine::Impl {
   std::vector<Sequence*> lanes_;  // by lane; null: free
   absl::flat_hash_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Finished> finished_;  // in this iteration
+  std::vector<std::pair<std::shared_ptr<RequestSink>, RequestSink::Delta>> deltas_;  // not sent yet
   std::vector<Scheduler::Item> items_;
   EngineStats counted_;
 
@@ -212,7 +252,8 @@ class Engine::Impl {
   int32_t delivering_ ABSL_GUARDED_BY(mu_) = 0;  // settled, OnFinish not yet called
   RequestId last_id_ ABSL_GUARDED_BY(mu_) = 0;
   EngineStats stats_ ABSL_GUARDED_BY(mu_);
-  std::optional<bool> warm_ ABSL_GUARDED_BY(mu_);  // whether the warm-up was finite
+  std::optional<absl::Status> warm_ ABSL_GUARDED_BY(mu_);  // what came of the warm-up
+  absl::Status device_status_ ABSL_GUARDED_BY(mu_);
 
   std::thread thread_;  // last: uses all of the above
 };
@@ -229,11 +270,12 @@ Engine::Impl::~Impl() {
 
 absl::Status Engine::Impl::Start() {
   counted_.slots = options_.slots;
-  thread_ = std::thread([this] { Loop(); });
+  counted_.max_queue = options_.max_queue;
   absl::MutexLock lock(&mu_);
+  stats_ = counted_;
+  thread_ = std::thread([this] { Loop(); });
   mu_.Await(absl::Condition(this, &Impl::IsWarm));
-  if (*warm_) return absl::OkStatus();
-  return absl::DataLossError("the model's logits are not finite for its first tokens: the checkpoint is damaged");
+  return *warm_;
 }
 
 absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
@@ -243,6 +285,9 @@ absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
   {
     absl::MutexLock lock(&mu_);
     if (draining_) return absl::UnavailableError("the server is draining; retry on another replica");
+    if (!device_status_.ok()) {
+      return absl::UnavailableError(absl::StrCat(device_status_.message(), "; retry on another replica"));
+    }
     const int32_t most = options_.slots + options_.max_queue;
     if (in_flight_ >= most) {
       return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", in_flight_, " requests are here, ",
@@ -277,18 +322,29 @@ void Engine::Impl::Drain(absl::Time deadline) {
 }
 
 EngineStats Engine::Impl::stats() const {
+  int64_t total = 0, free = 0;
+  if (Device* const device = model_->device(); device != nullptr) {
+    total = device->info().total_bytes;
+    free = device->FreeBytes();
+  }
   absl::MutexLock lock(&mu_);
   EngineStats stats = stats_;
+  stats.device_total_bytes = total;
+  stats.device_free_bytes = free;
   stats.waiting = std::max(0, in_flight_ - stats.running);
+  // Those that the engine's thread has not seen yet.
+  for (const std::unique_ptr<Sequence>& sequence : submitted_) {
+    stats.oldest_waiting = std::min(stats.oldest_waiting, sequence->request.arrival);
+  }
   return stats;
 }
 
 void Engine::Impl::Loop() {
   pthread_setname_np(pthread_self(), "engine");
-  const bool finite = stepper_.WarmUp();
+  absl::Status warm = stepper_.WarmUp();
   {
     absl::MutexLock lock(&mu_);
-    warm_ = finite;
+    warm_ = std::move(warm);
   }
   Mail mail;
   bool idle = false;
@@ -298,8 +354,10 @@ void Engine::Impl::Loop() {
     EndLate(mail, now);
     AdmitWaiting(now);
     HoldSlowReaders();
+    NoteOldestWaiting();
     scheduler_.NextBatch(items_);
     if (!items_.empty()) RunBatch();
+    if (items_.empty() || !finished_.empty() || model_->device() == nullptr) SendDeltas();
     // What has ended makes room for what waits.
     idle = items_.empty() && finished_.empty();
     DeliverFinished();
@@ -359,6 +417,7 @@ void Engine::Impl::AdmitWaiting(absl::Time now) {
     ++counted_.running;
     ++counted_.slots_used;
     counted_.cached_tokens += sequence.initial_position;
+    if (observer_.on_queued) observer_.on_queued(now - sequence.request.arrival);
     // Such a prompt has nothing to take in: it is empty, or its one token is pending at once.
     const Scheduler::Job job = sequence.MakeJob();
     if (!job.feed && job.prefill_rows == 0) CompletePrompt(sequence);
@@ -366,22 +425,39 @@ void Engine::Impl::AdmitWaiting(absl::Time now) {
 }
 
 void Engine::Impl::HoldSlowReaders() {
+  counted_.held = 0;
   for (Sequence* sequence : lanes_) {
     if (sequence == nullptr) continue;
     const bool full = sequence->request.sink->undelivered_tokens() >= options_.max_undelivered_tokens;
     scheduler_.Hold(sequence->lane, full);
+    if (full) ++counted_.held;
   }
+}
+
+void Engine::Impl::NoteOldestWaiting() {
+  const std::optional<RequestId> first = scheduler_.first_waiting();
+  counted_.oldest_waiting = first ? sequences_.at(*first)->request.arrival : absl::InfiniteFuture();
 }
 
 void Engine::Impl::RunBatch() {
   const absl::Time begin = absl::Now();
-  stepper_.Run(items_, lanes_);
+  stepper_.Begin(items_, lanes_);
+  const absl::Time begun = absl::Now();
+  SendDeltas();  // of the batch before, while the device is at work on this one
+  absl::Status status = stepper_.Finish();
   const absl::Time end = absl::Now();
+  if (model_->device() != nullptr) counted_.device_wait += end - begun;
   ++counted_.iterations;
+  counted_.recorded_passes = stepper_.passes().recorded_passes;
+  counted_.direct_passes = stepper_.passes().direct_passes;
+  if (!status.ok()) return FailDevice(status);
+  int64_t logit_rows = 0;
   for (size_t i = 0; i < items_.size(); ++i) {
     const Scheduler::Item& item = items_[i];
     Sequence& sequence = *lanes_[item.lane];
     const std::span<SampleRow> answers = stepper_.answers(i);
+    sequence.rows_taken += item.rows;
+    logit_rows += std::ssize(answers);
     if (!std::ranges::all_of(answers, &SampleRow::finite)) {
       End(sequence, Ending::kNotFinite, absl::OkStatus());
     } else if (item.work == Scheduler::Work::kDecode) {
@@ -391,7 +467,29 @@ void Engine::Impl::RunBatch() {
       if (item.completes_prompt) CompletePrompt(sequence);
     }
   }
+  const LeastWork::Amount least = least_work_.Of(stepper_.rows(), std::ssize(items_), logit_rows);
+  counted_.least_bytes += least.bytes;
+  counted_.least_flops += least.flops;
   if (observer_.on_iteration) observer_.on_iteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
+}
+
+void Engine::Impl::FailDevice(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mu_);
+    device_status_ = status;
+  }
+  counted_.failed = true;
+  std::vector<Sequence*> rest;
+  for (const auto& [id, sequence] : sequences_) rest.push_back(sequence.get());
+  std::ranges::sort(rest, {}, &Sequence::id);
+  for (Sequence* sequence : rest) {
+    End(*sequence, Ending::kDeviceFailed,
+        absl::UnavailableError(absl::StrCat(
+            status.message(), sequence->request.lease
+                                  ? absl::StrCat("; the session stands where it was before the request, at position ",
+                                                 sequence->initial_position)
+                                  : "")));
+  }
 }
 
 void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers) {
@@ -403,7 +501,7 @@ void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item,
   // The last row, which is scored if any of them is, predicts this token of the prompt.
   const int64_t last = item.work == Scheduler::Work::kFeed ? 0 : item.begin + item.rows;
   delta.position = sequence.initial_position + last + 1;
-  sequence.request.sink->OnDelta(std::move(delta));
+  Deliver(sequence, std::move(delta));
 }
 
 void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now) {
@@ -414,6 +512,7 @@ void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time
   ++counted_.generated_tokens;
   if (sequence.generated_tokens == 1) {
     sequence.first_token = now;
+    if (observer_.on_first_token) observer_.on_first_token(now - request.arrival);
   } else if (observer_.on_token) {
     observer_.on_token(now - sequence.last_token);
   }
@@ -444,8 +543,17 @@ void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time
     const bool ends_here = !request.lease && !request.want_state;
     delta.text += ends_here ? sequence.reply.Flush() : sequence.reply.Release();
   }
-  request.sink->OnDelta(std::move(delta));
+  Deliver(sequence, std::move(delta));
   if (reason) End(sequence, Ending::kDone, absl::OkStatus(), *reason, std::move(stop_string));
+}
+
+void Engine::Impl::Deliver(const Sequence& sequence, RequestSink::Delta delta) {
+  deltas_.emplace_back(sequence.request.sink, std::move(delta));
+}
+
+void Engine::Impl::SendDeltas() {
+  for (auto& [sink, delta] : deltas_) sink->OnDelta(std::move(delta));
+  deltas_.clear();
 }
 
 void Engine::Impl::CompletePrompt(Sequence& sequence) {
@@ -472,7 +580,7 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
     // Text that was held back belongs to tokens that were delivered.
     std::string text = sequence.reply.Release();
     if (!text.empty()) {
-      request.sink->OnDelta({.text = std::move(text), .tokens = {}, .position = sequence.head.position});
+      Deliver(sequence, {.text = std::move(text), .tokens = {}, .position = sequence.head.position});
     }
   }
   RequestSink::Finish finish;
@@ -486,12 +594,20 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   if (sequence.generated_tokens > 0) finish.time_to_first_token = sequence.first_token - request.arrival;
   finish.total_time = now - request.arrival;
   finish.status = std::move(status);
-  if (!Settle(sequence, ending, finish, now)) {
+  const absl::StatusOr<bool> settled = Settle(sequence, ending, finish, now);
+  const bool finite = !settled.ok() || *settled;
+  if (!finite || !settled.ok() || (ending != Ending::kDone && sequence.generated_tokens == 0)) {
+    counted_.discarded_tokens += sequence.rows_taken;
+  }
+  if (!settled.ok()) {
+    finish.status = absl::UnavailableError(settled.status().message());
+  } else if (!finite) {
     ++counted_.quarantined;
     finish.status = absl::InternalError(
         absl::StrCat("the numbers of this sequence stopped being finite at position ", sequence.head.position,
                      leased ? "; its session is quarantined: delete it or go back to a snapshot" : ""));
   }
+  if (sequence.lane < 0 && observer_.on_queued) observer_.on_queued(finish.queue_time);
   if (sequence.lane >= 0) {
     slots_.Release(sequence.slot);
     scheduler_.Leave(sequence.lane);
@@ -506,7 +622,8 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   sequences_.erase(it);
 }
 
-bool Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now) {
+absl::StatusOr<bool> Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish,
+                                          absl::Time now) {
   EngineRequest& request = sequence.request;
   const bool changed = sequence.head.position != sequence.initial_position;
   // A request that ends early leaves its prompt behind only if a token was sampled after it.
@@ -517,7 +634,13 @@ bool Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish
 
   StatePtr state;
   if (asked || commit) {
-    state = MakeState(format_, model_->layout(), sequence.head, slots_.Data(sequence.slot));
+    absl::StatusOr<StatePtr> made = MakeState(format_, model_->layout(), sequence.head, slots_, sequence.slot);
+    if (!made.ok()) {
+      finish.position = sequence.initial_position;
+      request.lease.Abandon(now);
+      return made.status();
+    }
+    state = *std::move(made);
     if (state == nullptr) ending = Ending::kNotFinite;
   }
   if (ending == Ending::kNotFinite) {
@@ -560,8 +683,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(std::shared_ptr<const Mode
                                                       const EngineOptions& options, EngineObserver observer) {
   PALIMPSEST_CHECK(model != nullptr && tokenizer != nullptr);
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  if (absl::Status status = CheckMemory(*model, options); !status.ok()) return status;
-  auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), options, std::move(observer));
+  absl::StatusOr<int32_t> slots = ChooseSlots(*model, options);
+  if (!slots.ok()) return slots.status();
+  EngineOptions chosen = options;
+  chosen.slots = *slots;
+  auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), chosen, std::move(observer));
   if (absl::Status status = impl->Start(); !status.ok()) return status;
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }

@@ -32,8 +32,11 @@ struct EngineOptions {
   // Threads of the arithmetic, the engine's own included. 0: one per processor.
   int32_t threads = 0;
   // Sequences that run at once. Each costs StateLayout::bytes() from the start on. More raises throughput until the
-  // arithmetic is saturated, and with it every caller's time between tokens.
+  // arithmetic is saturated, and with it every caller's time between tokens. 0: on a device, as many as its memory
+  // holds (at most 4096); else 64.
   int32_t slots = 64;
+  // Of a device's memory, the part that this server may take in all, weights included.
+  double device_memory_fraction = 0.9;
   // Requests that wait for a slot before new ones are refused.
   int32_t max_queue = 256;
   // Prompt tokens taken into one iteration beside the decoding sequences, in whole chunks. More shortens the time to
@@ -65,8 +68,9 @@ class RequestSink {
     int64_t position = 0;
   };
   struct Finish {
-    // OK: ended for `reason`.  CANCELLED.  DEADLINE_EXCEEDED.  UNAVAILABLE: drained.  INTERNAL: the sequence's numbers
-    // stopped being finite; a session of it is quarantined, and no other sequence notices.
+    // OK: ended for `reason`.  CANCELLED.  DEADLINE_EXCEEDED.  UNAVAILABLE: drained, or the device failed: a session is
+    // then where it was before the request.  INTERNAL: the sequence's numbers stopped being finite; a session of it is
+    // quarantined, and no other sequence notices.
     absl::Status status;
     EndReason reason = EndReason::kLength;
     std::string stop_string;
@@ -135,13 +139,31 @@ struct EngineStats {
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
   int64_t cached_tokens = 0;
+  // Tokens that were taken in for nothing: their requests ended before a token was sampled, or their numbers stopped
+  // being finite, so that who asks again has them taken in again. Going on from a state never does.
+  int64_t discarded_tokens = 0;
   int64_t quarantined = 0;
   int64_t iterations = 0;
+  bool failed = false;  // the device did, and with it this engine
+  // On a device: forward passes run from a recording, and launched op by op.
+  int64_t recorded_passes = 0;
+  int64_t direct_passes = 0;
+  absl::Duration device_wait;  // what the engine's thread has waited for the device
+  int64_t device_total_bytes = 0;
+  int64_t device_free_bytes = 0;  // that nobody has, in this process or another
+  int32_t held = 0;               // of `running`: left out of batches until their readers have caught up
+  int32_t max_queue = 0;          // EngineOptions
+  absl::Time oldest_waiting = absl::InfiniteFuture();  // arrival of the request that has waited longest
+  // What the iterations could not have done without (least_work.h).
+  int64_t least_bytes = 0;
+  int64_t least_flops = 0;
 };
 
-// Told of each iteration and each finished request; called on the engine's thread, must return quickly.
+// Told of each iteration and of each request as it goes; called on the engine's thread, must return quickly.
 struct EngineObserver {
   std::function<void(int32_t rows, int32_t sequences, absl::Duration time)> on_iteration;
+  std::function<void(absl::Duration)> on_queued;  // from arrival until it had a slot, or its end if it never had one
+  std::function<void(absl::Duration)> on_first_token;  // since arrival
   std::function<void(const RequestSink::Finish&)> on_finish;
   std::function<void(absl::Duration)> on_token;  // time since the sequence's token before
 };
@@ -149,8 +171,9 @@ struct EngineObserver {
 class Engine {
  public:
   // Allocates the slots, runs one step and one chunk to warm up, and starts the thread. RESOURCE_EXHAUSTED: the slots
-  // do not fit the memory that is free (message: bytes of each, bytes free).  INVALID_ARGUMENT: an option is out of
-  // range.  DATA_LOSS: the warm-up's logits are not finite, so no request could be served.
+  // do not fit the memory that is free (message: bytes of each, bytes free).  INTERNAL: the device failed.
+  // INVALID_ARGUMENT: an option is out of range.  DATA_LOSS: the warm-up's logits are not finite, so no request could
+  // be served.
   static absl::StatusOr<std::unique_ptr<Engine>> Start(std::shared_ptr<const Model> model,
                                                        std::shared_ptr<const Tokenizer> tokenizer,
                                                        const EngineOptions& options, EngineObserver observer = {});
@@ -164,7 +187,8 @@ class Engine {
 
   // Thread-safe. On OK the engine owns the request, `request` is empty and the sink's OnFinish will be called exactly
   // once. On error the request is untouched and still the caller's. RESOURCE_EXHAUSTED: the queue is full, that is, as
-  // many requests are here as there are slots and places in the queue.  UNAVAILABLE: draining.  INVALID_ARGUMENT: a
+  // many requests are here as there are slots and places in the queue.  UNAVAILABLE: draining, or the device failed.
+  // INVALID_ARGUMENT: a
   // token id of the prompt, the logit bias or the state is outside the vocabulary.  FAILED_PRECONDITION: the state is
   // of another model or layout, or there is nothing to continue from, or the context would be longer than the model's
   // positions reach (ModelConfig::max_context()).

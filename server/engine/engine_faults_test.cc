@@ -229,6 +229,64 @@ TEST_F(EngineFaults, DestroyingAnEngineEndsEverything) {
   EXPECT_EQ(store_.counts().active, 0);
 }
 
+// Waits until the engine's stats say so; fails the test after a minute.
+template <typename Condition>
+void AwaitStats(const Engine& engine, Condition condition) {
+  const absl::Time deadline = absl::Now() + absl::Minutes(1);
+  while (!condition(engine.stats())) {
+    ASSERT_LT(absl::Now(), deadline);
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+}
+
+TEST_F(EngineFaults, StatsTellWhoHasWaitedLongest) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 1, .max_queue = 5});
+  EXPECT_EQ(engine->stats().max_queue, 5);
+  EXPECT_EQ(engine->stats().oldest_waiting, absl::InfiniteFuture());
+  RequestId running = 0;
+  Submit(*engine, Generate(RandomTokens(3, 1), kEndless), &running)->WaitForTokens(1);
+  const absl::Time before = absl::Now();
+  RequestId first = 0;
+  RequestId second = 0;
+  Submit(*engine, Generate(RandomTokens(3, 2), kEndless), &first);
+  const absl::Time between = absl::Now();
+  Submit(*engine, Generate(RandomTokens(3, 3), kEndless), &second);
+  AwaitStats(*engine, [](const EngineStats& stats) { return stats.waiting == 2; });
+  AwaitStats(*engine, [&](const EngineStats& s) { return s.oldest_waiting >= before && s.oldest_waiting <= between; });
+  engine->Cancel(first);
+  AwaitStats(*engine, [&](const EngineStats& s) { return s.waiting == 1 && s.oldest_waiting >= between; });
+  engine->Cancel(running);
+  AwaitStats(*engine, [](const EngineStats& s) {
+    return s.waiting == 0 && s.running == 1 && s.oldest_waiting == absl::InfiniteFuture();
+  });
+}
+
+TEST_F(EngineFaults, StatsTellOfReadersThatHoldUpTheirSequence) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2, .max_undelivered_tokens = 4});
+  auto slow = std::make_shared<RecordingSink>();
+  slow->ReadSlowly(0);
+  EngineRequest request = Generate(RandomTokens(3, 1), 20);
+  request.sink = slow;
+  RequestId id = 0;
+  Submit(*engine, std::move(request), &id);
+  AwaitStats(*engine, [](const EngineStats& stats) { return stats.held == 1 && stats.running == 1; });
+  slow->ReadSlowly(20);
+  engine->Resume(id);
+  EXPECT_TRUE(slow->Wait().status.ok());
+  AwaitStats(*engine, [](const EngineStats& stats) { return stats.held == 0 && stats.running == 0; });
+}
+
+TEST_F(EngineFaults, StatsTellOfTokensTakenInForNothing) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2});
+  RunToEnd(*engine, Generate(RandomTokens(70, 1), 5));
+  EXPECT_EQ(engine->stats().discarded_tokens, 0);
+  std::vector<int32_t> bad = RandomTokens(9, 2);
+  bad[3] = kPoisonToken;
+  EXPECT_EQ(RunToEnd(*engine, Generate(bad, 5))->Wait().status.code(), absl::StatusCode::kInternal);
+  EXPECT_GE(engine->stats().discarded_tokens, 8);
+  EXPECT_LE(engine->stats().discarded_tokens, 9);
+}
+
 // Runs `bad` among neighbours and expects it to end as not finite, alone.
 void ExpectQuarantine(Engine& engine, std::vector<EngineRequest> bad) {
   std::vector<std::shared_ptr<RecordingSink>> before;
@@ -335,7 +393,7 @@ TEST_F(EngineFaults, WhatCannotBeRunIsRefusedWithTheReason) {
 TEST_F(EngineFaults, OptionsOutOfRangeAndTooManySlotsAreRefused) {
   const auto tokenizer = std::make_shared<AwkwardTokenizer>(256);
   for (const EngineOptions& options :
-       {EngineOptions{.threads = -1}, EngineOptions{.slots = 0}, EngineOptions{.max_queue = -1},
+       {EngineOptions{.threads = -1}, EngineOptions{.slots = -1}, EngineOptions{.max_queue = -1},
         EngineOptions{.prefill_budget = 0}, EngineOptions{.max_undelivered_tokens = 0}}) {
     EXPECT_EQ(Engine::Start(TestModel(), tokenizer, options).status().code(), absl::StatusCode::kInvalidArgument);
   }

@@ -8,8 +8,8 @@
 
 #include "server/engine/engine.h"
 #include "server/engine/engine_testing.h"
+#include "server/model/testing/model_runner.h"
 #include "server/session/session_store.h"
-#include "server/session/slot_pool.h"
 
 namespace palimpsest::testing {
 namespace {
@@ -28,7 +28,7 @@ std::vector<int32_t> Part(const std::vector<int32_t>& tokens, size_t begin, size
 // The rule of how a context grows, followed by hand on the model alone, greedily.
 class ByHand {
  public:
-  explicit ByHand(const Model& model) : model_(model), slots_(1, model.layout().bytes()) { slots_.Acquire(nullptr); }
+  explicit ByHand(const Model& model) : vocabulary_(model.config().vocabulary), runner_(model, 1, 1) {}
 
   void Append(const std::vector<int32_t>& tokens) {
     if (pending_ >= 0) Forward({pending_});
@@ -39,31 +39,22 @@ class ByHand {
   }
   int32_t Next() {
     Forward({pending_});
-    return pending_ = static_cast<int32_t>(std::ranges::max_element(logits_) - logits_.begin());
+    const auto last = logits_.end() - vocabulary_;
+    return pending_ = static_cast<int32_t>(std::max_element(last, logits_.end()) - last);
   }
   std::string StateBytes() {
-    return std::string(reinterpret_cast<const char*>(slots_.base()), static_cast<size_t>(model_.layout().bytes()));
+    const std::vector<std::byte> state = runner_.State(0);
+    return std::string(reinterpret_cast<const char*>(state.data()), state.size());
   }
 
  private:
   void Forward(const std::vector<int32_t>& tokens) {
-    const int32_t rows[] = {0, static_cast<int32_t>(tokens.size())};
-    const int32_t slot[] = {0};
-    const int32_t last[] = {rows[1] - 1};
-    logits_.resize(static_cast<size_t>(model_.config().vocabulary));
-    ForwardBatch batch;
-    batch.tokens = tokens;
-    batch.rows = {.num_sequences = 1, .row_begin = rows, .slot = slot};
-    batch.states = slots_.base();
-    batch.state_stride = slots_.stride();
-    batch.logit_rows = last;
-    model_.Forward({.pool = &pool_}, batch, workspace_, logits_.data());
+    const ModelRunner::Piece piece{.slot = 0, .tokens = tokens};
+    logits_ = runner_.Forward({&piece, 1});
   }
 
-  const Model& model_;
-  SlotPool slots_;
-  ThreadPool pool_{1};
-  Workspace workspace_;
+  const int64_t vocabulary_;
+  ModelRunner runner_;
   std::vector<float> logits_;
   int32_t pending_ = -1;
 };

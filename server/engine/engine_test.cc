@@ -8,6 +8,7 @@
 
 #include "absl/time/clock.h"
 #include "server/engine/engine_testing.h"
+#include "server/engine/least_work.h"
 #include "server/session/session_store.h"
 
 namespace palimpsest::testing {
@@ -225,10 +226,36 @@ TEST_F(EngineTest, AnEmptyAppendLeavesASessionUntouched) {
   EXPECT_EQ(store.Peek("a", absl::Now())->state, nullptr);
 }
 
+TEST(LeastWorkTest, CountsWhatAnIterationCannotDoWithout) {
+  const RandomCheckpointSpec spec = TestSpec();
+  const std::shared_ptr<const Model> model = TestModel();
+  const LeastWork work(*model);
+  const int64_t table = int64_t{spec.vocabulary} * spec.hidden;
+  const int64_t state = model->layout().bytes();
+  const int64_t body = model->parameter_count() - 2 * table;
+  const int64_t fast_weights = int64_t{spec.layers} * spec.value_heads * spec.key_dim * spec.value_dim;
+
+  // A step of one sequence reads all weights but the table that a row is looked up in.
+  EXPECT_EQ(work.Of(1, 1, 1).bytes, model->weight_bytes() - 4 * table + 2 * state);
+  EXPECT_EQ(work.Of(1, 1, 1).flops, 2 * body + 6 * fast_weights + 2 * table);
+  // Prompts need no head, more sequences more states, more rows more arithmetic.
+  EXPECT_EQ(work.Of(64, 1, 0).bytes, model->weight_bytes() - 8 * table + 2 * state);
+  EXPECT_EQ(work.Of(64, 1, 0).flops, 64 * (2 * body + 6 * fast_weights));
+  EXPECT_EQ(work.Of(3, 3, 3).bytes - work.Of(2, 2, 2).bytes, 2 * state);
+
+  RandomCheckpointSpec tied = spec;
+  tied.tied = true;
+  const std::shared_ptr<const Model> alike = LoadModel(tied);
+  EXPECT_EQ(LeastWork(*alike).Of(1, 1, 1).flops, work.Of(1, 1, 1).flops);
+  EXPECT_EQ(LeastWork(*alike).Of(1, 1, 1).bytes, work.Of(1, 1, 1).bytes);
+}
+
 TEST(EngineObserverTest, IsToldOfIterationsTokensAndFinishes) {
   int64_t rows = 0;
   int64_t sequences = 0;
   int64_t gaps = 0;
+  std::vector<absl::Duration> queued;
+  std::vector<absl::Duration> first;
   std::vector<int64_t> finished;
   std::unique_ptr<Engine> engine =
       StartEngine({.threads = 1, .slots = 2},
@@ -238,14 +265,18 @@ TEST(EngineObserverTest, IsToldOfIterationsTokensAndFinishes) {
                          sequences += batch_sequences;
                          EXPECT_GT(time, absl::ZeroDuration());
                        },
+                   .on_queued = [&](absl::Duration time) { queued.push_back(time); },
+                   .on_first_token = [&](absl::Duration time) { first.push_back(time); },
                    .on_finish = [&](const RequestSink::Finish& finish) { finished.push_back(finish.generated_tokens); },
                    .on_token =
                        [&](absl::Duration time) {
                          ++gaps;
                          EXPECT_GT(time, absl::ZeroDuration());
                        }});
-  RunToEnd(*engine, Generate(RandomTokens(70, 7), 5));
+  const auto sink = RunToEnd(*engine, Generate(RandomTokens(70, 7), 5));
   engine.reset();
+  EXPECT_THAT(queued, ElementsAre(sink->Wait().queue_time));
+  EXPECT_THAT(first, ElementsAre(sink->Wait().time_to_first_token));
   EXPECT_EQ(rows, 69 + 5);
   EXPECT_EQ(sequences, 1 + 5);
   EXPECT_EQ(gaps, 4);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/common/check.h"
+#include "kernels/common/test_device.h"
 
 namespace palimpsest::testing {
 namespace {
@@ -35,7 +36,7 @@ std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec) {
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / absl::StrCat("palimpsest_engine_test_", getpid(), "_", ++counter);
   WriteRandomCheckpoint(folder.string(), spec);
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder.string());
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder.string(), {.device = OpenTestDevice()});
   std::filesystem::remove_all(folder);
   EXPECT_TRUE(model.ok()) << model.status();
   PALIMPSEST_CHECK(model.ok());

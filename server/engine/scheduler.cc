@@ -63,12 +63,18 @@ void Scheduler::TakePrompts(std::vector<Item>& items) {
   for (const int32_t index : turns_) lanes_[index].item = -1;
   int64_t budget = prefill_budget_;
   bool first = true;
+  std::vector<int32_t> later;
   while (!turns_.empty()) {
     const int32_t index = turns_.front();
     Lane& lane = lanes_[index];
     const int64_t left = lane.job.prefill_rows - lane.prefilled;
     const auto rows = static_cast<int32_t>(std::min<int64_t>(kChunk, left));
-    if (!first && rows > budget) return;
+    if (rows == 1 && lane.item >= 0) {
+      later.push_back(index);
+      turns_.pop_front();
+      continue;
+    }
+    if (!first && rows > budget) break;
     first = false;
     budget -= rows;
     if (lane.item < 0) {
@@ -85,6 +91,7 @@ void Scheduler::TakePrompts(std::vector<Item>& items) {
       lane.phase = PhaseAfterPrompt(lane.job);
     }
   }
+  turns_.insert(turns_.begin(), later.begin(), later.end());
 }
 
 std::vector<uint64_t> Scheduler::Expired(absl::Time now) const {

@@ -60,7 +60,7 @@ class Scheduler {
   void Hold(int32_t lane, bool held);
 
   // Replaces `items` by the next batch, which is taken as done from here on. Prompts take turns, one chunk each; whose
-  // turn it was not comes first the next time.
+  // turn it was not comes first the next time. A last chunk of one row is a step, and never in one item with others.
   void NextBatch(std::vector<Item>& items);
 
   // Jobs whose deadline is not after `now`, waiting ones in line first.
@@ -68,6 +68,10 @@ class Scheduler {
   // The earliest deadline of any job; InfiniteFuture without one.
   absl::Time NextDeadline() const;
 
+  // The job at the head of the line.
+  std::optional<uint64_t> first_waiting() const {
+    return line_.empty() ? std::nullopt : std::optional(line_.front().id);
+  }
   int32_t waiting() const { return static_cast<int32_t>(line_.size()); }
   int32_t running() const { return running_; }
 

@@ -130,8 +130,19 @@ TEST(Scheduler, FeedsThePendingTokenInAStepOfItsOwn) {
   scheduler.Enqueue({.id = 3, .feed = true, .prefill_rows = 3, .decode = false});
   AdmitAll(scheduler);
   EXPECT_THAT(Next(scheduler), ElementsAre("0:f", "1:f!", "2:f"));
-  EXPECT_THAT(Next(scheduler), ElementsAre("1:d", "0:0+65!", "2:0+3!"));
+  EXPECT_THAT(Next(scheduler), ElementsAre("1:d", "0:0+64", "2:0+3!"));
+  EXPECT_THAT(Next(scheduler), ElementsAre("1:d", "0:64+1!"));
   EXPECT_THAT(Next(scheduler), ElementsAre("0:d", "1:d"));
+}
+
+TEST(Scheduler, ALastChunkOfOneRowGoesAlone) {
+  Scheduler scheduler(2, 1000);
+  scheduler.Enqueue({.id = 1, .prefill_rows = 129});
+  scheduler.Enqueue({.id = 2, .prefill_rows = 1});
+  AdmitAll(scheduler);
+  EXPECT_THAT(Next(scheduler), ElementsAre("0:0+128", "1:0+1!"));
+  EXPECT_THAT(Next(scheduler), ElementsAre("0:128+1!"));
+  EXPECT_THAT(Next(scheduler), ElementsAre());
 }
 
 TEST(Scheduler, AJobThatOnlyAppendsStopsAfterItsPrompt) {

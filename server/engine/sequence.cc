@@ -1,7 +1,6 @@
 #include "server/engine/sequence.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -68,17 +67,17 @@ void Sequence::CompletePrompt() {
 
 bool Sequence::IsStopToken(int32_t token) const { return std::ranges::binary_search(stop_tokens, token); }
 
-StatePtr MakeState(const StateFormat& format, const StateLayout& layout, const SequenceHead& head,
-                   const std::byte* data) {
-  for (const StatePieceSpec& piece : layout.pieces()) {
-    if (!IsFinite(piece, data)) return nullptr;
-  }
+absl::StatusOr<StatePtr> MakeState(const StateFormat& format, const StateLayout& layout, const SequenceHead& head,
+                                   SlotPool& slots, SlotHandle slot) {
   auto state = std::make_shared<State>();
   state->format = format;
   state->head = head;
   state->data = AlignedBytes(format.bytes);
-  if (format.bytes > 0) std::memcpy(state->data.data(), data, static_cast<size_t>(format.bytes));
-  return state;
+  if (absl::Status status = slots.CopyOut(slot, state->data.data(), format.bytes); !status.ok()) return status;
+  for (const StatePieceSpec& piece : layout.pieces()) {
+    if (!IsFinite(piece, state->data.data())) return StatePtr();
+  }
+  return StatePtr(std::move(state));
 }
 
 }  // namespace palimpsest

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/engine/engine.h"
 #include "server/engine/reply_text.h"
@@ -37,6 +38,7 @@ struct Sequence {
   SequenceHead head;  // without the prompt until it is complete
   ReplyText reply;
   int64_t generated_tokens = 0;
+  int64_t rows_taken = 0;  // that the model has taken in
 
   int32_t lane = -1;  // -1: waits
   SlotHandle slot;
@@ -45,8 +47,9 @@ struct Sequence {
   absl::Time last_token = absl::InfiniteFuture();
 };
 
-// The state that `data`, laid out by `layout`, and `head` make; null if some number in it is not finite.
-StatePtr MakeState(const StateFormat& format, const StateLayout& layout, const SequenceHead& head,
-                   const std::byte* data);
+// The state that the slot, laid out by `layout`, and `head` make; null if some number in it is not finite. INTERNAL:
+// the device that has the slots failed.
+absl::StatusOr<StatePtr> MakeState(const StateFormat& format, const StateLayout& layout, const SequenceHead& head,
+                                   SlotPool& slots, SlotHandle slot);
 
 }  // namespace palimpsest

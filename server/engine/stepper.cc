@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "kernels/common/check.h"
+#include "kernels/common/device.h"
+#include "server/model/padded_steps.h"
 
 namespace palimpsest {
 
@@ -20,40 +22,74 @@ bool NeedsFewLogits(const EngineRequest& request) {
 
 }  // namespace
 
-Stepper::Stepper(const Model& model, int32_t threads, SlotPool& slots)
-    : model_(model), slots_(slots), pool_(threads), context_{.pool = &pool_} {}
+Stepper::Stepper(const Model& model, int32_t threads, SlotPool& slots, int32_t max_rows)
+    : model_(model),
+      slots_(slots),
+      max_rows_(max_rows),
+      pool_(threads),
+      context_{.pool = &pool_, .device = model.device()} {}
 
-bool Stepper::WarmUp() {
+absl::Status Stepper::WarmUp() {
   const SlotHandle slot = slots_.Acquire(nullptr);
   PALIMPSEST_CHECK(slot.index >= 0);
   bool finite = true;
   const ModelConfig& config = model_.config();
+  const auto run = [&](int32_t sequences, int32_t rows, int32_t slot_index) {
+    Clear(0);
+    for (int32_t s = 0; s < sequences; ++s) {
+      row_begin_.push_back(static_cast<int32_t>(tokens_.size()));
+      slot_.push_back(slot_index);
+      first_position_.push_back(0);
+      for (int32_t i = 0; i < rows; ++i) tokens_.push_back(i % config.vocabulary);
+      AddAnswer(static_cast<int32_t>(tokens_.size()) - 1);
+    }
+    steps_ = rows == 1 ? sequences : 0;
+    Forward();
+  };
   const int32_t chunk =
       config.sinusoidal_positions ? std::min(Scheduler::kChunk, config.segment_length) : Scheduler::kChunk;
+  if (context_.device != nullptr) {
+    GrowLogits(max_rows_);
+    run((max_rows_ + chunk - 1) / chunk, chunk, /*slot_index=*/-1);
+    int32_t recorded = 0;
+    for (int32_t steps = slots_.size(); steps > 0; --steps) {
+      if (PaddedSteps(steps) == recorded) continue;
+      recorded = PaddedSteps(steps);
+      run(steps, 1, /*slot_index=*/-1);
+    }
+  }
   for (const int32_t rows : {chunk, 1}) {
-    Clear();
-    for (int32_t i = 0; i < rows; ++i) tokens_.push_back(i % model_.config().vocabulary);
-    row_begin_.push_back(0);
-    slot_.push_back(slot.index);
-    first_position_.push_back(0);
-    AddAnswer(rows - 1);
-    Forward();
-    Sample(context_, answers_, model_.config().vocabulary);
+    run(1, rows, slot.index);
+    Sample(context_, answers_, config.vocabulary);
+    if (absl::Status status = Synchronize(); !status.ok()) return status;
     finite = finite && answers_.front().finite;
   }
   slots_.Release(slot);
-  return finite;
+  if (finite) return absl::OkStatus();
+  return absl::DataLossError("the model's logits are not finite for its first tokens: the checkpoint is damaged");
 }
 
-void Stepper::Run(std::span<const Scheduler::Item> items, std::span<Sequence* const> lanes) {
-  Clear();
-  for (const Scheduler::Item& item : items) {
-    answers_begin_.push_back(answers_.size());
-    Add(item, *lanes[item.lane]);
+void Stepper::Begin(std::span<const Scheduler::Item> items, std::span<Sequence* const> lanes) {
+  Clear(items.size());
+  for (const bool steps : {true, false}) {
+    for (size_t i = 0; i < items.size(); ++i) {
+      if ((items[i].rows == 1) != steps) continue;
+      answer_ranges_[i].first = answers_.size();
+      Add(items[i], *lanes[items[i].lane]);
+      answer_ranges_[i].second = answers_.size();
+      steps_ += steps ? 1 : 0;
+    }
   }
-  answers_begin_.push_back(answers_.size());
   Forward();
+}
+
+absl::Status Stepper::Finish() {
   SampleAll();
+  return Synchronize();
+}
+
+absl::Status Stepper::Synchronize() {
+  return context_.device == nullptr ? absl::OkStatus() : context_.device->Synchronize();
 }
 
 void Stepper::SampleAll() {
@@ -81,7 +117,8 @@ void Stepper::SampleAll() {
   }
 }
 
-void Stepper::Clear() {
+void Stepper::Clear(size_t items) {
+  steps_ = 0;
   tokens_.clear();
   row_begin_.clear();
   slot_.clear();
@@ -89,7 +126,7 @@ void Stepper::Clear() {
   logit_rows_.clear();
   targets_.clear();
   answers_.clear();
-  answers_begin_.clear();
+  answer_ranges_.assign(items, {});
 }
 
 void Stepper::Add(const Scheduler::Item& item, const Sequence& sequence) {
@@ -134,6 +171,14 @@ void Stepper::Add(const Scheduler::Item& item, const Sequence& sequence) {
   }
 }
 
+void Stepper::GrowLogits(int64_t rows) {
+  const int64_t needed = rows * model_.config().vocabulary;
+  if (logits_.size() >= needed) return;
+  logits_ = {};  // never both at once
+  logits_ = AlignedArray<float>(needed, context_.device);
+  PALIMPSEST_CHECK(logits_.data() != nullptr);
+}
+
 SampleRow& Stepper::AddAnswer(int32_t row) {
   logit_rows_.push_back(row);
   targets_.push_back(kAllIds);
@@ -142,16 +187,15 @@ SampleRow& Stepper::AddAnswer(int32_t row) {
 
 void Stepper::Forward() {
   const int64_t vocabulary = model_.config().vocabulary;
-  const int64_t needed = std::ssize(logit_rows_) * vocabulary;
-  if (logits_.size() < needed) {
-    logits_ = {};  // never both at once
-    logits_ = AlignedArray<float>(needed);
-  }
+  const auto logit_rows = static_cast<int32_t>(logit_rows_.size());
+  GrowLogits(context_.device == nullptr || logit_rows == 0 ? logit_rows : PaddedSteps(logit_rows));
   row_begin_.push_back(static_cast<int32_t>(tokens_.size()));
   ForwardBatch batch;
   batch.tokens = tokens_;
-  batch.rows = {
-      .num_sequences = static_cast<int32_t>(slot_.size()), .row_begin = row_begin_.data(), .slot = slot_.data()};
+  batch.rows = {.num_sequences = static_cast<int32_t>(slot_.size()),
+                .row_begin = row_begin_.data(),
+                .slot = slot_.data(),
+                .num_steps = steps_};
   batch.states = slots_.base();
   batch.state_stride = slots_.stride();
   batch.first_position = first_position_;

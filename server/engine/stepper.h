@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "kernels/common/aligned_buffer.h"
 #include "kernels/common/thread_pool.h"
 #include "kernels/sampling/sampling.h"
@@ -19,32 +21,44 @@ namespace palimpsest {
 // The engine thread's alone. The one place that runs the model. Its buffers grow to the largest batch and are reused.
 class Stepper {
  public:
-  // `model` and `slots` must live as long.
-  Stepper(const Model& model, int32_t threads, SlotPool& slots);
+  // `model` and `slots` must live as long. Batches have at most `max_rows` rows.
+  Stepper(const Model& model, int32_t threads, SlotPool& slots, int32_t max_rows);
 
-  // Runs one step and one chunk in a free slot. False: the logits are not finite.
-  bool WarmUp();
+  // Runs one step and one chunk in a free slot. On a device it also takes all the memory that batches will need, and
+  // runs every size of batch that is recorded. DATA_LOSS: the
+  // logits are not finite.  INTERNAL: the device failed.
+  absl::Status WarmUp();
 
-  // Runs the batch; `lanes[item.lane]` is the item's sequence. Their states move on, nothing else of them does.
-  void Run(std::span<const Scheduler::Item> items, std::span<Sequence* const> lanes);
+  // Puts the batch to work; `lanes[item.lane]` is the item's sequence, which must stay as it is until Finish. A device
+  // has then begun; the processor has done it.
+  void Begin(std::span<const Scheduler::Item> items, std::span<Sequence* const> lanes);
+  // Waits for the batch and samples. The states have moved on, nothing else of the sequences has. INTERNAL: the device
+  // failed; there are no answers, and the states are lost.
+  absl::Status Finish();
   // The answers of the i-th item of the last run: of a decode, one; of a prompt that is scored, one for each row that
   // predicts a scored token; else none.
   std::span<SampleRow> answers(size_t item) {
-    return std::span(answers_).subspan(answers_begin_[item], answers_begin_[item + 1] - answers_begin_[item]);
+    const auto [begin, end] = answer_ranges_[item];
+    return std::span(answers_).subspan(begin, end - begin);
   }
   int32_t rows() const { return static_cast<int32_t>(tokens_.size()); }
+  Workspace::Counts passes() const { return workspace_.counts(); }
 
  private:
-  void Clear();
+  void Clear(size_t items);
   void Add(const Scheduler::Item& item, const Sequence& sequence);
   // Asks for the logits of row `row`.
   SampleRow& AddAnswer(int32_t row);
   void Forward();
+  absl::Status Synchronize();
   // Samples all answers, computing what they turn out to need of the logits.
   void SampleAll();
 
+  void GrowLogits(int64_t rows);
+
   const Model& model_;
   SlotPool& slots_;
+  const int32_t max_rows_;
   ThreadPool pool_;
   const ExecContext context_;
   Workspace workspace_;
@@ -55,10 +69,11 @@ class Stepper {
   std::vector<int32_t> slot_;
   std::vector<int64_t> first_position_;
   std::vector<int32_t> logit_rows_;
-  std::vector<int32_t> targets_;       // for each of logit_rows_, as in ForwardBatch
-  std::vector<SampleRow> answers_;     // one for each of logit_rows_
-  std::vector<size_t> answers_begin_;  // [items + 1]
-  AlignedArray<float> logits_;         // [logit rows, vocabulary]
+  std::vector<int32_t> targets_;                          // for each of logit_rows_, as in ForwardBatch
+  std::vector<SampleRow> answers_;                        // one for each of logit_rows_
+  int32_t steps_ = 0;                                     // sequences of one row, which come first
+  std::vector<std::pair<size_t, size_t>> answer_ranges_;  // by item: first of its answers, and past the last
+  AlignedArray<float> logits_;                            // [logit rows, vocabulary]
 };
 
 }  // namespace palimpsest

@@ -6,12 +6,14 @@
 #include <prometheus/counter.h>
 #include <prometheus/exposer.h>
 #include <prometheus/family.h>
+#include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <exception>
 #include <map>
 #include <thread>
@@ -23,6 +25,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "server/metrics/process_collector.h"
 
 namespace palimpsest {
@@ -70,6 +73,37 @@ ClientMetric Value(double value, std::vector<ClientMetric::Label> labels, Metric
   return metric;
 }
 
+constexpr const char* kAlertingCodes[] = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "RESOURCE_EXHAUSTED"};
+constexpr const char* kFinishReasons[] = {"length",    "stop_token", "stop_string", "context_full", "prompt",
+                                          "cancelled", "deadline",   "drained",     "not_finite"};
+
+const char* ReasonOf(const RequestSink::Finish& finish) {
+  switch (finish.status.code()) {
+    case absl::StatusCode::kOk:
+      break;
+    case absl::StatusCode::kCancelled:
+      return "cancelled";
+    case absl::StatusCode::kDeadlineExceeded:
+      return "deadline";
+    case absl::StatusCode::kUnavailable:
+      return "drained";
+    default:
+      return "not_finite";
+  }
+  if (finish.generated_tokens == 0) return "prompt";
+  switch (finish.reason) {
+    case EndReason::kLength:
+      return "length";
+    case EndReason::kStopToken:
+      return "stop_token";
+    case EndReason::kStopString:
+      return "stop_string";
+    case EndReason::kContextFull:
+      return "context_full";
+  }
+  return "length";
+}
+
 // Connects to a port of this machine and hangs up.
 void ConnectOnce(int port) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -85,14 +119,15 @@ void ConnectOnce(int port) {
 }  // namespace
 
 struct Metrics::Impl {
-  // The histograms of one model, which its engine feeds without a lock of ours.
-  struct ModelHistograms {
+  // What one model's engine feeds without a lock of ours.
+  struct ModelSeries {
     Histogram* first_token;
     Histogram* per_token;
     Histogram* queue;
     Histogram* rows;
     Histogram* sequences;
     Histogram* iteration;
+    std::map<std::string, prometheus::Counter*> finished;  // by reason
   };
   struct ModelSource {
     ModelLabels labels;
@@ -123,17 +158,66 @@ struct Metrics::Impl {
     sequences = histogram("palimpsest_batch_sequences", "Sequences that took part in one iteration of the engine.");
     iteration = histogram("palimpsest_iteration_seconds", "Duration of one iteration of the engine.");
     duration = histogram("palimpsest_request_duration_seconds", "From a call's arrival to its end.");
+    retiring = &prometheus::BuildGauge()
+                    .Name("palimpsest_model_versions_retiring")
+                    .Help("Versions that were replaced and still serve their sessions.")
+                    .Register(*registry);
+    repository_loads = &prometheus::BuildCounter()
+                            .Name("palimpsest_model_repository_loads_total")
+                            .Help("Versions that the model repository has loaded, or tried to, by status code.")
+                            .Register(*registry);
     requests = &prometheus::BuildCounter()
                     .Name("palimpsest_requests_total")
                     .Help("Calls that have ended, by method and status code.")
                     .Register(*registry);
+    finished = &prometheus::BuildCounter()
+                    .Name("palimpsest_finished_total")
+                    .Help("Requests that the engine has ended, by reason; prompt: taken in or scored, none to follow.")
+                    .Register(*registry);
   }
 
-  ModelHistograms HistogramsOf(const std::string& model) {
+  ModelSeries SeriesOf(const std::string& model) {
     const std::map<std::string, std::string> labels = {{"model", model}};
-    return {&first_token->Add(labels, FirstTokenEdges()), &per_token->Add(labels, TokenEdges()),
-            &queue->Add(labels, RequestEdges()),          &rows->Add(labels, SizeEdges()),
-            &sequences->Add(labels, SizeEdges()),         &iteration->Add(labels, TokenEdges())};
+    // All of them from the start: the first of its kind is then an increase.
+    std::map<std::string, prometheus::Counter*> by_reason;
+    for (const char* reason : kFinishReasons) {
+      by_reason[reason] = &finished->Add({{"model", model}, {"reason", reason}});
+    }
+    return {&first_token->Add(labels, FirstTokenEdges()),
+            &per_token->Add(labels, TokenEdges()),
+            &queue->Add(labels, RequestEdges()),
+            &rows->Add(labels, SizeEdges()),
+            &sequences->Add(labels, SizeEdges()),
+            &iteration->Add(labels, TokenEdges()),
+            std::move(by_reason)};
+  }
+
+  void CollectSessions(std::vector<MetricFamily>& families) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    std::map<std::string, SessionStore::Counts> counts = session_counts();
+    for (const auto& [model, unused] : models) counts[model];  // those without a session, too
+    auto add = [&](const char* name, const char* help,
+                   std::vector<std::pair<const char*, int64_t SessionStore::Counts::*>> values) {
+      MetricFamily family{name, help, MetricType::Gauge, {}};
+      for (const auto& [model, count] : counts) {
+        for (const auto& [condition, value] : values) {
+          std::vector<ClientMetric::Label> labels = {{"model", model}};
+          if (condition[0] != 0) labels.push_back({"condition", condition});
+          family.metric.push_back(Value(static_cast<double>(count.*value), std::move(labels), MetricType::Gauge));
+        }
+      }
+      families.push_back(std::move(family));
+    };
+    using Counts = SessionStore::Counts;
+    add("palimpsest_sessions", "Sessions held, by condition. Idle ones are parked: they hold a state and no slot.",
+        {{"idle", &Counts::idle}, {"active", &Counts::active}, {"quarantined", &Counts::quarantined}});
+    add("palimpsest_snapshots", "Snapshots held.", {{"", &Counts::snapshots}});
+    add("palimpsest_state_bytes", "Bytes of the states that sessions and snapshots hold; shared ones count once.",
+        {{"", &Counts::state_bytes}});
+    auto limit = [&families](const char* name, const char* help, int64_t value) {
+      families.push_back({name, help, MetricType::Gauge, {Value(static_cast<double>(value), {}, MetricType::Gauge)}});
+    };
+    limit("palimpsest_sessions_max", "Sessions that may be held.", session_limits.max_sessions);
+    limit("palimpsest_snapshots_max", "Snapshots that may be held.", session_limits.max_snapshots);
   }
 
   std::vector<MetricFamily> CollectScraped() const ABSL_LOCKS_EXCLUDED(mu) {
@@ -145,7 +229,18 @@ struct Metrics::Impl {
     family("palimpsest_build_info", "Always 1; the labels tell.", MetricType::Gauge)
         .metric.push_back(Value(1, {{"version", build.version}, {"commit", build.commit}}, MetricType::Gauge));
 
+    family("palimpsest_ready", "Whether the server takes requests: 1, or 0 while it starts or drains.",
+           MetricType::Gauge)
+        .metric.push_back(Value(ready ? 1 : 0, {}, MetricType::Gauge));
+
     absl::MutexLock lock(&mu);
+    if (readiness) {
+      auto& made =
+          family("palimpsest_model_ready", "Whether the model is ready; 0: it is loading or going.", MetricType::Gauge);
+      for (const auto& [model, is_ready] : readiness()) {
+        made.metric.push_back(Value(is_ready ? 1 : 0, {{"model", model}}, MetricType::Gauge));
+      }
+    }
     std::vector<std::pair<const ModelLabels*, EngineStats>> stats;
     for (const auto& [id, source] : models) stats.emplace_back(&source.labels, source.stats());
 
@@ -158,10 +253,30 @@ struct Metrics::Impl {
                                    {"backend", labels->backend}},
                                   MetricType::Gauge));
     }
+    auto per_label = [&](const char* name, const char* help, auto read) {
+      auto& made = family(name, help, MetricType::Gauge);
+      for (const auto& [labels, unused] : stats) {
+        made.metric.push_back(Value(static_cast<double>(read(*labels)), {{"model", labels->model}}, MetricType::Gauge));
+      }
+    };
+    per_label("palimpsest_model_parameters", "Parameters.", [](const ModelLabels& l) { return l.parameters; });
+    per_label("palimpsest_model_weight_bytes", "Bytes of the slow weights in memory.",
+              [](const ModelLabels& l) { return l.weight_bytes; });
+    per_label("palimpsest_model_state_bytes", "Bytes of one state, so of one slot.",
+              [](const ModelLabels& l) { return l.state_bytes; });
     auto per_model = [&](const char* name, const char* help, MetricType type, auto read) {
       auto& made = family(name, help, type);
       for (const auto& [labels, values] : stats) {
         made.metric.push_back(Value(static_cast<double>(read(values)), {{"model", labels->model}}, type));
+      }
+    };
+    // Nothing at all where no model has a device.
+    auto on_device = [&](const char* name, const char* help, MetricType type, auto read) {
+      MetricFamily* made = nullptr;
+      for (const auto& [labels, s] : stats) {
+        if (s.device_total_bytes == 0) continue;
+        if (made == nullptr) made = &family(name, help, type);
+        made->metric.push_back(Value(static_cast<double>(read(s)), {{"model", labels->model}}, type));
       }
     };
     per_model("palimpsest_prompt_tokens_total", "Tokens of prompts taken in.", MetricType::Counter,
@@ -170,14 +285,43 @@ struct Metrics::Impl {
               [](const EngineStats& s) { return s.generated_tokens; });
     per_model("palimpsest_cached_tokens_total", "Tokens of context that states brought along.", MetricType::Counter,
               [](const EngineStats& s) { return s.cached_tokens; });
+    per_model("palimpsest_discarded_tokens_total",
+              "Tokens taken in for nothing: their requests ended before a token was sampled, or were quarantined.",
+              MetricType::Counter, [](const EngineStats& s) { return s.discarded_tokens; });
     per_model("palimpsest_quarantined_total", "Sequences whose numbers stopped being finite.", MetricType::Counter,
               [](const EngineStats& s) { return s.quarantined; });
     per_model("palimpsest_iterations_total", "Iterations of the engine.", MetricType::Counter,
               [](const EngineStats& s) { return s.iterations; });
+    per_model("palimpsest_iteration_least_bytes_total",
+              "Bytes that the iterations had to read or write at least: weights once, states in and out.",
+              MetricType::Counter, [](const EngineStats& s) { return s.least_bytes; });
+    per_model("palimpsest_iteration_least_flops_total",
+              "Operations that the iterations had to do at least; a multiply-add counts two.", MetricType::Counter,
+              [](const EngineStats& s) { return s.least_flops; });
+    on_device("palimpsest_device_total_bytes", "Memory of the model's device.", MetricType::Gauge,
+              [](const EngineStats& s) { return s.device_total_bytes; });
+    on_device("palimpsest_device_free_bytes", "Memory of the model's device that nobody has.", MetricType::Gauge,
+              [](const EngineStats& s) { return s.device_free_bytes; });
+    on_device("palimpsest_device_wait_seconds_total",
+              "What the engine has waited for its device; less than the iterations' time by what the host does alone.",
+              MetricType::Counter, [](const EngineStats& s) { return absl::ToDoubleSeconds(s.device_wait); });
+    on_device("palimpsest_device_recorded_passes_total", "Forward passes run again from a recording (CUDA graph).",
+              MetricType::Counter, [](const EngineStats& s) { return s.recorded_passes; });
+    on_device("palimpsest_device_direct_passes_total", "Forward passes launched op by op.", MetricType::Counter,
+              [](const EngineStats& s) { return s.direct_passes; });
     per_model("palimpsest_requests_running", "Requests whose sequence has a slot.", MetricType::Gauge,
               [](const EngineStats& s) { return s.running; });
     per_model("palimpsest_requests_waiting", "Requests that wait for a slot.", MetricType::Gauge,
               [](const EngineStats& s) { return s.waiting; });
+    per_model("palimpsest_requests_waiting_max", "Requests that may wait before new ones are refused.",
+              MetricType::Gauge, [](const EngineStats& s) { return s.max_queue; });
+    per_model("palimpsest_requests_held", "Running requests left out of batches until their readers have caught up.",
+              MetricType::Gauge, [](const EngineStats& s) { return s.held; });
+    const absl::Time now = absl::Now();
+    per_model("palimpsest_queue_oldest_seconds", "How long the request that waits longest has waited; 0: none waits.",
+              MetricType::Gauge, [now](const EngineStats& s) {
+                return s.oldest_waiting > now ? 0.0 : absl::ToDoubleSeconds(now - s.oldest_waiting);
+              });
     auto& slots = family("palimpsest_slots", "Slots of the engine.", MetricType::Gauge);
     for (const auto& [labels, s] : stats) {
       slots.metric.push_back(Value(s.slots_used, {{"model", labels->model}, {"condition", "used"}}, MetricType::Gauge));
@@ -185,17 +329,7 @@ struct Metrics::Impl {
           Value(s.slots - s.slots_used, {{"model", labels->model}, {"condition", "free"}}, MetricType::Gauge));
     }
 
-    if (session_counts) {
-      const SessionStore::Counts counts = session_counts();
-      auto& sessions = family("palimpsest_sessions", "Sessions held, by condition.", MetricType::Gauge);
-      sessions.metric.push_back(Value(counts.idle, {{"condition", "idle"}}, MetricType::Gauge));
-      sessions.metric.push_back(Value(counts.active, {{"condition", "active"}}, MetricType::Gauge));
-      sessions.metric.push_back(Value(counts.quarantined, {{"condition", "quarantined"}}, MetricType::Gauge));
-      family("palimpsest_snapshots", "Snapshots held.", MetricType::Gauge)
-          .metric.push_back(Value(counts.snapshots, {}, MetricType::Gauge));
-      family("palimpsest_state_bytes", "Bytes of the states that sessions and snapshots hold.", MetricType::Gauge)
-          .metric.push_back(Value(counts.state_bytes, {}, MetricType::Gauge));
-    }
+    if (session_counts) CollectSessions(families);
     return families;
   }
 
@@ -210,10 +344,16 @@ struct Metrics::Impl {
   Family<Histogram>* iteration;
   Family<Histogram>* duration;
   Family<prometheus::Counter>* requests;
+  Family<prometheus::Gauge>* retiring;
+  Family<prometheus::Counter>* repository_loads;
+  Family<prometheus::Counter>* finished;
+  std::atomic<bool> ready = false;
 
   mutable absl::Mutex mu;  // held while engines and sessions are asked for their counts
   std::map<std::string, ModelSource> models ABSL_GUARDED_BY(mu);
-  std::function<SessionStore::Counts()> session_counts ABSL_GUARDED_BY(mu);
+  std::function<std::map<std::string, bool>()> readiness ABSL_GUARDED_BY(mu);
+  std::function<std::map<std::string, SessionStore::Counts>()> session_counts ABSL_GUARDED_BY(mu);
+  SessionStoreOptions session_limits ABSL_GUARDED_BY(mu);
   std::unique_ptr<prometheus::Exposer> exposer ABSL_GUARDED_BY(mu);
 };
 
@@ -274,17 +414,16 @@ std::string Metrics::Page() const {
 }
 
 EngineObserver Metrics::Observe(const std::string& model) {
-  const Impl::ModelHistograms to = impl_->HistogramsOf(model);
+  const Impl::ModelSeries to = impl_->SeriesOf(model);
   EngineObserver observer;
   observer.on_iteration = [to](int32_t rows, int32_t sequences, absl::Duration time) {
     to.rows->Observe(rows);
     to.sequences->Observe(sequences);
     to.iteration->Observe(absl::ToDoubleSeconds(time));
   };
-  observer.on_finish = [to](const RequestSink::Finish& finish) {
-    to.queue->Observe(absl::ToDoubleSeconds(finish.queue_time));
-    if (finish.generated_tokens > 0) to.first_token->Observe(absl::ToDoubleSeconds(finish.time_to_first_token));
-  };
+  observer.on_queued = [to](absl::Duration waited) { to.queue->Observe(absl::ToDoubleSeconds(waited)); };
+  observer.on_first_token = [to](absl::Duration time) { to.first_token->Observe(absl::ToDoubleSeconds(time)); };
+  observer.on_finish = [to](const RequestSink::Finish& finish) { to.finished.at(ReasonOf(finish))->Increment(); };
   observer.on_token = [to](absl::Duration since_last) { to.per_token->Observe(absl::ToDoubleSeconds(since_last)); };
   return observer;
 }
@@ -299,13 +438,34 @@ void Metrics::RemoveModel(const std::string& model) {
   impl_->models.erase(model);
 }
 
-void Metrics::SetSessions(std::function<SessionStore::Counts()> counts) {
+void Metrics::SetRetiring(const std::string& model, int32_t versions) {
+  impl_->retiring->Add({{"model", model}}).Set(versions);
+}
+
+void Metrics::CountRepositoryLoad(const std::string& model, absl::string_view code) {
+  impl_->repository_loads->Add({{"model", model}, {"code", std::string(code)}}).Increment();
+}
+
+void Metrics::SetReady(bool ready) { impl_->ready = ready; }
+
+void Metrics::SetModels(std::function<std::map<std::string, bool>()> models) {
+  absl::MutexLock lock(&impl_->mu);
+  impl_->readiness = std::move(models);
+}
+
+void Metrics::SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts,
+                          SessionStoreOptions limits) {
   absl::MutexLock lock(&impl_->mu);
   impl_->session_counts = std::move(counts);
+  impl_->session_limits = limits;
 }
 
 void Metrics::CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration) {
   const std::string name(method);
+  // What alerts look at is there from a method's first call on, so that the first of its kind is an increase.
+  if (!impl_->requests->Has({{"method", name}, {"code", kAlertingCodes[0]}})) {
+    for (const char* watched : kAlertingCodes) impl_->requests->Add({{"method", name}, {"code", watched}});
+  }
   impl_->requests->Add({{"method", name}, {"code", std::string(code)}}).Increment();
   impl_->duration->Add({{"method", name}}, RequestEdges()).Observe(absl::ToDoubleSeconds(duration));
 }

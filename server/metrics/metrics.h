@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -31,6 +32,9 @@ struct ModelLabels {
   std::string architecture;
   std::string dtype;
   std::string backend;
+  int64_t parameters = 0;
+  int64_t weight_bytes = 0;
+  int64_t state_bytes = 0;  // of one state, so of one slot
 };
 
 // Thread-safe.
@@ -50,8 +54,17 @@ class Metrics {
   // From now on the page tells of the model. `stats` is called at each scrape until RemoveModel has returned.
   void AddModel(const ModelLabels& labels, std::function<EngineStats()> stats);
   void RemoveModel(const std::string& model);
-  // `counts` is called at each scrape.
-  void SetSessions(std::function<SessionStore::Counts()> counts);
+  // Versions of the model that were replaced and still serve their sessions.
+  void SetRetiring(const std::string& model, int32_t versions);
+  // The model repository has tried to load a version of the model.
+  void CountRepositoryLoad(const std::string& model, absl::string_view code);
+  // Whether the server takes requests, as its health says.
+  void SetReady(bool ready);
+  // The models there are, by id, and whether each is ready. `models` is called at each scrape, until it is replaced;
+  // null: nothing is told of them.
+  void SetModels(std::function<std::map<std::string, bool>()> models);
+  // `counts`, by model, is called at each scrape, until it is replaced; null: nothing is told of them.
+  void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts, SessionStoreOptions limits);
 
   // A call has ended. `method` is "palimpsest.v1.GenerationService/Generate".
   void CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration);

@@ -2,6 +2,10 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "kernels/activation/activation.h"
 #include "kernels/attention_norm/attention_norm.h"
@@ -12,6 +16,7 @@
 #include "kernels/short_conv/short_conv.h"
 #include "kernels/window_attention/window_attention.h"
 #include "server/model/forward_pass.h"
+#include "server/model/padded_steps.h"
 
 namespace palimpsest {
 
@@ -19,6 +24,7 @@ Workspace::Workspace() : buffers_(std::make_unique<Buffers>()) {}
 Workspace::~Workspace() = default;
 Workspace::Workspace(Workspace&&) noexcept = default;
 Workspace& Workspace::operator=(Workspace&&) noexcept = default;
+Workspace::Counts Workspace::counts() const { return buffers_->counts; }
 
 namespace {
 
@@ -44,7 +50,8 @@ struct QueryKeyValue {
 };
 
 // q, k and v from their projections: short convolution, feature map, normalisation and scale.
-QueryKeyValue MapQueryKeyValue(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
+QueryKeyValue MapQueryKeyValue(const Pass& pass, const LayerWeights& layer) {
+  Buffers& buffers = pass.buffers;
   const MixerConfig& mixer = pass.config().mixer;
   const ProjectionColumns columns(mixer);
   const int64_t query_width = mixer.query_width(), key_width = mixer.key_width();
@@ -57,7 +64,7 @@ QueryKeyValue MapQueryKeyValue(const Pass& pass, const LayerWeights& layer, Buff
   bool silu_values = mixer.silu_values;
   if (mixer.conv_width > 0) {
     const bool silu = map == FeatureMapKind::kSilu;
-    ShortConv(pass.ctx, {.rows = pass.batch.rows,
+    ShortConv(pass.ctx, {.rows = pass.rows,
                          .channels = static_cast<int32_t>(mixer.conv_channels()),
                          .width = mixer.conv_width,
                          .weight = layer.conv.data(),
@@ -107,7 +114,8 @@ QueryKeyValue MapQueryKeyValue(const Pass& pass, const LayerWeights& layer, Buff
 }
 
 // buffers.read = what the fast weights give for the projections.
-void ReadFastWeights(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
+void ReadFastWeights(const Pass& pass, const LayerWeights& layer) {
+  Buffers& buffers = pass.buffers;
   const MixerConfig& mixer = pass.config().mixer;
   const FastWeightShape& shape = mixer.shape;
   const ProjectionColumns columns(mixer);
@@ -115,7 +123,7 @@ void ReadFastWeights(const Pass& pass, const LayerWeights& layer, Buffers& buffe
   const int64_t ld = layer.projections.out();
   const int32_t rows = pass.num_rows();
   const bool delta = mixer.rule != UpdateRule::kSum, gated_delta = mixer.rule == UpdateRule::kGatedDelta;
-  const QueryKeyValue mapped = MapQueryKeyValue(pass, layer, buffers);
+  const QueryKeyValue mapped = MapQueryKeyValue(pass, layer);
   const bool values_mapped = mixer.conv_width > 0 || mixer.silu_values;
   if (delta) {
     Gate(pass.ctx, {.rows = rows,
@@ -133,7 +141,7 @@ void ReadFastWeights(const Pass& pass, const LayerWeights& layer, Buffers& buffe
   if (mixer.attention_norm != AttentionNormKind::kNone) {
     AttentionNorm(pass.ctx, {.heads = shape.heads,
                              .dim = shape.key_dim,
-                             .rows = pass.batch.rows,
+                             .rows = pass.rows,
                              .z = pass.Piece(layer.key_sum_offset),
                              .normalise_keys = mixer.attention_norm == AttentionNormKind::kKeyAndOutput,
                              .scale = mixer.query_scale,
@@ -147,7 +155,7 @@ void ReadFastWeights(const Pass& pass, const LayerWeights& layer, Buffers& buffe
   }
   FastWeight(pass.ctx, {.shape = shape,
                         .rule = mixer.rule,
-                        .rows = pass.batch.rows,
+                        .rows = pass.rows,
                         .state = pass.Piece(layer.fast_weight_offset),
                         .q = mapped.q,
                         .ldq = mapped.ld,
@@ -158,7 +166,8 @@ void ReadFastWeights(const Pass& pass, const LayerWeights& layer, Buffers& buffe
                         .beta = delta ? buffers.beta.data() : nullptr,
                         .log_decay = gated_delta ? buffers.log_decay.data() : nullptr,
                         .out = buffers.read.data(),
-                        .ldout = mixer.value_width()});
+                        .ldout = mixer.value_width(),
+                        .round_products = pass.weights.math == LinearMath::kBF16});
   if (!mixer.output_norm) return;
   RmsNorm(pass.ctx, {.rows = rows,
                      .groups = shape.value_heads,
@@ -175,7 +184,8 @@ void ReadFastWeights(const Pass& pass, const LayerWeights& layer, Buffers& buffe
 }
 
 // buffers.read = what softmax attention over the window gives for the projections.
-void ReadWindow(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
+void ReadWindow(const Pass& pass, const LayerWeights& layer) {
+  Buffers& buffers = pass.buffers;
   const MixerConfig& mixer = pass.config().mixer;
   const ProjectionColumns columns(mixer);
   const float* const projected = buffers.projected.data();
@@ -189,8 +199,8 @@ void ReadWindow(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
                              .segment = mixer.window_segment,
                              .memory = mixer.window_memory,
                              .scale = mixer.query_scale,
-                             .rows = pass.batch.rows,
-                             .first_position = pass.batch.first_position.data(),
+                             .rows = pass.rows,
+                             .first_position = pass.first_position,
                              .ring = pass.Piece(layer.window_offset),
                              .q = projected,
                              .ldq = ld,
@@ -206,54 +216,59 @@ void ReadWindow(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
 }
 
 // What a sub-layer reads: x itself, or x normalised.
-const float* InputOf(const Pass& pass, const NormWeights& norm, Buffers& buffers) {
+const float* InputOf(const Pass& pass, const NormWeights& norm) {
+  Buffers& buffers = pass.buffers;
   if (pass.config().norm_placement == NormPlacement::kPost) return buffers.x.data();
   pass.Normalise(norm, buffers.x.data(), buffers.h.data(), pass.num_rows());
   return buffers.h.data();
 }
 
 // x after a sub-layer has added to it.
-void FinishSublayer(const Pass& pass, const NormWeights& norm, Buffers& buffers) {
+void FinishSublayer(const Pass& pass, const NormWeights& norm) {
+  Buffers& buffers = pass.buffers;
   if (pass.config().norm_placement != NormPlacement::kPost) return;
   pass.Normalise(norm, buffers.x.data(), buffers.x.data(), pass.num_rows());
 }
 
 // The token mixer on the residual stream x, its norm where the architecture puts it.
-void MixTokens(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
+void MixTokens(const Pass& pass, const LayerWeights& layer) {
+  Buffers& buffers = pass.buffers;
   const MixerConfig& mixer = pass.config().mixer;
   const int64_t D = pass.config().hidden, ld = layer.projections.out();
-  const int32_t rows = pass.num_rows();
-  const float* input = InputOf(pass, layer.attn_norm, buffers);
-  pass.Project(layer.projections, input, D, buffers.projected.data(), rows);
-  if (layer.raw_query.out() > 0) pass.Project(layer.raw_query, buffers.x.data(), D, buffers.projected.data(), rows, ld);
+  const float* input = InputOf(pass, layer.attn_norm);
+  float* const projected = buffers.projected.data();
+  pass.Project(layer.projections, input, D, projected, pass.count);
+  if (layer.raw_query.out() > 0) pass.Project(layer.raw_query, buffers.x.data(), D, projected, pass.count, ld);
   if (mixer.is_window()) {
-    ReadWindow(pass, layer, buffers);
+    ReadWindow(pass, layer);
   } else {
-    ReadFastWeights(pass, layer, buffers);
+    ReadFastWeights(pass, layer);
   }
   if (pass.config().norm_placement == NormPlacement::kPreNormedResidual) std::swap(buffers.x, buffers.h);
-  pass.Project(layer.o_proj, buffers.read.data(), mixer.value_width(), buffers.x.data(), rows, D, /*accumulate=*/true);
-  FinishSublayer(pass, layer.attn_norm, buffers);
+  pass.Project(layer.o_proj, buffers.read.data(), mixer.value_width(), buffers.x.data(), pass.count, D,
+               /*accumulate=*/true);
+  FinishSublayer(pass, layer.attn_norm);
 }
 
 // The MLP, likewise.
-void MixChannels(const Pass& pass, const LayerWeights& layer, Buffers& buffers) {
+void MixChannels(const Pass& pass, const LayerWeights& layer) {
+  Buffers& buffers = pass.buffers;
   const int32_t rows = pass.num_rows(), inner = pass.config().mlp_inner;
   const int64_t D = pass.config().hidden, ld = layer.up.out();
   float* const up = buffers.inner.data();
-  const float* const input = InputOf(pass, layer.mlp_norm, buffers);
-  pass.Project(layer.up, input, D, up, rows, ld, /*accumulate=*/false, &layer.up_bias);
+  const float* const input = InputOf(pass, layer.mlp_norm);
+  pass.Project(layer.up, input, D, up, pass.count, ld, /*accumulate=*/false, &layer.up_bias);
   if (pass.config().swiglu) {
     Swiglu(pass.ctx,
            {.rows = rows, .dim = inner, .gate = up, .ldgate = ld, .up = up + inner, .ldup = ld, .y = up, .ldy = ld});
   } else {
     Relu(pass.ctx, {.rows = rows, .dim = inner, .x = up, .ldx = ld, .y = up, .ldy = ld});
   }
-  pass.Project(layer.down, up, ld, buffers.x.data(), rows, D, /*accumulate=*/true, &layer.down_bias);
-  FinishSublayer(pass, layer.mlp_norm, buffers);
+  pass.Project(layer.down, up, ld, buffers.x.data(), pass.count, D, /*accumulate=*/true, &layer.down_bias);
+  FinishSublayer(pass, layer.mlp_norm);
 }
 
-void CheckBatch(const ForwardBatch& batch, const ModelConfig& config) {
+void CheckBatch(const ForwardBatch& batch, const ModelConfig& config, bool on_device) {
   const int32_t rows = batch.rows.num_rows();
   PALIMPSEST_CHECK(static_cast<int64_t>(batch.tokens.size()) == rows);
   for (int32_t token : batch.tokens) PALIMPSEST_CHECK(token >= 0 && token < config.vocabulary);
@@ -264,6 +279,10 @@ void CheckBatch(const ForwardBatch& batch, const ModelConfig& config) {
   }
   PALIMPSEST_CHECK(batch.targets.empty() || batch.targets.size() == batch.logit_rows.size());
   PALIMPSEST_CHECK(reinterpret_cast<uintptr_t>(batch.states) % 64 == 0 && batch.state_stride % 64 == 0);
+  for (int32_t s = 0; on_device && s < batch.rows.num_sequences; ++s) {
+    const int32_t length = batch.rows.length(s);
+    PALIMPSEST_CHECK(s < batch.rows.num_steps ? length == 1 : length % FastWeightParams::kChunk != 1);
+  }
   if (!config.counts_tokens()) return;
   PALIMPSEST_CHECK(static_cast<int64_t>(batch.first_position.size()) == batch.rows.num_sequences);
   for (int32_t s = 0; s < batch.rows.num_sequences; ++s) {
@@ -273,31 +292,149 @@ void CheckBatch(const ForwardBatch& batch, const ModelConfig& config) {
   }
 }
 
+// Calls size(array, values per row) for the buffers that every pass needs.
+template <typename Size>
+void ForEachBuffer(const ModelWeights& weights, Buffers& buffers, Size size) {
+  const ModelConfig& config = weights.config;
+  size(buffers.x, config.hidden);
+  size(buffers.h, config.hidden);
+  size(buffers.projected, weights.layers[0].projections.out());
+  size(buffers.mapped, config.mixer.mapped_channels());
+  size(buffers.read, config.mixer.value_width());
+  size(buffers.beta, config.mixer.shape.value_heads);
+  size(buffers.log_decay, config.mixer.shape.value_heads);
+  size(buffers.inner, weights.layers[0].up.out());
+}
+
+void GrowBuffers(const ModelWeights& weights, int64_t rows, Device* device, Buffers& buffers) {
+  ForEachBuffer(weights, buffers,
+                [&](AlignedArray<float>& array, int64_t width) { buffers.Grow(array, rows * width, device); });
+}
+
+void RunPass(const Pass& pass, float* logits) {
+  EmbedTokens(pass);
+  for (const LayerWeights& layer : pass.weights.layers) {
+    MixTokens(pass, layer);
+    MixChannels(pass, layer);
+  }
+  ComputeLogits(pass, logits);
+}
+
+// A batch of steps that all want logits, filled up to one of the sizes that are recorded.
+struct PaddedBatch {
+  explicit PaddedBatch(const ForwardBatch& batch) : steps(PaddedSteps(batch.rows.num_sequences)) {
+    const int32_t real = batch.rows.num_sequences;
+    tokens.assign(batch.tokens.begin(), batch.tokens.end());
+    slots.assign(batch.rows.slot, batch.rows.slot + real);
+    first_position.assign(batch.first_position.begin(), batch.first_position.end());
+    tokens.resize(steps, 0);
+    slots.resize(steps, -1);
+    first_position.resize(steps, 0);
+    rows.resize(steps + 1);
+    std::iota(rows.begin(), rows.end(), 0);
+  }
+
+  int32_t steps;
+  std::vector<int32_t> tokens, slots, rows;
+  std::vector<int64_t> first_position;
+};
+
+// What a pass does on the host between its ops cannot be recorded.
+bool CanBeRecorded(const ModelConfig& config, const ForwardBatch& batch) {
+  const int32_t steps = batch.rows.num_steps;
+  return config.clusters() == 1 && !config.sinusoidal_positions && steps == batch.rows.num_rows() &&
+         steps == std::ssize(batch.logit_rows);
+}
+
+// Has the pass point at the arrays of a batch, on the device if it runs there.
+void PutBatch(std::span<const int32_t> tokens, std::span<const int32_t> row_begin, std::span<const int32_t> slots,
+              std::span<const int64_t> first_position, std::span<const int32_t> logit_rows, Pass& pass) {
+  const auto put = [&]<typename T>(std::span<const T> values) {
+    return pass.on_device() ? pass.buffers.arrays.Put(values) : values.data();
+  };
+  pass.tokens = put(tokens);
+  pass.rows.row_begin = put(row_begin);
+  pass.rows.slot = put(slots);
+  pass.first_position = put(first_position);
+  pass.logit_rows = put(logit_rows);
+  if (pass.on_device()) pass.buffers.arrays.Send(*pass.ctx.device);
+}
+
+// Room for the arrays of any pass over so many rows, the indices of a vocabulary in clusters included.
+int64_t BatchBytes(const ModelConfig& config, int64_t rows) {
+  return BatchArrays::BytesOf<int64_t>((8 + 4 * config.clusters()) * (rows + 4));
+}
+
+void RunRecorded(const ForwardBatch& batch, Pass& pass, float* logits) {
+  Buffers& buffers = pass.buffers;
+  const PaddedBatch padded(batch);
+  GrowBuffers(pass.weights, padded.steps, pass.ctx.device, buffers);
+  if (buffers.arrays.Reset(*pass.ctx.device, BatchBytes(pass.config(), padded.steps))) buffers.recordings.clear();
+  if (buffers.recorded_logits != logits || buffers.recorded_states != batch.states) buffers.recordings.clear();
+  buffers.recorded_logits = logits;
+  buffers.recorded_states = batch.states;
+  pass.rows = {.num_sequences = padded.steps, .num_steps = padded.steps};
+  pass.count = pass.logits_count = {.rows = padded.steps, .steps = padded.steps};
+  const std::span<const int32_t> rows(padded.rows);
+  PutBatch(padded.tokens, rows, padded.slots, padded.first_position, rows.first(padded.steps), pass);
+  const auto found = buffers.recordings.find(padded.steps);
+  Device::Graph* graph = nullptr;
+  if (found != buffers.recordings.end()) {
+    graph = found->second.get();
+  } else {
+    // Once as it is, so that what is made on first use is there, and then for the recording.
+    ++buffers.counts.direct_passes;
+    RunPass(pass, logits);
+    buffers.recordings[padded.steps] = pass.ctx.device->Record([&] { RunPass(pass, logits); });
+    return;
+  }
+  if (graph != nullptr) {
+    ++buffers.counts.recorded_passes;
+    pass.ctx.device->Run(*graph);
+  } else {
+    ++buffers.counts.direct_passes;
+    RunPass(pass, logits);
+  }
+}
+
+void RunDirect(const ForwardBatch& batch, Pass& pass, float* logits) {
+  Buffers& buffers = pass.buffers;
+  ++buffers.counts.direct_passes;
+  const int32_t rows = batch.rows.num_rows();
+  GrowBuffers(pass.weights, rows, pass.ctx.device, buffers);
+  pass.rows = batch.rows;
+  pass.count = {.rows = rows, .steps = std::max(batch.rows.num_steps, 0)};
+  const auto logit_steps = std::ranges::lower_bound(batch.logit_rows, pass.count.steps) - batch.logit_rows.begin();
+  pass.logits_count = {.rows = static_cast<int32_t>(batch.logit_rows.size()),
+                       .steps = static_cast<int32_t>(logit_steps)};
+  if (pass.on_device() && buffers.arrays.Reset(*pass.ctx.device, BatchBytes(pass.config(), rows))) {
+    buffers.recordings.clear();
+  }
+  const auto sequences = static_cast<size_t>(batch.rows.num_sequences);
+  PutBatch(batch.tokens, {batch.rows.row_begin, sequences + 1}, {batch.rows.slot, sequences}, batch.first_position,
+           batch.logit_rows, pass);
+  RunPass(pass, logits);
+}
+
 }  // namespace
 
+int64_t Model::WorkspaceBytes(int64_t rows) const {
+  Buffers buffers;
+  int64_t values = weights_->config.vocabulary;
+  ForEachBuffer(*weights_, buffers, [&](AlignedArray<float>&, int64_t width) { values += width; });
+  return rows * values * int64_t{sizeof(float)};
+}
+
 void Model::Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const {
-  const ModelConfig& config = weights_->config;
-  const int64_t rows = batch.rows.num_rows(), value_heads = config.mixer.shape.value_heads;
-  if (rows == 0) return;
-  CheckBatch(batch, config);
-
-  Buffers& buffers = *workspace.buffers_;
-  Grow(buffers.x, rows * config.hidden);
-  Grow(buffers.h, rows * config.hidden);
-  Grow(buffers.projected, rows * weights_->layers[0].projections.out());
-  Grow(buffers.mapped, rows * config.mixer.mapped_channels());
-  Grow(buffers.read, rows * config.mixer.value_width());
-  Grow(buffers.beta, rows * value_heads);
-  Grow(buffers.log_decay, rows * value_heads);
-  Grow(buffers.inner, rows * weights_->layers[0].up.out());
-
-  const Pass pass{.ctx = ctx, .weights = *weights_, .batch = batch};
-  EmbedTokens(pass, buffers);
-  for (const LayerWeights& layer : weights_->layers) {
-    MixTokens(pass, layer, buffers);
-    MixChannels(pass, layer, buffers);
+  PALIMPSEST_CHECK(ctx.device == device());
+  if (batch.rows.num_rows() == 0) return;
+  CheckBatch(batch, config(), ctx.device != nullptr);
+  Pass pass{.ctx = ctx, .weights = *weights_, .batch = batch, .buffers = *workspace.buffers_};
+  if (ctx.device != nullptr && CanBeRecorded(config(), batch)) {
+    RunRecorded(batch, pass, logits);
+  } else {
+    RunDirect(batch, pass, logits);
   }
-  ComputeLogits(pass, buffers, logits);
 }
 
 }  // namespace palimpsest

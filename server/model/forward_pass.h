@@ -3,10 +3,16 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
 
 #include "kernels/common/aligned_buffer.h"
+#include "kernels/common/check.h"
+#include "kernels/common/device.h"
 #include "kernels/linear/linear.h"
 #include "kernels/norm/norm.h"
+#include "server/model/batch_arrays.h"
 #include "server/model/model.h"
 #include "server/model/weights.h"
 
@@ -23,24 +29,60 @@ struct Workspace::Buffers {
   AlignedArray<float> inner;      // [rows, gate | up]
   AlignedArray<float> gathered;   // rows of one cluster of the vocabulary
   AlignedArray<float> cluster;    // and what becomes of them
+
+  // Of a device only.
+  BatchArrays arrays;
+  std::map<int32_t, std::unique_ptr<Device::Graph>> recordings;  // by padded number of steps; null: could not be made
+  const float* recorded_logits = nullptr;  // what the recordings write to and read from, beside these buffers
+  const std::byte* recorded_states = nullptr;
+  Counts counts;
+
+  // Makes room for `size` values. Recordings know addresses, so they go when an array moves.
+  void Grow(AlignedArray<float>& array, int64_t size, Device* device) {
+    if (array.size() >= size) return;
+    if (device != nullptr) recordings.clear();
+    array = {};  // never both at once
+    array = AlignedArray<float>(size, device);
+    PALIMPSEST_CHECK(size == 0 || array.data() != nullptr);
+  }
 };
 
-inline void Grow(AlignedArray<float>& array, int64_t size) {
-  if (array.size() < size) array = AlignedArray<float>(size);
-}
+// Rows of a batch, of which the first `steps` are steps.
+struct RowCount {
+  int32_t rows = 0;
+  int32_t steps = 0;
+};
 
 // One call of Model::Forward.
 struct Pass {
   const ExecContext& ctx;
   const ModelWeights& weights;
-  const ForwardBatch& batch;
+  const ForwardBatch& batch;  // in host memory
+  Workspace::Buffers& buffers;
+  // The batch's arrays where the ops run, which is `batch`'s on the host.
+  RaggedRows rows = {};
+  const int32_t* tokens = nullptr;
+  const int64_t* first_position = nullptr;
+  const int32_t* logit_rows = nullptr;
+  RowCount count = {};         // all rows
+  RowCount logits_count = {};  // those that want logits
 
   const ModelConfig& config() const { return weights.config; }
-  int32_t num_rows() const { return batch.rows.num_rows(); }
+  int32_t num_rows() const { return count.rows; }
+  bool on_device() const { return ctx.device != nullptr; }
   StatePiece Piece(int64_t offset) const { return {batch.states + offset, batch.state_stride}; }
+  void Grow(AlignedArray<float>& array, int64_t size) const { buffers.Grow(array, size, ctx.device); }
+  // `values` where the ops run, until the next call of Model::Forward.
+  template <typename T>
+  const T* Put(std::span<const T> values) const {
+    if (!on_device()) return values.data();
+    const T* const put = buffers.arrays.Put(values);
+    buffers.arrays.Send(*ctx.device);
+    return put;
+  }
 
   // y = W x, or y += W x; y has W's rows as columns, ldy apart (0: none between them).
-  void Project(const PackedLinear& matrix, const float* x, int64_t ldx, float* y, int32_t rows, int64_t ldy = 0,
+  void Project(const PackedLinear& matrix, const float* x, int64_t ldx, float* y, RowCount count, int64_t ldy = 0,
                bool accumulate = false, const AlignedArray<float>* bias = nullptr) const {
     Linear(ctx, {.weights = &matrix,
                  .math = matrix.dtype() == DType::kBF16 ? weights.math : LinearMath::kF32,
@@ -48,9 +90,10 @@ struct Pass {
                  .ldx = ldx,
                  .y = y,
                  .ldy = ldy == 0 ? matrix.out() : ldy,
-                 .rows = rows,
+                 .rows = count.rows,
                  .accumulate = accumulate,
-                 .bias = bias == nullptr || bias->size() == 0 ? nullptr : bias->data()});
+                 .bias = bias == nullptr || bias->size() == 0 ? nullptr : bias->data(),
+                 .step_rows = count.steps});
   }
 
   // y = norm(x), both [rows, D]; y may be x.
@@ -80,9 +123,9 @@ struct Pass {
 };
 
 // buffers.x = the vectors of the batch's tokens, with their positions.
-void EmbedTokens(const Pass& pass, Workspace::Buffers& buffers);
+void EmbedTokens(const Pass& pass);
 
 // The logits of the rows that want them, from buffers.x.
-void ComputeLogits(const Pass& pass, Workspace::Buffers& buffers, float* logits);
+void ComputeLogits(const Pass& pass, float* logits);
 
 }  // namespace palimpsest

@@ -12,8 +12,10 @@
 #include <vector>
 
 #include "kernels/common/aligned_buffer.h"
+#include "kernels/common/test_device.h"
 #include "server/model/model.h"
 #include "server/model/testing/forward_reference.h"
+#include "server/model/testing/model_runner.h"
 #include "server/model/testing/random_checkpoint.h"
 #include "server/model/testing/temporary_folder.h"
 
@@ -25,7 +27,9 @@ using testing::RandomCheckpointSpec;
 std::unique_ptr<Model> LoadRandom(const RandomCheckpointSpec& spec, const ModelOptions& options = {}) {
   const testing::TemporaryFolder folder;
   testing::WriteRandomCheckpoint(folder.path(), spec);
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder.path(), options);
+  ModelOptions there = options;
+  there.device = OpenTestDevice();
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder.path(), there);
   EXPECT_TRUE(model.ok()) << model.status();
   return model.ok() ? *std::move(model) : nullptr;
 }
@@ -44,7 +48,7 @@ std::vector<int32_t> RandomTokens(int32_t count, int32_t vocabulary, uint32_t se
 class Player {
  public:
   Player(const Model& model, int32_t slots, int threads = 2)
-      : model_(model), pool_(threads), states_(slots * model.layout().bytes()), taken_(slots), logits_(slots) {}
+      : vocabulary_(model.config().vocabulary), runner_(model, slots, threads), taken_(slots), logits_(slots) {}
 
   struct Piece {
     int32_t slot;
@@ -52,49 +56,32 @@ class Player {
   };
   // One call with all pieces in the order given.
   void Call(const std::vector<Piece>& pieces) {
-    std::vector<int32_t> tokens, row_begin = {0}, slots;
-    std::vector<int64_t> first_position;
+    std::vector<testing::ModelRunner::Piece> given;
     for (const Piece& piece : pieces) {
-      first_position.push_back(taken_[piece.slot]);
+      given.push_back({.slot = piece.slot, .tokens = piece.tokens, .first_position = taken_[piece.slot]});
       taken_[piece.slot] += std::ssize(piece.tokens);
-      tokens.insert(tokens.end(), piece.tokens.begin(), piece.tokens.end());
-      row_begin.push_back(static_cast<int32_t>(tokens.size()));
-      slots.push_back(piece.slot);
     }
-    std::vector<int32_t> rows(tokens.size());
-    std::iota(rows.begin(), rows.end(), 0);
-    const int32_t vocabulary = model_.config().vocabulary;
-    std::vector<float> out(tokens.size() * vocabulary, std::nanf(""));
-    ForwardBatch batch{.tokens = tokens,
-                       .rows = {static_cast<int32_t>(pieces.size()), row_begin.data(), slots.data()},
-                       .states = states_.data(),
-                       .state_stride = model_.layout().bytes(),
-                       .first_position = first_position,
-                       .logit_rows = rows};
-    model_.Forward({&pool_}, batch, workspace_, out.data());
-    for (size_t i = 0; i < pieces.size(); ++i) {
-      auto& kept = logits_[pieces[i].slot];
-      kept.insert(kept.end(), out.begin() + int64_t{row_begin[i]} * vocabulary,
-                  out.begin() + int64_t{row_begin[i + 1]} * vocabulary);
+    const std::vector<float> out = runner_.Forward(given);
+    auto next = out.begin();
+    for (const Piece& piece : pieces) {
+      auto& kept = logits_[piece.slot];
+      const int64_t values = std::ssize(piece.tokens) * vocabulary_;
+      kept.insert(kept.end(), next, next + values);
+      next += values;
     }
   }
 
   const std::vector<float>& logits(int32_t slot) const { return logits_[slot]; }
-  std::vector<std::byte> state(int32_t slot) const {
-    const std::byte* begin = states_.data() + slot * model_.layout().bytes();
-    return {begin, begin + model_.layout().bytes()};
-  }
+  std::vector<std::byte> state(int32_t slot) const { return runner_.State(slot); }
   // `taken`: tokens that the state has seen.
   void set_state(int32_t slot, const std::vector<std::byte>& state, int64_t taken) {
     taken_[slot] = taken;
-    std::memcpy(states_.data() + slot * model_.layout().bytes(), state.data(), state.size());
+    runner_.SetState(slot, state);
   }
 
  private:
-  const Model& model_;
-  ThreadPool pool_;
-  Workspace workspace_;
-  AlignedBytes states_;
+  const int64_t vocabulary_;
+  mutable testing::ModelRunner runner_;
   std::vector<int64_t> taken_;
   std::vector<std::vector<float>> logits_;
 };
@@ -326,6 +313,7 @@ TEST(Forward, GivesLogitsOfTheRowsAskedForOnly) {
   const RandomCheckpointSpec spec;
   const auto model = LoadRandom(spec);
   ASSERT_NE(model, nullptr);
+  if (model->device() != nullptr) GTEST_SKIP() << "in host memory";
   const auto tokens = RandomTokens(6, spec.vocabulary, 1);
   Player player(*model, 1);
   player.Call({{0, tokens}});
@@ -359,6 +347,7 @@ TEST(Forward, ATargetNeedsItsClusterOnly) {
   spec.settings = R"({"qk_norm": "sum", "cutoffs": [100, 180, 200], "embedding_size": 20, "div_val": 2})";
   const auto model = LoadRandom(spec);
   ASSERT_NE(model, nullptr);
+  if (model->device() != nullptr) GTEST_SKIP() << "a device leaves no cluster out";
   const std::vector<int32_t> tokens = {5, 250, 101, 199, 180, 99, 100};
   const std::vector<int32_t> targets = {99, 100, 179, -1, 199, 200, 255};
   Player player(*model, 1);
@@ -403,6 +392,7 @@ TEST(Forward, ClustersComeOnDemand) {
   spec.settings = R"({"qk_norm": "sum", "cutoffs": [100, 180, 181]})";
   const auto model = LoadRandom(spec);
   ASSERT_NE(model, nullptr);
+  if (model->device() != nullptr) GTEST_SKIP() << "a device leaves no cluster out";
   const std::vector<int32_t> tokens = {5, 250, 101};
   Player player(*model, 1);
   player.Call({{0, tokens}});

@@ -8,14 +8,14 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/common/aligned_buffer.h"
+#include "kernels/common/test_device.h"
 #include "server/model/checkpoint/safetensors.h"
 #include "server/model/model.h"
+#include "server/model/testing/model_runner.h"
 
 namespace palimpsest {
 namespace {
@@ -60,7 +60,8 @@ class GoldenTest : public ::testing::TestWithParam<std::string> {
     golden_.next_logprob = Values<float>(file->tensors(), "next_logprob", DType::kF32);
     golden_.rows = Values<int32_t>(file->tensors(), "rows", DType::kI32);
     golden_.row_logprobs = Values<float>(file->tensors(), "row_logprobs", DType::kF32);
-    absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, {.math = ModelOptions::Math::kF32});
+    absl::StatusOr<std::unique_ptr<Model>> model =
+        Model::Load(folder, {.math = ModelOptions::Math::kF32, .device = OpenTestDevice()});
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     ASSERT_EQ(golden_.tokens.size(), 512);
@@ -74,23 +75,12 @@ class GoldenTest : public ::testing::TestWithParam<std::string> {
     const int32_t vocabulary = model_->config().vocabulary;
     const auto count = static_cast<int32_t>(golden_.tokens.size());
     std::vector<double> result;
-    AlignedBytes state(model_->layout().bytes());
-    ThreadPool pool(2);
-    Workspace workspace;
+    testing::ModelRunner runner(*model_, 1);
     size_t piece = 0;
     for (int32_t at = 0; at < count;) {
       const int32_t length = std::min(lengths[std::min(piece++, lengths.size() - 1)], count - at);
-      const int32_t row_begin[] = {0, length}, slot[] = {0};
-      std::vector<int32_t> rows(length);
-      std::iota(rows.begin(), rows.end(), 0);
-      std::vector<float> logits(int64_t{length} * vocabulary);
-      model_->Forward({&pool},
-                      {.tokens = std::span(golden_.tokens).subspan(at, length),
-                       .rows = {1, row_begin, slot},
-                       .states = state.data(),
-                       .state_stride = state.size(),
-                       .logit_rows = rows},
-                      workspace, logits.data());
+      const testing::ModelRunner::Piece next{.tokens = std::span(golden_.tokens).subspan(at, length)};
+      const std::vector<float> logits = runner.Forward({&next, 1});
       for (int32_t row = 0; row < length; ++row) {
         const auto begin = logits.begin() + int64_t{row} * vocabulary;
         const double largest = *std::max_element(begin, begin + vocabulary);

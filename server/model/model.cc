@@ -17,6 +17,7 @@ Model::~Model() = default;
 
 const ModelConfig& Model::config() const { return weights_->config; }
 const StateLayout& Model::layout() const { return weights_->layout; }
+Device* Model::device() const { return weights_->device.get(); }
 int64_t Model::parameter_count() const { return weights_->parameter_count; }
 int64_t Model::weight_bytes() const { return weights_->bytes; }
 DType Model::weight_dtype() const { return weights_->dtype; }

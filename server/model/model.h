@@ -22,13 +22,18 @@ struct ModelOptions {
   // activations to bf16 before each projection, about 3 significant digits), else kF32.
   enum class Math { kAuto, kF32, kBF16 };
   Math math = Math::kAuto;
+  // Where weights and arithmetic go; null: the processor. A device multiplies bf16 natively, and rounds factors of a
+  // chunk's products to tf32 then. A model has a device of its own: nobody else may use it.
+  std::shared_ptr<Device> device = nullptr;
 };
 
-// A ragged batch. Prefill and decode are the same call: a sequence with one row is a step.
+// A ragged batch. Prefill and decode are the same call: a sequence with one row is a step. On a device the steps come
+// first, rows.num_steps says how many they are, and no sequence has 64 n + 1 rows for n > 0: what is left is a step of
+// its own. Batches are in host memory in any case.
 struct ForwardBatch {
   std::span<const int32_t> tokens;  // [rows], each in [0, vocabulary)
   RaggedRows rows;                  // slots index `states`
-  // The states: slot i at base + i * stride bytes, laid out by layout(). Updated in place.
+  // The states, in the model's memory: slot i at base + i * stride bytes, laid out by layout(). Updated in place.
   std::byte* states = nullptr;
   int64_t state_stride = 0;
   // Tokens that each sequence's state has taken in before. May be empty for a model whose ModelConfig::counts_tokens()
@@ -36,7 +41,8 @@ struct ForwardBatch {
   std::span<const int64_t> first_position = {};
   // Rows whose logits are wanted, ascending.
   std::span<const int32_t> logit_rows = {};
-  // For each of those, the one id whose log-probability is wanted, or kAllIds, or kNoIdYet. Empty: all of all. A head
+  // For each of those, the one id whose log-probability is wanted, or kAllIds, or kNoIdYet. Empty: all of all, as on a
+  // device in any case. A head
   // of clusters then leaves out those that nobody asks for: the log-probability of such a cluster stands at its first
   // id, and its other ids have kNoLogit, so that a softmax over the row is still right for the ids that are there.
   std::span<const int32_t> targets = {};
@@ -46,13 +52,20 @@ inline constexpr float kNoLogit = -1e30f;
 inline constexpr int32_t kAllIds = -1;
 inline constexpr int32_t kNoIdYet = -2;  // ExtendLogits may ask for some later
 
-// Buffers of a forward pass; grows to the largest batch seen and is reused. One per thread that calls Forward.
+// Buffers of a forward pass; grows to the largest batch seen and is reused. One per thread that calls Forward. Must not
+// outlive the model. On a device it keeps recordings of the passes that repeat, see Model::Forward.
 class Workspace {
  public:
   Workspace();
   ~Workspace();
   Workspace(Workspace&&) noexcept;
   Workspace& operator=(Workspace&&) noexcept;
+
+  struct Counts {
+    int64_t recorded_passes = 0;  // run again from a recording
+    int64_t direct_passes = 0;    // launched op by op
+  };
+  Counts counts() const;
 
   struct Buffers;  // forward_pass.h
 
@@ -65,6 +78,7 @@ class Workspace {
 class Model {
  public:
   // Reads and checks config.json and the safetensors of the folder, and packs the weights.
+  // RESOURCE_EXHAUSTED: the device has too little free memory.
   // INVALID_ARGUMENT: configuration (see ModelConfig::FromJson), or a tensor that is missing, unknown, of another shape
   // than the configuration says, or that holds NaN or infinity; or bf16 arithmetic asked of other weights.  NOT_FOUND:
   // no such folder or file.  DATA_LOSS: a weight file is truncated or damaged.
@@ -73,6 +87,8 @@ class Model {
 
   const ModelConfig& config() const;
   const StateLayout& layout() const;
+  // Where its weights, and the states and logits it is given, are. Null: in host memory.
+  Device* device() const;
   int64_t parameter_count() const;
   int64_t weight_bytes() const;  // packed, in memory
   DType weight_dtype() const;
@@ -80,9 +96,16 @@ class Model {
   // SHA-256 of configuration and weights, in hexadecimal.
   const std::string& fingerprint() const;
 
+  // Bytes that a workspace grows to for batches of so many rows, the logits of all of them included.
+  int64_t WorkspaceBytes(int64_t rows) const;
+
   // Runs the batch: `logits` [logit_rows.size(), vocabulary] is filled in and the states move on. No sequence may pass
   // ModelConfig::max_context(). The bits of a sequence's logits and state depend on its own tokens, its state and the
   // lengths of its chunks (64 tokens, counted from its first row) alone.
+  //
+  // On a device it returns when the pass is on the stream. A batch of steps that wants the logits of every row is
+  // filled up to one of a few sizes (padded_steps.h), recorded the first time, and run from the recording from then on;
+  // `logits` then has room for PaddedSteps(rows) rows. A failure shows in Device::Synchronize.
   void Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const;
 
   // Whether `id` in this row of logits stands for the whole of its cluster, which was left out.

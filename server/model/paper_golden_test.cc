@@ -7,14 +7,14 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <numeric>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/common/aligned_buffer.h"
+#include "kernels/common/test_device.h"
 #include "server/model/model.h"
+#include "server/model/testing/model_runner.h"
 
 namespace palimpsest {
 namespace {
@@ -22,7 +22,8 @@ namespace {
 class PaperGoldenTest : public ::testing::TestWithParam<testing::PaperGolden> {
  protected:
   void SetUp() override {
-    absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(GetParam().folder, {.math = ModelOptions::Math::kF32});
+    absl::StatusOr<std::unique_ptr<Model>> model =
+        Model::Load(GetParam().folder, {.math = ModelOptions::Math::kF32, .device = OpenTestDevice()});
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     ASSERT_GE(next_logprob_.size(), 511);
@@ -35,35 +36,24 @@ class PaperGoldenTest : public ::testing::TestWithParam<testing::PaperGolden> {
     const int32_t vocabulary = model_->config().vocabulary;
     const auto count = static_cast<int32_t>(next_logprob_.size());
     std::vector<double> result;
-    AlignedBytes state(model_->layout().bytes());
-    ThreadPool pool(2);
-    Workspace workspace;
+    auto runner = std::make_unique<testing::ModelRunner>(*model_, 1);
     size_t piece = 0;
     int64_t taken = 0;
     for (int32_t at = 0; at < count;) {
       int32_t length = std::min(lengths[std::min(piece++, lengths.size() - 1)], count - at);
       if (segment_ > 0) {
         if (at % segment_ == 0) {
-          state = AlignedBytes(model_->layout().bytes());
+          runner = std::make_unique<testing::ModelRunner>(*model_, 1);
           taken = 0;
         }
         length = std::min(length, segment_ - at % segment_);
       }
-      const int32_t row_begin[] = {0, length}, slot[] = {0};
-      std::vector<int32_t> rows(length);
-      std::iota(rows.begin(), rows.end(), 0);
       // All log-probabilities in every second piece, only those of the targets in the others.
       const bool all = piece % 2 == 0;
       const std::vector<int32_t> targets(tokens_.begin() + at + 1, tokens_.begin() + at + 1 + length);
-      std::vector<float> logits(int64_t{length} * vocabulary);
-      ForwardBatch batch{.tokens = std::span(tokens_).subspan(at, length),
-                         .rows = {1, row_begin, slot},
-                         .states = state.data(),
-                         .state_stride = state.size(),
-                         .first_position = {&taken, 1},
-                         .logit_rows = rows};
-      if (!all) batch.targets = targets;
-      model_->Forward({&pool}, batch, workspace, logits.data());
+      testing::ModelRunner::Piece next{.tokens = std::span(tokens_).subspan(at, length), .first_position = taken};
+      if (!all) next.targets = targets;
+      const std::vector<float> logits = runner->Forward({&next, 1});
       for (int32_t row = 0; row < length; ++row) {
         const auto begin = logits.begin() + int64_t{row} * vocabulary;
         const double largest = *std::max_element(begin, begin + vocabulary);

@@ -1,26 +1,27 @@
 #include <algorithm>
-#include <cstring>
+#include <span>
 #include <vector>
 
+#include "kernels/copy_rows/copy_rows.h"
 #include "kernels/embedding/embedding.h"
 #include "server/model/forward_pass.h"
 
 namespace palimpsest {
 namespace {
 
-// The tokens from `rows` on (all if empty), which are all of one table.
-void EmbedFrom(const Pass& pass, const EmbeddingWeights& weights, const std::vector<int32_t>& tokens, float* table_rows,
-               float* y) {
-  const auto rows = static_cast<int32_t>(tokens.size());
+// The vectors of `tokens`, counted from the table's first, to y.
+void EmbedFrom(const Pass& pass, const EmbeddingWeights& weights, const int32_t* tokens, RowCount count, float* y) {
   const bool projected = weights.projection.out() > 0;
-  Embedding(pass.ctx, {.rows = rows,
+  if (projected) pass.Grow(pass.buffers.gathered, int64_t{count.rows} * weights.width);
+  float* const table_rows = projected ? pass.buffers.gathered.data() : y;
+  Embedding(pass.ctx, {.rows = count.rows,
                        .dim = weights.width,
-                       .tokens = tokens.data(),
+                       .tokens = tokens,
                        .dtype = weights.dtype,
                        .table = weights.table.data(),
                        .scale = pass.config().embedding_scale,
-                       .y = projected ? table_rows : y});
-  if (projected) pass.Project(weights.projection, table_rows, weights.width, y, rows);
+                       .y = table_rows});
+  if (projected) pass.Project(weights.projection, table_rows, weights.width, y, count);
 }
 
 void AddPositions(const Pass& pass, float* x) {
@@ -35,18 +36,17 @@ void AddPositions(const Pass& pass, float* x) {
   AddSinusoid(pass.ctx, {.rows = pass.num_rows(),
                          .dim = pass.config().hidden,
                          .frequencies = pass.weights.frequencies.data(),
-                         .positions = positions.data(),
+                         .positions = pass.Put(std::span<const int64_t>(positions)),
                          .y = x});
 }
 
-}  // namespace
-
-void EmbedTokens(const Pass& pass, Workspace::Buffers& buffers) {
-  const std::vector<EmbeddingWeights>& tables = pass.weights.embeddings;
+// Table by table, each for the rows whose tokens are of it.
+void EmbedFromClusters(const Pass& pass) {
+  Workspace::Buffers& buffers = pass.buffers;
   const std::span<const int32_t> tokens = pass.batch.tokens;
   const int64_t D = pass.config().hidden;
   std::vector<int32_t> ids, rows;
-  for (const EmbeddingWeights& table : tables) {
+  for (const EmbeddingWeights& table : pass.weights.embeddings) {
     ids.clear();
     rows.clear();
     for (int32_t r = 0; r < pass.num_rows(); ++r) {
@@ -55,18 +55,30 @@ void EmbedTokens(const Pass& pass, Workspace::Buffers& buffers) {
       rows.push_back(r);
     }
     if (rows.empty()) continue;
-    if (table.projection.out() > 0) Grow(buffers.gathered, std::ssize(rows) * table.width);
-    if (tables.size() == 1) {
-      EmbedFrom(pass, table, ids, buffers.gathered.data(), buffers.x.data());
-      continue;
-    }
-    Grow(buffers.cluster, std::ssize(rows) * D);
-    EmbedFrom(pass, table, ids, buffers.gathered.data(), buffers.cluster.data());
-    for (size_t i = 0; i < rows.size(); ++i) {
-      std::copy_n(buffers.cluster.data() + static_cast<int64_t>(i) * D, D, buffers.x.data() + rows[i] * D);
-    }
+    const auto steps = std::ranges::lower_bound(rows, pass.count.steps) - rows.begin();
+    const RowCount count{.rows = static_cast<int32_t>(rows.size()), .steps = static_cast<int32_t>(steps)};
+    pass.Grow(buffers.cluster, count.rows * D);
+    EmbedFrom(pass, table, pass.Put(std::span<const int32_t>(ids)), count, buffers.cluster.data());
+    CopyRows(pass.ctx, {.rows = count.rows,
+                        .dim = D,
+                        .x = buffers.cluster.data(),
+                        .ldx = D,
+                        .to = pass.Put(std::span<const int32_t>(rows)),
+                        .y = buffers.x.data(),
+                        .ldy = D});
   }
-  if (pass.config().sinusoidal_positions) AddPositions(pass, buffers.x.data());
+}
+
+}  // namespace
+
+void EmbedTokens(const Pass& pass) {
+  float* const x = pass.buffers.x.data();
+  if (pass.weights.embeddings.size() == 1) {
+    EmbedFrom(pass, pass.weights.embeddings[0], pass.tokens, pass.count, x);
+  } else {
+    EmbedFromClusters(pass);
+  }
+  if (pass.config().sinusoidal_positions) AddPositions(pass, x);
 }
 
 }  // namespace palimpsest

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <thread>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -35,10 +36,19 @@ void RunTasks(ThreadPool& pool, std::span<const std::function<void()>> tasks) {
 // Index of the first element that is NaN or infinite: all exponent bits set.
 std::optional<int64_t> FindNonFinite(const TensorView& tensor) {
   const auto find = [&]<typename Bits>(Bits exponent) -> std::optional<int64_t> {
-    for (int64_t i = 0, n = tensor.elements(); i < n; ++i) {
+    const auto is_bad = [&](int64_t i) {
       Bits bits;
       std::memcpy(&bits, tensor.data + i * sizeof(Bits), sizeof(Bits));
-      if ((bits & exponent) == exponent) return i;
+      return (bits & exponent) == exponent;
+    };
+    constexpr int64_t kBlock = 4096;  // looked at without a way out in between, so that it is done by vectors
+    for (int64_t begin = 0, n = tensor.elements(); begin < n; begin += kBlock) {
+      const int64_t end = std::min(begin + kBlock, n);
+      Bits any = 0;
+      for (int64_t i = begin; i < end; ++i) any |= static_cast<Bits>(is_bad(i));
+      for (int64_t i = begin; any != 0 && i < end; ++i) {
+        if (is_bad(i)) return i;
+      }
     }
     return std::nullopt;
   };
@@ -142,7 +152,7 @@ AlignedArray<float> TransposedConvs(std::span<const TensorView* const> convs, in
 }
 
 // Matrices of unlike types are widened to f32, which is exact.
-PackedLinear Pack(std::span<const TensorView* const> tensors) {
+PackedLinear Pack(std::span<const TensorView* const> tensors, Device* device) {
   const bool alike =
       std::ranges::all_of(tensors, [&](const TensorView* tensor) { return tensor->dtype == tensors[0]->dtype; });
   std::vector<AlignedTensor> aligned;
@@ -155,7 +165,7 @@ PackedLinear Pack(std::span<const TensorView* const> tensors) {
       sources.push_back({DType::kF32, widened.emplace_back(Floats(*tensor)).data(), tensor->shape[0]});
     }
   }
-  return PackedLinear::PackStacked(sources, tensors[0]->shape[1]);
+  return PackedLinear::PackStacked(sources, tensors[0]->shape[1], device);
 }
 
 // Of [rows, columns], [columns, rows].
@@ -175,25 +185,25 @@ NormWeights Norm(const NormTensors& tensors) {
   return norm;
 }
 
-void PackOutput(const OutputTensors& from, OutputWeights& to) {
-  to.weights = Pack(from.weights);
+void PackOutput(const OutputTensors& from, Device* device, OutputWeights& to) {
+  to.weights = Pack(from.weights, device);
   if (!from.biases.empty()) to.bias = Concatenated(from.biases);
   if (from.projection == nullptr) return;
   if (!from.transposed_projection) {
-    to.projection = Pack({{from.projection}});
+    to.projection = Pack({{from.projection}}, device);
     return;
   }
   const AlignedArray<float> transposed = Transposed(*from.projection);
   to.projection =
-      PackedLinear::Pack(DType::kF32, transposed.data(), from.projection->shape[1], from.projection->shape[0]);
+      PackedLinear::Pack(DType::kF32, transposed.data(), from.projection->shape[1], from.projection->shape[0], device);
 }
 
-void PackEmbedding(const EmbeddingTensors& from, EmbeddingWeights& to) {
+void PackEmbedding(const EmbeddingTensors& from, Device* device, EmbeddingWeights& to) {
   to.width = static_cast<int32_t>(from.table->shape[1]);
   to.dtype = from.table->dtype;
   to.table = AlignedBytes(from.table->bytes());
   std::memcpy(to.table.data(), from.table->data, from.table->bytes());
-  if (from.projection != nullptr) to.projection = Pack({{from.projection}});
+  if (from.projection != nullptr) to.projection = Pack({{from.projection}}, device);
 }
 
 // 10000^(-2j/D), rounded as the toolkit's buffer of them is.
@@ -231,8 +241,10 @@ AlignedArray<float> RelativeKeys(const ModelWeights& weights, const TensorView& 
 
 void PackMixer(const LayerTensors& from, const ModelWeights& weights, LayerWeights& to) {
   const MixerConfig& mixer = weights.config.mixer;
-  to.o_proj = Pack({{from.o_proj}});
-  if (weights.config.norm_placement == NormPlacement::kPreRawQuery) to.raw_query = Pack({{from.projections[0]}});
+  Device* const device = weights.device.get();
+  to.o_proj = Pack({{from.o_proj}}, device);
+  if (weights.config.norm_placement == NormPlacement::kPreRawQuery)
+    to.raw_query = Pack({{from.projections[0]}}, device);
   const std::pair<const TensorView*, AlignedArray<float>*> arrays[] = {{from.o_norm, &to.o_norm},
                                                                        {from.a_log, &to.a_log},
                                                                        {from.dt_bias, &to.dt_bias},
@@ -252,6 +264,7 @@ void PackMixer(const LayerTensors& from, const ModelWeights& weights, LayerWeigh
 // Fills in `weights`, whose config is there.
 std::vector<std::function<void()>> PackTasks(const CheckpointTensors& tensors, ModelWeights& weights) {
   const ModelConfig& config = weights.config;
+  Device* const device = weights.device.get();
   weights.layers.resize(tensors.layers.size());
   weights.embeddings.resize(tensors.embeddings.size());
   weights.outputs.resize(tensors.outputs.size());
@@ -261,13 +274,14 @@ std::vector<std::function<void()>> PackTasks(const CheckpointTensors& tensors, M
   for (size_t i = 0; i < tensors.outputs.size(); ++i) {
     weights.outputs[i].begin = config.cluster_begin(static_cast<int32_t>(i));
     weights.outputs[i].end = config.cluster_end(static_cast<int32_t>(i));
-    tasks.push_back([&from = tensors.outputs[i], &to = weights.outputs[i]] { PackOutput(from, to); });
+    tasks.push_back([device, &from = tensors.outputs[i], &to = weights.outputs[i]] { PackOutput(from, device, to); });
   }
   const bool one_table = tensors.embeddings.size() == 1;
   for (size_t i = 0; i < tensors.embeddings.size(); ++i) {
     weights.embeddings[i].begin = config.cluster_begin(static_cast<int32_t>(i));
     weights.embeddings[i].end = one_table ? config.vocabulary : config.cluster_end(static_cast<int32_t>(i));
-    tasks.push_back([&from = tensors.embeddings[i], &to = weights.embeddings[i]] { PackEmbedding(from, to); });
+    tasks.push_back(
+        [device, &from = tensors.embeddings[i], &to = weights.embeddings[i]] { PackEmbedding(from, device, to); });
   }
   tasks.push_back([&] {
     weights.norm = Norm(tensors.norm);
@@ -277,9 +291,9 @@ std::vector<std::function<void()>> PackTasks(const CheckpointTensors& tensors, M
   for (size_t i = 0; i < tensors.layers.size(); ++i) {
     const LayerTensors& from = tensors.layers[i];
     LayerWeights& to = weights.layers[i];
-    tasks.push_back([&from, &to] { to.up = Pack(from.up); });
-    tasks.push_back([&from, &to] { to.down = Pack({{from.down}}); });
-    tasks.push_back([&from, &to] { to.projections = Pack(from.projections); });
+    tasks.push_back([device, &from, &to] { to.up = Pack(from.up, device); });
+    tasks.push_back([device, &from, &to] { to.down = Pack({{from.down}}, device); });
+    tasks.push_back([device, &from, &to] { to.projections = Pack(from.projections, device); });
     tasks.push_back([&from, &to, &weights] { PackMixer(from, weights, to); });
   }
   return tasks;
@@ -300,37 +314,86 @@ void FindOffsets(ModelWeights& weights) {
   }
 }
 
+// Calls visit(matrix) and visit(array) for all there are, empty ones too.
+template <typename Visit>
+void ForEachPart(ModelWeights& weights, Visit visit) {
+  const auto norm = [&](NormWeights& part) {
+    visit(part.weight);
+    visit(part.bias);
+  };
+  for (EmbeddingWeights& embedding : weights.embeddings) {
+    visit(embedding.table);
+    visit(embedding.projection);
+  }
+  for (OutputWeights& output : weights.outputs) {
+    visit(output.projection);
+    visit(output.weights);
+    visit(output.bias);
+  }
+  for (LayerWeights& layer : weights.layers) {
+    for (PackedLinear* matrix : {&layer.projections, &layer.raw_query, &layer.o_proj, &layer.up, &layer.down}) {
+      visit(*matrix);
+    }
+    for (AlignedArray<float>* array : {&layer.conv, &layer.conv_bias, &layer.a_log, &layer.dt_bias, &layer.features,
+                                       &layer.relative, &layer.o_norm, &layer.up_bias, &layer.down_bias}) {
+      visit(*array);
+    }
+    norm(layer.attn_norm);
+    norm(layer.mlp_norm);
+  }
+  norm(weights.norm);
+  for (AlignedArray<float>* array : {&weights.content_bias, &weights.position_bias, &weights.frequencies})
+    visit(*array);
+}
+
+// Puts what was made in host memory onto the device; matrices are there already. The host memory goes.
+absl::Status MoveToDevice(const std::string& folder, ModelWeights& weights) {
+  Device& device = *weights.device;
+  bool fits = true;
+  const auto move = [&](auto& array, int64_t bytes) {
+    if (array.size() == 0) return;
+    std::remove_reference_t<decltype(array)> moved(array.size(), &device);
+    fits = fits && moved.data() != nullptr;
+    if (!fits) return;
+    device.CopyToDevice(moved.data(), array.data(), bytes);
+    array = std::move(moved);
+  };
+  ForEachPart(weights, [&]<typename Part>(Part& part) {
+    if constexpr (std::is_same_v<Part, PackedLinear>) {
+      fits = fits && (part.out() == 0 || part.data() != nullptr);
+    } else if constexpr (std::is_same_v<Part, AlignedBytes>) {
+      move(part, part.size());
+    } else {
+      move(part, part.size() * int64_t{sizeof(float)});
+    }
+  });
+  if (fits) return device.Synchronize();
+  return absl::ResourceExhaustedError(absl::StrCat(folder, ": the weights do not fit the free memory of ",
+                                                   device.info().name, ", of which ", device.FreeBytes(),
+                                                   " bytes are left"));
+}
+
 // Sums up the sizes, and settles how the projections are computed.
 absl::Status Settle(const std::string& folder, const ModelOptions& options, ModelWeights& weights) {
   bool any_bf16 = false;
-  const auto count = [&](std::initializer_list<const PackedLinear*> matrices,
-                         std::initializer_list<const AlignedArray<float>*> arrays) {
-    for (const PackedLinear* matrix : matrices) {
-      weights.bytes += matrix->bytes();
-      any_bf16 |= matrix->dtype() == DType::kBF16;
+  ForEachPart(weights, [&]<typename Part>(const Part& part) {
+    if constexpr (std::is_same_v<Part, PackedLinear>) {
+      weights.bytes += part.bytes();
+      any_bf16 |= part.dtype() == DType::kBF16;
+    } else if constexpr (std::is_same_v<Part, AlignedBytes>) {
+      weights.bytes += part.size();
+    } else {
+      weights.bytes += int64_t{sizeof(float)} * part.size();
     }
-    for (const AlignedArray<float>* array : arrays) weights.bytes += int64_t{sizeof(float)} * array->size();
-  };
-  count({}, {&weights.norm.weight, &weights.norm.bias, &weights.content_bias, &weights.position_bias,
-             &weights.frequencies});
-  for (const EmbeddingWeights& embedding : weights.embeddings) {
-    weights.bytes += embedding.table.size();
-    count({&embedding.projection}, {});
-  }
-  for (const OutputWeights& output : weights.outputs) count({&output.projection, &output.weights}, {&output.bias});
-  for (const LayerWeights& layer : weights.layers) {
-    count({&layer.projections, &layer.raw_query, &layer.o_proj, &layer.up, &layer.down},
-          {&layer.attn_norm.weight, &layer.attn_norm.bias, &layer.conv, &layer.conv_bias, &layer.a_log, &layer.dt_bias,
-           &layer.features, &layer.relative, &layer.o_norm, &layer.mlp_norm.weight, &layer.mlp_norm.bias,
-           &layer.up_bias, &layer.down_bias});
-  }
+  });
   weights.dtype = any_bf16 ? DType::kBF16 : DType::kF32;
   if (options.math == ModelOptions::Math::kBF16 && !any_bf16) {
     return absl::InvalidArgumentError(
         absl::StrCat(folder, ": bf16 arithmetic needs bf16 weights, these are f32 or f16; ask for auto or f32"));
   }
-  const bool bf16 = options.math == ModelOptions::Math::kBF16 ||
-                    (options.math == ModelOptions::Math::kAuto && any_bf16 && HasNativeBF16());
+  const bool bf16 =
+      options.math == ModelOptions::Math::kBF16 ||
+      (options.math == ModelOptions::Math::kAuto && any_bf16 && (options.device != nullptr || HasNativeBF16()));
   weights.math = bf16 ? LinearMath::kBF16 : LinearMath::kF32;
   return absl::OkStatus();
 }
@@ -356,12 +419,16 @@ absl::StatusOr<std::unique_ptr<const ModelWeights>> LoadWeights(const std::strin
   if (!fingerprint.ok()) return fingerprint.status();
 
   auto weights = std::make_unique<ModelWeights>();
+  weights->device = options.device;
   weights->config = *config;
   weights->layout = StateLayout::FromConfig(*config);
   weights->fingerprint = *std::move(fingerprint);
   for (const auto& [name, tensor] : table.taken()) weights->parameter_count += tensor->elements();
   RunTasks(pool, PackTasks(*tensors, *weights));
   FindOffsets(*weights);
+  if (weights->device != nullptr) {
+    if (absl::Status status = MoveToDevice(folder, *weights); !status.ok()) return status;
+  }
   if (absl::Status status = Settle(folder, options, *weights); !status.ok()) return status;
   return weights;
 }

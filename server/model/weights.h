@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/common/aligned_buffer.h"
+#include "kernels/common/device.h"
 #include "kernels/linear/linear.h"
 #include "server/model/config.h"
 #include "server/model/model.h"
@@ -66,6 +67,7 @@ struct OutputWeights {
 };
 
 struct ModelWeights {
+  std::shared_ptr<Device> device;  // first: what is in its memory goes before it
   ModelConfig config;
   StateLayout layout;
   std::vector<EmbeddingWeights> embeddings;

@@ -2,10 +2,12 @@
 
 #include <grpcpp/server_context.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <random>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -13,6 +15,7 @@
 #include "kernels/common/check.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/status.h"
+#include "server/rpc/trace_context.h"
 
 namespace palimpsest {
 namespace {
@@ -20,6 +23,13 @@ namespace {
 std::string MakeRequestId() {
   thread_local std::mt19937_64 generator{std::random_device{}()};
   return absl::StrFormat("%016x", generator());
+}
+
+std::vector<absl::string_view> Values(const grpc::CallbackServerContext& context, const char* key) {
+  std::vector<absl::string_view> values;
+  const auto [begin, end] = context.client_metadata().equal_range(key);
+  for (auto it = begin; it != end; ++it) values.emplace_back(it->second.data(), it->second.size());
+  return values;
 }
 
 }  // namespace
@@ -36,6 +46,7 @@ void Door::Shut() {
 
 absl::Status Door::Enter() {
   absl::MutexLock lock(&mu_);
+  last_event_ = absl::Now();
   switch (condition_) {
     case Condition::kClosed:
       return WithReason(absl::UnavailableError("the server is starting; wait until its health is SERVING"),
@@ -52,6 +63,7 @@ absl::Status Door::Enter() {
 void Door::Leave() {
   absl::MutexLock lock(&mu_);
   --inside_;
+  last_event_ = absl::Now();
 }
 
 bool Door::AwaitEmpty(absl::Time deadline) {
@@ -59,6 +71,19 @@ bool Door::AwaitEmpty(absl::Time deadline) {
   return mu_.AwaitWithDeadline(absl::Condition(
                                    +[](int64_t* inside) { return *inside == 0; }, &inside_),
                                deadline);
+}
+
+void Door::AwaitQuiet(absl::Duration time, absl::Time deadline) {
+  for (;;) {
+    absl::Time until;
+    {
+      absl::MutexLock lock(&mu_);
+      until = std::min(last_event_ + time, deadline);
+    }
+    const absl::Duration left = until - absl::Now();
+    if (left <= absl::ZeroDuration()) return;
+    absl::SleepFor(left);
+  }
 }
 
 Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const char* method, const std::string& id)
@@ -69,6 +94,12 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const char* m
   log.method = method;
   log.peer = context->peer();
   context->AddInitialMetadata("x-request-id", log.id);
+  TraceContext trace = ContinueTrace(Values(*context, "traceparent"), Values(*context, "tracestate"));
+  context->AddInitialMetadata("traceresponse", trace.ToString());
+  log.trace_id = std::move(trace.trace_id);
+  log.span_id = std::move(trace.span_id);
+  log.parent_span_id = std::move(trace.parent_id);
+  log.trace_state = std::move(trace.trace_state);
   admitted_ = core_.door.Enter();
 }
 

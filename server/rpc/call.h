@@ -33,12 +33,15 @@ class Door {
   void Leave();
   // False: `deadline` came first.
   bool AwaitEmpty(absl::Time deadline);
+  // Until nobody has come or left for `time`, or `deadline`.
+  void AwaitQuiet(absl::Duration time, absl::Time deadline);
 
  private:
   enum class Condition { kClosed, kOpen, kShut };
   absl::Mutex mu_;
   Condition condition_ ABSL_GUARDED_BY(mu_) = Condition::kClosed;
   int64_t inside_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Time last_event_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
 };
 
 // The order of the members is that of what they need: each is gone before those above it.

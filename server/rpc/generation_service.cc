@@ -72,6 +72,7 @@ void FillLog(const RequestSink::Finish& finish, CallLog* log) {
   log->prompt_tokens = finish.prompt_tokens;
   log->generated_tokens = finish.generated_tokens;
   log->cached_tokens = finish.cached_tokens;
+  log->position = finish.position;
   log->queue_time = finish.queue_time;
   log->time_to_first_token = finish.time_to_first_token;
 }

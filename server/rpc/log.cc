@@ -84,11 +84,16 @@ void LogCall(const CallLog& call) {
   const auto time = [&fields](const char* key, absl::Duration value) {
     if (value != absl::ZeroDuration()) fields[key] = Milliseconds(value);
   };
+  text("trace_id", call.trace_id);
+  text("span_id", call.span_id);
+  text("parent_span_id", call.parent_span_id);
+  text("trace_state", call.trace_state);
   text("model", call.model);
   text("session", call.session);
   number("prompt_tokens", call.prompt_tokens);
   number("generated_tokens", call.generated_tokens);
   number("cached_tokens", call.cached_tokens);
+  number("position", call.position);
   time("queue_ms", call.queue_time);
   time("ttft_ms", call.time_to_first_token);
   fields["total_ms"] = Milliseconds(call.total_time);

@@ -24,11 +24,16 @@ void LogWarning(absl::string_view message, const std::vector<std::pair<std::stri
 struct CallLog {
   std::string id;
   std::string method;
+  std::string trace_id;
+  std::string span_id;
+  std::string parent_span_id;
+  std::string trace_state;
   std::string model;
   std::string session;
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
   int64_t cached_tokens = 0;
+  int64_t position = 0;  // where the context stands at the end
   absl::Duration queue_time;
   absl::Duration time_to_first_token;
   absl::Duration total_time;

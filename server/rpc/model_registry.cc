@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <exception>
 #include <filesystem>
+#include <optional>
 #include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/common/check.h"
 #include "kernels/common/simd.h"
+#include "server/engine/available_memory.h"
+#include "server/rpc/log.h"
 #include "server/rpc/status.h"
 
 namespace palimpsest {
@@ -23,6 +26,20 @@ absl::Status NoSuchModel(const std::string& id) {
 
 absl::Status InFront(const absl::Status& status, const std::string& what) {
   return absl::Status(status.code(), absl::StrCat(what, ": ", status.message()));
+}
+
+// Loading copies the weights, and the system ends a process that takes more than there is.
+absl::Status CheckMemory(const std::string& folder) {
+  const std::optional<int64_t> available = AvailableMemory();
+  int64_t needed = 0;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    if (it->path().extension() == ".safetensors") needed += static_cast<int64_t>(it->file_size(error));
+  }
+  if (!available.has_value() || needed <= *available) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("the weights in ", folder, " take ", needed, " bytes, and ",
+                                                   *available, " are available; unload a model, or give the server ",
+                                                   "more memory"));
 }
 
 ModelInfo Describe(const std::string& id, const Engine& engine) {
@@ -42,12 +59,44 @@ ModelInfo Describe(const std::string& id, const Engine& engine) {
   info.slots = engine.options().slots;
   info.fingerprint = model.fingerprint();
   info.tokenizer = std::string(engine.tokenizer().kind());
-  info.backend = absl::StrCat("cpu (", SimdTargetName(), ", ", threads, threads == 1 ? " thread" : " threads",
-                              model.math() == LinearMath::kBF16 ? ", bf16 products)" : ")");
+  const char* const products = model.math() == LinearMath::kBF16 ? ", bf16 products)" : ")";
+  if (const Device* const device = model.device(); device != nullptr) {
+    info.backend = absl::StrCat("cuda (", device->info().name, ", device ", device->info().index, products);
+  } else {
+    info.backend =
+        absl::StrCat("cpu (", SimdTargetName(), ", ", threads, threads == 1 ? " thread" : " threads", products);
+  }
   return info;
 }
 
+// Adds what only grows.
+void AddCounters(const EngineStats& from, EngineStats& to) {
+  to.prompt_tokens += from.prompt_tokens;
+  to.generated_tokens += from.generated_tokens;
+  to.cached_tokens += from.cached_tokens;
+  to.quarantined += from.quarantined;
+  to.discarded_tokens += from.discarded_tokens;
+  to.iterations += from.iterations;
+  to.least_bytes += from.least_bytes;
+  to.least_flops += from.least_flops;
+  to.recorded_passes += from.recorded_passes;
+  to.direct_passes += from.direct_passes;
+  to.device_wait += from.device_wait;
+}
+
 }  // namespace
+
+void LogModelLoaded(const ModelInfo& info, absl::Duration took) {
+  std::vector<std::pair<std::string, std::string>> values{{"model", info.id}};
+  if (!info.version.empty()) values.emplace_back("version", info.version);
+  values.insert(values.end(), {{"architecture", info.architecture},
+                               {"parameters", absl::StrCat(info.parameter_count)},
+                               {"weights", absl::StrCat(info.weight_bytes, " bytes ", info.weight_dtype)},
+                               {"slots", absl::StrCat(info.slots, " of ", info.state_bytes, " bytes")},
+                               {"backend", info.backend},
+                               {"took", absl::FormatDuration(absl::Trunc(took, absl::Milliseconds(1)))}});
+  LogEvent("model loaded", values);
+}
 
 ModelRef::~ModelRef() {
   if (served_ != nullptr) registry_->Drop(served_);
@@ -58,20 +107,31 @@ ModelRegistry::ModelRegistry(Options options, Metrics* metrics, SessionStore* se
 
 ModelRegistry::~ModelRegistry() {
   std::map<std::string, std::unique_ptr<ServedModel>> models;
+  std::vector<std::unique_ptr<ServedModel>> retiring;
   {
     absl::MutexLock lock(&mu_);
     models.swap(models_);
+    retiring.swap(retiring_);
   }
   // Outside the lock: a scrape asks the engine while it holds its own.
   for (auto& [id, served] : models) {
     PALIMPSEST_CHECK(served->references == 0);
     metrics_->RemoveModel(id);
   }
+  for (const auto& served : retiring) {
+    PALIMPSEST_CHECK(served->references == 0);
+    metrics_->RemoveModel(served->info.id);
+  }
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::string& id, const std::string& folder,
                                                                   std::shared_ptr<const Tokenizer>& tokenizer) const {
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, options_.model);
+  if (absl::Status status = CheckMemory(folder); !status.ok()) return status;
+  absl::StatusOr<std::shared_ptr<Device>> device = OpenBackend(options_.backend);
+  if (!device.ok()) return device.status();
+  ModelOptions model_options = options_.model;
+  model_options.device = *std::move(device);
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, model_options);
   if (!model.ok()) return model.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> loaded = Tokenizer::Load(folder, (*model)->config().vocabulary);
   if (!loaded.ok()) return loaded.status();
@@ -100,28 +160,165 @@ absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::
     models_[id] = std::move(made);
   }
 
-  // Nobody else touches the entry's engine while it loads: Find refuses.
+  // Nobody else touches the entry while it loads: Find refuses.
+  absl::StatusOr<std::unique_ptr<ServedModel>> made = Make(id, folder);
+  if (!made.ok()) {
+    absl::MutexLock lock(&mu_);
+    models_.erase(id);
+    return WithoutRetry(made.status());
+  }
+  const ModelInfo info = (*made)->info;
+  AddToMetrics(info);
+  absl::MutexLock lock(&mu_);
+  entry->tokenizer = std::move((*made)->tokenizer);
+  entry->engine = std::move((*made)->engine);
+  entry->info = info;
+  return info;
+}
+
+absl::StatusOr<std::unique_ptr<ServedModel>> ModelRegistry::Make(const std::string& id,
+                                                                 const std::string& folder) const {
+  auto made = std::make_unique<ServedModel>();
   absl::StatusOr<std::unique_ptr<Engine>> engine = absl::InternalError("");
-  std::shared_ptr<const Tokenizer> tokenizer;
   try {
-    engine = LoadEngine(id, folder, tokenizer);
+    engine = LoadEngine(id, folder, made->tokenizer);
   } catch (const std::exception& error) {
     engine = absl::ResourceExhaustedError(absl::StrCat("loading failed: ", error.what()));
   }
-  if (!engine.ok()) {
-    absl::MutexLock lock(&mu_);
-    models_.erase(id);
-    return WithoutRetry(InFront(engine.status(), absl::StrCat("models/", id)));
-  }
+  if (!engine.ok()) return InFront(engine.status(), absl::StrCat("models/", id));
+  made->info = Describe(id, **engine);
+  made->engine = std::move(*engine);
+  return made;
+}
 
-  const ModelInfo info = Describe(id, **engine);
-  Engine* const running = engine->get();
-  metrics_->AddModel({id, info.architecture, info.weight_dtype, info.backend}, [running] { return running->stats(); });
-  absl::MutexLock lock(&mu_);
-  entry->tokenizer = std::move(tokenizer);
-  entry->engine = std::move(*engine);
-  entry->info = info;
+absl::StatusOr<ModelInfo> ModelRegistry::Replace(const std::string& id, const std::string& folder,
+                                                 const std::string& version, absl::Duration retire_after) {
+  {
+    absl::MutexLock lock(&mu_);
+    const auto found = models_.find(id);
+    if (found != models_.end() && !found->second->info.from_repository) {
+      return absl::AlreadyExistsError(
+          absl::StrCat("models/", id, " is there already, and not from the repository; ", "rename one of them"));
+    }
+    if (found == models_.end() && static_cast<int32_t>(models_.size()) >= options_.max_models) {
+      return absl::ResourceExhaustedError(absl::StrCat("models/", id, ": the server holds ", models_.size(),
+                                                       " models and may hold ", options_.max_models,
+                                                       " (--max_models)"));
+    }
+  }
+  absl::StatusOr<std::unique_ptr<ServedModel>> made = Make(id, folder);
+  if (!made.ok()) return made.status();
+  (*made)->info.version = version;
+  (*made)->info.from_repository = true;
+  const ModelInfo info = (*made)->info;
+  int32_t retiring = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    std::unique_ptr<ServedModel>& place = models_[id];
+    if (place != nullptr && !place->info.from_repository) {  // LoadModel took the name meanwhile
+      return absl::AlreadyExistsError(absl::StrCat("models/", id, " is there already, and not from the repository"));
+    }
+    std::swap(place, *made);
+    if (*made != nullptr) Retire(std::move(*made), absl::Now() + retire_after);
+    retiring = RetiringOf(id);
+  }
+  AddToMetrics(info);
+  metrics_->SetRetiring(id, retiring);
   return info;
+}
+
+void ModelRegistry::Retire(const std::string& id, absl::Duration retire_after) {
+  int32_t retiring = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    const auto found = models_.find(id);
+    if (found == models_.end()) return;
+    std::unique_ptr<ServedModel> served = std::move(found->second);
+    models_.erase(found);
+    Retire(std::move(served), absl::Now() + retire_after);
+    retiring = RetiringOf(id);
+  }
+  metrics_->SetRetiring(id, retiring);
+}
+
+void ModelRegistry::Retire(std::unique_ptr<ServedModel> served, absl::Time by) {
+  served->retire_by = by;
+  retiring_.push_back(std::move(served));
+}
+
+int32_t ModelRegistry::RetiringOf(const std::string& id) const {
+  return static_cast<int32_t>(
+      std::count_if(retiring_.begin(), retiring_.end(), [&id](const auto& served) { return served->info.id == id; }));
+}
+
+void ModelRegistry::DropRetired(absl::Time now) {
+  std::vector<std::unique_ptr<ServedModel>> gone;
+  std::map<std::string, int32_t> left;
+  std::vector<std::string> nameless;
+  {
+    absl::MutexLock lock(&mu_);
+    for (auto it = retiring_.begin(); it != retiring_.end();) {
+      ServedModel& served = **it;
+      const auto ready = models_.find(served.info.id);
+      const bool same = ready != models_.end() && ready->second->info.fingerprint == served.info.fingerprint;
+      const bool needed = !same && sessions_->HasStatesOf(served.info.id, served.info.fingerprint);
+      // A call that still runs may leave a state of this version behind, so it is waited for even if none needs it now.
+      const bool over = now >= served.retire_by;
+      if (over) served.info.condition = ModelCondition::kUnloading;
+      if (served.references > 0 || (needed && !over)) {
+        ++it;
+        continue;
+      }
+      AddCounters(served.engine->stats(), gone_[served.info.id]);
+      gone.push_back(std::move(*it));
+      it = retiring_.erase(it);
+    }
+    for (const auto& served : gone) {
+      left[served->info.id] = RetiringOf(served->info.id);
+      if (models_.count(served->info.id) == 0) nameless.push_back(served->info.id);
+    }
+  }
+  for (const auto& served : gone) {
+    LogEvent("model version gone", {{"model", served->info.id}, {"version", served->info.version}});
+  }
+  for (const auto& [id, count] : left) metrics_->SetRetiring(id, count);
+  for (const std::string& id : nameless) {
+    if (left[id] == 0) metrics_->RemoveModel(id);
+  }
+}  // and the engines end here, outside the lock
+
+EngineStats ModelRegistry::StatsOf(const std::string& id) const {
+  absl::MutexLock lock(&mu_);
+  EngineStats stats;
+  if (const auto found = models_.find(id); found != models_.end() && found->second->engine != nullptr) {
+    stats = found->second->engine->stats();
+  }
+  for (const auto& served : retiring_) {
+    if (served->info.id != id) continue;
+    const EngineStats retiring = served->engine->stats();
+    AddCounters(retiring, stats);
+    // Its free slots are nobody's to take.
+    stats.slots += retiring.slots_used;
+    stats.slots_used += retiring.slots_used;
+    stats.running += retiring.running;
+    stats.waiting += retiring.waiting;
+  }
+  if (const auto found = gone_.find(id); found != gone_.end()) AddCounters(found->second, stats);
+  return stats;
+}
+
+bool ModelRegistry::AnyDeviceFailed() const {
+  absl::MutexLock lock(&mu_);
+  return std::ranges::any_of(models_, [](const auto& entry) {
+    const ServedModel& served = *entry.second;
+    return served.engine != nullptr && served.engine->stats().failed;
+  });
+}
+
+void ModelRegistry::AddToMetrics(const ModelInfo& info) {
+  metrics_->AddModel({info.id, info.architecture, info.weight_dtype, info.backend, info.parameter_count,
+                      info.weight_bytes, info.state_bytes},
+                     [this, id = info.id] { return StatsOf(id); });
 }
 
 absl::Status ModelRegistry::Unload(const std::string& id) {
@@ -133,6 +330,11 @@ absl::Status ModelRegistry::Unload(const std::string& id) {
     if (found->second->info.condition == ModelCondition::kLoading) {
       return WithReason(absl::UnavailableError(absl::StrCat("models/", id, " is loading; unload it when it is ready")),
                         "MODEL_LOADING");
+    }
+    if (found->second->info.from_repository) {
+      return WithReason(absl::FailedPreconditionError(absl::StrCat("models/", id, " comes from the server's ",
+                                                                   "--model_repository; take its folder out there")),
+                        "MODEL_OF_REPOSITORY");
     }
     entry = found->second.get();
     entry->info.condition = ModelCondition::kUnloading;
@@ -146,6 +348,7 @@ absl::Status ModelRegistry::Unload(const std::string& id) {
     absl::MutexLock lock(&mu_);
     gone = std::move(models_.at(id));
     models_.erase(id);
+    gone_.erase(id);
   }
   return absl::OkStatus();  // and the engine ends here, outside the lock
 }
@@ -171,6 +374,30 @@ absl::StatusOr<ModelRef> ModelRegistry::Find(const std::string& id) {
     return WithReason(absl::UnavailableError(absl::StrCat("models/", id, " is loading")), "MODEL_LOADING");
   }
   return Refer(*found->second);
+}
+
+absl::StatusOr<ModelRef> ModelRegistry::Find(const std::string& id, const std::string& fingerprint) {
+  if (fingerprint.empty()) return Find(id);
+  {
+    absl::MutexLock lock(&mu_);
+    const auto ready = models_.find(id);
+    const bool matches = ready != models_.end() && ready->second->info.condition == ModelCondition::kReady &&
+                         ready->second->info.fingerprint == fingerprint;
+    if (matches) return Refer(*ready->second);
+    for (const auto& served : retiring_) {
+      if (served->info.id == id && served->info.fingerprint == fingerprint &&
+          served->info.condition == ModelCondition::kReady) {
+        return Refer(*served);
+      }
+    }
+  }
+  absl::StatusOr<ModelRef> other = Find(id);
+  if (!other.ok()) return other.status();
+  return WithReason(absl::FailedPreconditionError(absl::StrCat(
+                        "the state is of an earlier version of models/", id,
+                        ", which is not served any more; begin a new session, or ",
+                        "keep the state by CreateSnapshot and DownloadSnapshot for a server that has that version")),
+                    "MODEL_REPLACED");
 }
 
 absl::StatusOr<ModelRef> ModelRegistry::FindOnly() {
@@ -218,6 +445,7 @@ void ModelRegistry::Drain(absl::Time deadline) {
         references.push_back(Refer(*entry));
       }
     }
+    for (const auto& entry : retiring_) references.push_back(Refer(*entry));
   }
   for (const ModelRef& reference : references) reference.engine().Drain(deadline);
 }

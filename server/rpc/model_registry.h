@@ -2,6 +2,11 @@
 //
 // loading -> ready -> unloading -> gone. Only a ready one can be referred to; a reference keeps it until it is dropped,
 // so unloading waits for the calls that use the model.
+//
+// A model may be replaced by another version of it: ready -> retiring -> gone. A retiring version has no name of its
+// own any more. Only what goes on from a state of its own can refer to it, until no session has such a state, or its
+// time is over; then it goes as soon as its last reference does. Sessions that are left keep their states: calls on
+// them are told that the model has been replaced.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +24,7 @@
 #include "server/engine/engine.h"
 #include "server/metrics/metrics.h"
 #include "server/model/model.h"
+#include "server/rpc/backend.h"
 #include "server/session/session_store.h"
 #include "server/tokenizer/tokenizer.h"
 
@@ -30,6 +36,8 @@ enum class ModelCondition : uint8_t { kLoading, kReady, kUnloading };
 struct ModelInfo {
   std::string id;
   ModelCondition condition = ModelCondition::kLoading;
+  std::string version;           // in the model repository, if it has versions
+  bool from_repository = false;  // what came from there goes only with it
   std::string architecture;
   int64_t parameter_count = 0;
   std::string weight_dtype;
@@ -46,11 +54,12 @@ struct ModelInfo {
 
 class ModelRegistry;
 
-// One entry of the registry. What is here is constant once the model is ready, but the condition and the count, which
-// the registry's lock guards.
+// One entry of the registry. What is here is constant once the model is ready, but the condition, the count and the
+// time, which the registry's lock guards.
 struct ServedModel {
   ModelInfo info;
   int64_t references = 0;
+  absl::Time retire_by = absl::InfiniteFuture();  // of a retiring version
   std::shared_ptr<const Tokenizer> tokenizer;
   std::unique_ptr<Engine> engine;
 };
@@ -89,9 +98,10 @@ class ModelRegistry {
  public:
   struct Options {
     EngineOptions engine;
-    ModelOptions model;
-    std::string root;  // for ResolvePath; empty: none
+    ModelOptions model;  // but its device: every model gets one of its own
+    std::string root;    // for ResolvePath; empty: none
     int32_t max_models = 8;
+    BackendOptions backend;
   };
   // `metrics` and `sessions` are told of models that come and go; they must outlive this object.
   ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions);
@@ -101,12 +111,28 @@ class ModelRegistry {
   // Takes the name, loads, warms up. Blocks for as long as that takes.
   // ALREADY_EXISTS: the name is taken.  RESOURCE_EXHAUSTED: max_models.  Else what the loaders said.
   absl::StatusOr<ModelInfo> Load(const std::string& id, const std::string& folder);
+  // Loads and warms up a version of a model of the repository, and puts it in the place of the one that is ready, if
+  // there is one; that one retires, and is gone after `retire_after` at the latest. On error all is as before. Blocks
+  // for as long as loading takes; one thread at a time calls this.
+  // ALREADY_EXISTS: the name is that of a model that did not come from the repository.  RESOURCE_EXHAUSTED: memory, or
+  // max_models.  Else what the loaders said.
+  absl::StatusOr<ModelInfo> Replace(const std::string& id, const std::string& folder, const std::string& version,
+                                    absl::Duration retire_after);
+  // The model, which Replace made, retires with nothing in its place.
+  void Retire(const std::string& id, absl::Duration retire_after);
+  // Lets go the retiring versions whose time has come. Call it now and then.
+  void DropRetired(absl::Time now);
+
   // Refuses new references, waits for those there are, forgets the model's sessions and snapshots, frees it.
   // Blocks for as long as that takes. NOT_FOUND: no such model, or it is being unloaded already. UNAVAILABLE: loading.
+  // FAILED_PRECONDITION: it came from the repository.
   absl::Status Unload(const std::string& id);
 
   // NOT_FOUND: no such model, or it is being unloaded.  UNAVAILABLE: it is loading.
   absl::StatusOr<ModelRef> Find(const std::string& id);
+  // The version of the model whose states have this fingerprint; empty: any, so the one that is ready. Errors as above,
+  // and FAILED_PRECONDITION: that version has been replaced and is gone.
+  absl::StatusOr<ModelRef> Find(const std::string& id, const std::string& fingerprint);
   // The only model. INVALID_ARGUMENT: there are several.  FAILED_PRECONDITION: there is none.  UNAVAILABLE: none but
   // one that is loading.
   absl::StatusOr<ModelRef> FindOnly();
@@ -114,6 +140,9 @@ class ModelRegistry {
   absl::StatusOr<ModelInfo> Get(const std::string& id) const;
   // By id.
   std::vector<ModelInfo> List() const;
+
+  // Whether the device of some model has failed. It will not come back in this process.
+  bool AnyDeviceFailed() const;
 
   // Drains every engine: what runs may end until `deadline`.
   void Drain(absl::Time deadline);
@@ -126,6 +155,13 @@ class ModelRegistry {
   friend class ModelRef;
   absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& id, const std::string& folder,
                                                      std::shared_ptr<const Tokenizer>& tokenizer) const;
+  // A model of its own, not in the map.
+  absl::StatusOr<std::unique_ptr<ServedModel>> Make(const std::string& id, const std::string& folder) const;
+  // Of all versions of the model.
+  EngineStats StatsOf(const std::string& id) const;
+  void AddToMetrics(const ModelInfo& info);
+  int32_t RetiringOf(const std::string& id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Retire(std::unique_ptr<ServedModel> served, absl::Time by) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   ModelRef Refer(ServedModel& served) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Drop(ServedModel* served);
 
@@ -134,6 +170,12 @@ class ModelRegistry {
   SessionStore* const sessions_;
   mutable absl::Mutex mu_;  // held for map operations only
   std::map<std::string, std::unique_ptr<ServedModel>> models_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::unique_ptr<ServedModel>> retiring_ ABSL_GUARDED_BY(mu_);
+  // What versions that are gone have counted, by id: a counter never falls.
+  std::map<std::string, EngineStats> gone_ ABSL_GUARDED_BY(mu_);
 };
+
+// Tells the operator.
+void LogModelLoaded(const ModelInfo& info, absl::Duration took);
 
 }  // namespace palimpsest

@@ -1,6 +1,7 @@
 // ModelService. Loading and unloading take seconds and run on threads of their own; a caller that gives up before they
 // end can watch the model's condition.
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "palimpsest/v1/model.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -50,9 +51,10 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
                           log.model = request->model_id();
                           absl::StatusOr<std::string> folder = core_.models.ResolvePath(request->path());
                           if (!folder.ok()) return folder.status();
+                          const absl::Time begin = absl::Now();
                           absl::StatusOr<ModelInfo> model = core_.models.Load(request->model_id(), *folder);
                           if (!model.ok()) return model.status();
-                          LogEvent("model loaded", {{"model", model->id}, {"backend", model->backend}});
+                          LogModelLoaded(*model, absl::Now() - begin);
                           FillModel(*model, response);
                           return absl::OkStatus();
                         });

@@ -45,7 +45,7 @@ struct Context {
         return FieldViolation("model", absl::StrCat("is models/", model_id, ", but sessions/", session_id, " is of ",
                                                     "models/", session->model, "; accepted: that, or nothing"));
       }
-      found = core.models.Find(session->model);
+      found = core.models.Find(session->model, session->model_fingerprint);
     } else {
       found = model_id.empty() ? core.models.FindOnly() : core.models.Find(model_id);
     }
@@ -84,7 +84,9 @@ struct Context {
     } else if (wire.has_session()) {
       absl::StatusOr<SessionLease> lease = core.sessions.Acquire(session_id, absl::Now());
       if (!lease.ok()) return SessionError(lease.status(), session_id);
-      if (lease->model() != model.id()) {
+      const bool replaced = lease->model() != model.id() ||
+                            (lease->state() != nullptr && lease->state()->format != model.engine().state_format());
+      if (replaced) {
         return WithReason(absl::AbortedError(absl::StrCat("sessions/", session_id, " was replaced meanwhile; retry")),
                           "SESSION_REPLACED");
       }

@@ -81,6 +81,7 @@ void FillModel(const ModelInfo& info, v1::Model* wire) {
   wire->set_fingerprint(info.fingerprint);
   wire->set_tokenizer(info.tokenizer);
   wire->set_backend(info.backend);
+  wire->set_version(info.version);
 }
 
 StatePtr EmptyState(const StateFormat& format) {

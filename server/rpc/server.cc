@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <thread>
 #include <utility>
 
@@ -19,6 +20,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "server/engine/available_processors.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -36,10 +38,12 @@ constexpr const char* kServiceNames[] = {"palimpsest.v1.GenerationService", "pal
 constexpr absl::Duration kSweepEvery = absl::Seconds(1);
 // For the last messages to leave, after the last call has ended.
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
+// Nobody has called for so long: the callers have gone elsewhere.
+constexpr absl::Duration kQuiet = absl::Milliseconds(200);
 
 absl::Status CheckOptions(const ServerOptions& options) {
   const auto wrong = [](absl::string_view option, auto value, absl::string_view accepted) {
-    return absl::InvalidArgumentError(absl::StrCat(option, " is ", value, "; accepted: ", accepted));
+    return absl::InvalidArgumentError(absl::StrCat("--", option, " is ", value, "; accepted: ", accepted));
   };
   if (options.port < 0 || options.port > 65535) return wrong("port", options.port, "0 (any free one) to 65535");
   if (options.engine.threads < 0 || options.engine.threads > 1024) {
@@ -76,18 +80,30 @@ absl::Status CheckOptions(const ServerOptions& options) {
     }
   }
   if (options.sessions.default_ttl < absl::Seconds(1)) {
-    return wrong("default_ttl", absl::FormatDuration(options.sessions.default_ttl), "1s or more");
+    return wrong("session_ttl", absl::FormatDuration(options.sessions.default_ttl), "1s or more, or inf");
+  }
+  if (options.repository.poll < absl::ZeroDuration() ||
+      (options.repository.poll > absl::ZeroDuration() && options.repository.poll < absl::Milliseconds(100))) {
+    return wrong("model_repository_poll", absl::FormatDuration(options.repository.poll), "0, or 100ms or more");
+  }
+  if (options.repository.retire_after < absl::ZeroDuration()) {
+    return wrong("model_repository_retire_after", absl::FormatDuration(options.repository.retire_after), "0 or more");
   }
   for (const ServerOptions::ModelSource& model : options.models) {
     if (!IsId(model.id, /*dots=*/true)) {
-      return wrong("a model's name", Quoted(model.id), "1 to 63 characters [a-z0-9.-], beginning with a letter");
+      return wrong("model", Quoted(absl::StrCat(model.id, "=", model.folder)),
+                   "NAME=FOLDER with a name of 1 to 63 characters [a-z0-9.-], beginning with a letter");
     }
   }
   if (options.tls_certificate_file.empty() != options.tls_key_file.empty()) {
-    return absl::InvalidArgumentError("tls_cert and tls_key go together: one is given without the other");
+    return absl::InvalidArgumentError(absl::StrCat(options.tls_key_file.empty()
+                                                       ? "--tls_cert is given without --tls_key"
+                                                       : "--tls_key is given without --tls_cert",
+                                                   "; accepted: both, or neither"));
   }
   if (!options.tls_client_ca_file.empty() && options.tls_certificate_file.empty()) {
-    return absl::InvalidArgumentError("tls_client_ca is given without tls_cert and tls_key");
+    return absl::InvalidArgumentError(
+        "--tls_client_ca is given without --tls_cert and --tls_key; accepted: all three, or without it");
   }
   return absl::OkStatus();
 }
@@ -96,7 +112,8 @@ absl::StatusOr<std::string> ReadFile(absl::string_view option, const std::string
   std::ifstream file(path, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   if (!file || text.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(option, " ", path, " cannot be read, or is empty"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--", option, " is ", path, ", which cannot be read, or is empty; accepted: a PEM file"));
   }
   return text;
 }
@@ -119,7 +136,7 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(const S
 }
 
 EngineOptions Resolved(EngineOptions options) {
-  if (options.threads == 0) options.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  if (options.threads == 0) options.threads = AvailableProcessors();
   return options;
 }
 
@@ -133,25 +150,46 @@ std::string ServerVersion() {
 struct Server::Impl {
   explicit Impl(const ServerOptions& set)
       : options(set),
-        core(set.limits, set.sessions, {Resolved(set.engine), set.model, set.model_root, set.limits.max_models}) {
-    core.metrics.SetSessions([this] { return core.sessions.counts(); });
+        core(set.limits, set.sessions,
+             {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
+        repository(set.repository, &core.models, &core.metrics) {
+    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
+    core.metrics.SetModels([this] {
+      std::map<std::string, bool> ready;
+      for (const ModelInfo& model : core.models.List()) ready[model.id] = model.condition == ModelCondition::kReady;
+      return ready;
+    });
   }
   ~Impl() {
     if (sweeper.joinable()) {
       stop_sweeping.Notify();
       sweeper.join();
     }
+    // A scrape may come at any time, and what these ask is gone before the metrics are.
+    core.metrics.SetModels(nullptr);
+    core.metrics.SetSessions(nullptr, {});
   }
 
   absl::Status Listen();
   absl::Status LoadModels();
   void SetHealth(bool serving);
   void Sweep() {
-    while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) core.sessions.DropExpired(absl::Now());
+    while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) {
+      core.sessions.DropExpired(absl::Now());
+      core.models.DropRetired(absl::Now());
+      // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
+      if (!device_failed && core.models.AnyDeviceFailed()) {
+        device_failed = true;
+        LogEvent("a device failed", {{"cure", "restart the server"}});
+        SetHealth(false);
+      }
+    }
   }
 
   const ServerOptions options;
   ServerCore core;
+  ModelRepository repository;
+  bool device_failed = false;  // the sweeper's
   std::vector<std::unique_ptr<grpc::Service>> services;
   std::unique_ptr<grpc::Server> server;  // constant after Listen
   int32_t port = 0;
@@ -165,6 +203,9 @@ struct Server::Impl {
 absl::Status Server::Impl::Listen() {
   if (!options.metrics_address.empty()) {
     absl::StatusOr<int32_t> exposed = core.metrics.Expose(options.metrics_address);
+    if (absl::IsInvalidArgument(exposed.status())) {
+      return absl::InvalidArgumentError(absl::StrCat("--", exposed.status().message()));
+    }
     if (!exposed.ok()) return exposed.status();
     metrics_port = *exposed;
   }
@@ -212,21 +253,16 @@ absl::Status Server::Impl::LoadModels() {
     const absl::Time begin = absl::Now();
     absl::StatusOr<ModelInfo> model = core.models.Load(source.id, source.folder);
     if (!model.ok()) return model.status();
-    LogEvent("model loaded", {{"model", model->id},
-                              {"architecture", model->architecture},
-                              {"parameters", absl::StrCat(model->parameter_count)},
-                              {"weights", absl::StrCat(model->weight_bytes, " bytes ", model->weight_dtype)},
-                              {"slots", absl::StrCat(model->slots, " of ", model->state_bytes, " bytes")},
-                              {"backend", model->backend},
-                              {"took", absl::FormatDuration(absl::Trunc(absl::Now() - begin, absl::Milliseconds(1)))}});
+    LogModelLoaded(*model, absl::Now() - begin);
   }
-  return absl::OkStatus();
+  return repository.Start();
 }
 
 void Server::Impl::SetHealth(bool serving) {
   grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
   health->SetServingStatus("", serving);
   for (const char* name : kServiceNames) health->SetServingStatus(name, serving);
+  core.metrics.SetReady(serving);
 }
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -253,16 +289,22 @@ Server::~Server() { Drain(absl::ZeroDuration()); }
 int32_t Server::port() const { return impl_->port; }
 int32_t Server::metrics_port() const { return impl_->metrics_port; }
 
-void Server::Drain(absl::Duration grace) {
+void Server::Drain(absl::Duration grace, absl::Duration lame_duck) {
   absl::MutexLock lock(&impl_->drain_mu);
   if (std::exchange(impl_->drained, true)) return;
-  const absl::Time deadline = absl::Now() + grace;
   impl_->SetHealth(false);
+  impl_->repository.Stop();
+  absl::SleepFor(lame_duck);
+  const absl::Time deadline = absl::Now() + grace;
   impl_->core.door.Shut();
   impl_->core.models.Drain(deadline);
   // What is left now are last messages on their way, uploads, downloads, and readers too slow for the grace.
-  const bool all_ended = impl_->core.door.AwaitEmpty(std::max(deadline, absl::Now() + kFlush));
+  const absl::Time last = std::max(deadline, absl::Now() + kFlush);
+  const bool all_ended = impl_->core.door.AwaitEmpty(last);
   if (!all_ended) LogWarning("calls are left at the end of the grace period; they are cut off");
+  // From Shutdown on gRPC answers a new call with CANCELLED, which no caller tries again elsewhere; so while calls
+  // still come they are refused with UNAVAILABLE.
+  impl_->core.door.AwaitQuiet(kQuiet, last);
   impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + kFlush));
 }
 

@@ -15,7 +15,9 @@
 #include "absl/time/time.h"
 #include "server/engine/engine.h"
 #include "server/model/model.h"
+#include "server/rpc/backend.h"
 #include "server/rpc/limits.h"
+#include "server/rpc/model_repository.h"
 #include "server/session/session_store.h"
 
 namespace palimpsest {
@@ -29,6 +31,8 @@ struct ServerOptions {
   std::vector<ModelSource> models;
   // Folder under which LoadModel finds checkpoints. Empty: LoadModel is refused.
   std::string model_root;
+  // Watched for models; model_repository.h.
+  ModelRepositoryOptions repository;
 
   std::string host = "127.0.0.1";
   int32_t port = 0;  // 0: any that is free
@@ -43,6 +47,7 @@ struct ServerOptions {
 
   EngineOptions engine;  // of every model
   ModelOptions model;    // of every model
+  BackendOptions backend;
   SessionStoreOptions sessions;
   Limits limits;
 
@@ -63,9 +68,10 @@ class Server {
   // 0 when there is none.
   int32_t metrics_port() const;
 
-  // Takes no more calls, lets those that run end for `grace`, ends the rest with UNAVAILABLE, and stops. Idempotent; a
-  // second call waits for the first.
-  void Drain(absl::Duration grace);
+  // Health says NOT_SERVING at once. Calls are still taken for `lame_duck`, so that those who watch health go elsewhere
+  // before any is refused. Then takes no more, lets those that run end for `grace`, ends the rest with UNAVAILABLE, and
+  // stops. Idempotent; a second call waits for the first.
+  void Drain(absl::Duration grace, absl::Duration lame_duck = absl::ZeroDuration());
 
  private:
   struct Impl;

@@ -209,13 +209,28 @@ TEST(Metrics, AreAllThere) {
         "palimpsest_iterations_total{model=\"tiny\"}",
         "palimpsest_requests_running{model=\"tiny\"}",
         "palimpsest_requests_waiting{model=\"tiny\"}",
-        "palimpsest_sessions{condition=\"idle\"}",
-        "palimpsest_sessions{condition=\"active\"}",
-        "palimpsest_sessions{condition=\"quarantined\"}",
-        "palimpsest_snapshots",
+        "palimpsest_requests_waiting_max{model=\"tiny\"}",
+        "palimpsest_requests_held{model=\"tiny\"}",
+        "palimpsest_queue_oldest_seconds{model=\"tiny\"}",
+        "palimpsest_discarded_tokens_total{model=\"tiny\"}",
+        "palimpsest_iteration_least_bytes_total{model=\"tiny\"}",
+        "palimpsest_iteration_least_flops_total{model=\"tiny\"}",
+        "palimpsest_finished_total{model=\"tiny\",reason=\"length\"}",
+        "palimpsest_finished_total{model=\"tiny\",reason=\"not_finite\"}",
+        "palimpsest_ready",
+        "palimpsest_model_ready{model=\"tiny\"}",
+        "palimpsest_model_parameters{model=\"tiny\"}",
+        "palimpsest_model_weight_bytes{model=\"tiny\"}",
+        "palimpsest_model_state_bytes{model=\"tiny\"}",
+        "palimpsest_sessions{model=\"tiny\",condition=\"idle\"}",
+        "palimpsest_sessions{model=\"tiny\",condition=\"active\"}",
+        "palimpsest_sessions{model=\"tiny\",condition=\"quarantined\"}",
+        "palimpsest_sessions_max",
+        "palimpsest_snapshots{model=\"tiny\"}",
+        "palimpsest_snapshots_max",
         "palimpsest_slots{model=\"tiny\",condition=\"used\"}",
         "palimpsest_slots{model=\"tiny\",condition=\"free\"}",
-        "palimpsest_state_bytes",
+        "palimpsest_state_bytes{model=\"tiny\"}",
         "palimpsest_quarantined_total{model=\"tiny\"}",
         "palimpsest_model_info{model=\"tiny\",architecture=\"gated_deltanet\",dtype=\"f32\",backend=\"cpu (",
         "palimpsest_build_info{version=\"",
@@ -263,9 +278,23 @@ TEST(Metrics, MoveWithWhatHappens) {
   EXPECT_EQ(metric("palimpsest_batch_rows_count{model=\"tiny\"}"),
             metric("palimpsest_iterations_total{model=\"tiny\"}"));
   EXPECT_EQ(metric("palimpsest_batch_rows_sum{model=\"tiny\"}"), 4 + 18);
-  EXPECT_EQ(metric("palimpsest_sessions{condition=\"idle\"}"), 2);
-  EXPECT_EQ(metric("palimpsest_snapshots"), 1);
-  EXPECT_GT(metric("palimpsest_state_bytes"), 0);
+  EXPECT_EQ(metric("palimpsest_sessions{model=\"tiny\",condition=\"idle\"}"), 2);
+  EXPECT_EQ(metric("palimpsest_snapshots{model=\"tiny\"}"), 1);
+  EXPECT_GT(metric("palimpsest_state_bytes{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_requests_total{code=\"INTERNAL\",method=\"palimpsest.v1.GenerationService/Generate\"}"),
+            0);
+  EXPECT_EQ(metric("palimpsest_finished_total{model=\"tiny\",reason=\"length\"}"), 2);
+  EXPECT_EQ(metric("palimpsest_discarded_tokens_total{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_queue_oldest_seconds{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_requests_held{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_ready"), 1);
+  EXPECT_EQ(metric("palimpsest_model_ready{model=\"tiny\"}"), 1);
+  // Each iteration had one sequence, whose state came and went, and 18 of 19 made logits with all of the weights.
+  EXPECT_GT(metric("palimpsest_iteration_least_bytes_total{model=\"tiny\"}"),
+            19 * 2 * metric("palimpsest_model_state_bytes{model=\"tiny\"}"));
+  EXPECT_LT(metric("palimpsest_iteration_least_bytes_total{model=\"tiny\"}"),
+            19 * (2 * metric("palimpsest_model_state_bytes{model=\"tiny\"}") +
+                  metric("palimpsest_model_weight_bytes{model=\"tiny\"}")));
   EXPECT_EQ(metric("palimpsest_slots{model=\"tiny\",condition=\"free\"}"), 4);
   EXPECT_GT(metric("process_cpu_seconds_total"), 0);
   EXPECT_GT(metric("process_open_fds"), 3);
@@ -277,6 +306,8 @@ TEST(Metrics, MoveWithWhatHappens) {
   poison.mutable_tokens()->add_ids(1);
   server.Generate(poison);
   EXPECT_EQ(metric("palimpsest_quarantined_total{model=\"tiny\"}"), 1);
+  EXPECT_EQ(metric("palimpsest_finished_total{model=\"tiny\",reason=\"not_finite\"}"), 1);
+  EXPECT_GT(metric("palimpsest_discarded_tokens_total{model=\"tiny\"}"), 0);
 
   grpc::ClientContext context;
   const auto reader = server.generation().Generate(&context, Ask("hello", 60000));
@@ -296,7 +327,8 @@ TEST(Metrics, ForgetAModelThatIsUnloaded) {
   google::protobuf::Empty empty;
   ASSERT_TRUE(server.models().UnloadModel(&context, request, &empty).ok());
   EXPECT_TRUE(std::isnan(server.Metric("palimpsest_slots{model=\"tiny\",condition=\"free\"}")));
-  EXPECT_EQ(server.Metric("palimpsest_snapshots"), 0);
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_snapshots{model=\"tiny\"}")));
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_model_ready{model=\"tiny\"}")));
 }
 
 // A self-signed certificate for localhost, and its key, by the openssl library's own tool in the test's folder.
@@ -371,17 +403,17 @@ const OptionRow kOptionRows[] = {
     {"default_tokens", [](auto& o) { o.limits.default_max_tokens = 100000; }, kInvalid,
      "default_max_tokens is 100000; accepted: 0 to 65536"},
     {"message", [](auto& o) { o.limits.max_message_bytes = int64_t{1} << 40; }, kInvalid, "max_message_bytes is"},
-    {"ttl", [](auto& o) { o.sessions.default_ttl = absl::ZeroDuration(); }, kInvalid, "default_ttl is 0"},
-    {"model_name", [](auto& o) { o.models[0].id = "Not An Id"; }, kInvalid, "a model's name is \"Not An Id\""},
+    {"ttl", [](auto& o) { o.sessions.default_ttl = absl::ZeroDuration(); }, kInvalid, "--session_ttl is 0"},
+    {"model_name", [](auto& o) { o.models[0].id = "Not An Id"; }, kInvalid, "--model is \"Not An Id="},
     {"model_twice", [](auto& o) { o.models.push_back(o.models[0]); }, absl::StatusCode::kAlreadyExists,
      "models/tiny is there already"},
     {"model_missing", [](auto& o) { o.models[0].folder += "/nowhere"; }, absl::StatusCode::kNotFound, "models/tiny: "},
     {"metrics_address", [](auto& o) { o.metrics_address = "nonsense"; }, kInvalid,
      "metrics_address is \"nonsense\"; accepted: host:port"},
     {"certificate_alone", [](auto& o) { o.tls_certificate_file = "cert.pem"; }, kInvalid,
-     "tls_cert and tls_key go together"},
+     "--tls_cert is given without --tls_key; accepted: both"},
     {"certificate_missing", [](auto& o) { o.tls_certificate_file = o.tls_key_file = "/nowhere/cert.pem"; }, kInvalid,
-     "tls_cert /nowhere/cert.pem cannot be read"},
+     "--tls_cert is /nowhere/cert.pem, which cannot be read"},
 };
 INSTANTIATE_TEST_SUITE_P(Table, WrongOption, ::testing::ValuesIn(kOptionRows),
                          [](const auto& info) { return std::string(info.param.name); });

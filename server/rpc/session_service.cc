@@ -175,8 +175,10 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
                                                           source_model, "; accepted: that, or nothing"));
     }
     if (model_id.empty()) model_id = source_model;
+    const std::string fingerprint = session.state == nullptr ? "" : session.state->format.model_fingerprint;
     // The reference keeps the model from being unloaded until its session is in the store, where unloading finds it.
-    absl::StatusOr<ModelRef> model = model_id.empty() ? core_.models.FindOnly() : core_.models.Find(model_id);
+    absl::StatusOr<ModelRef> model =
+        model_id.empty() ? core_.models.FindOnly() : core_.models.Find(model_id, fingerprint);
     if (!model.ok()) return model.status();
     if (session.state != nullptr && session.state->format != model->engine().state_format()) {
       return WithReason(absl::FailedPreconditionError(

@@ -54,6 +54,8 @@ absl::Status Leased(const std::string& id) {
   return absl::AbortedError(absl::StrCat("another call holds session \"", id, "\"; retry when it has ended"));
 }
 
+std::string FingerprintOf(const StatePtr& state) { return state == nullptr ? "" : state->format.model_fingerprint; }
+
 }  // namespace
 
 SessionLease::SessionLease(SessionLease&& other) noexcept
@@ -294,6 +296,13 @@ void SessionStore::DropModel(const std::string& model) {
   }
 }
 
+bool SessionStore::HasStatesOf(const std::string& model, const std::string& fingerprint) const {
+  absl::MutexLock lock(&mu_);
+  return std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& session) {
+    return session.second.info.model == model && session.second.info.model_fingerprint == fingerprint;
+  });
+}
+
 void SessionStore::DropExpired(absl::Time now) {
   Trash trash;
   absl::MutexLock lock(&mu_);
@@ -301,14 +310,27 @@ void SessionStore::DropExpired(absl::Time now) {
 }
 
 SessionStore::Counts SessionStore::counts() const {
-  Counts counts;
+  Counts sum;
+  for (const auto& [model, counts] : counts_by_model()) {
+    sum.idle += counts.idle;
+    sum.active += counts.active;
+    sum.quarantined += counts.quarantined;
+    sum.snapshots += counts.snapshots;
+    sum.state_bytes += counts.state_bytes;
+  }
+  return sum;
+}
+
+std::map<std::string, SessionStore::Counts> SessionStore::counts_by_model() const {
+  std::map<std::string, Counts> all;
   absl::flat_hash_set<const State*> seen;
-  const auto count = [&](const StatePtr& state) {
+  const auto count = [&seen](const StatePtr& state, Counts& counts) {
     if (state != nullptr && seen.insert(state.get()).second) counts.state_bytes += state->data.size();
   };
   absl::MutexLock lock(&mu_);
   for (const auto& [id, entry] : sessions_) {
-    count(entry.state);
+    Counts& counts = all[entry.info.model];
+    count(entry.state, counts);
     switch (entry.info.condition) {
       case SessionCondition::kIdle:
         ++counts.idle;
@@ -321,9 +343,12 @@ SessionStore::Counts SessionStore::counts() const {
         break;
     }
   }
-  for (const auto& [id, entry] : snapshots_) count(entry.state);
-  counts.snapshots = std::ssize(snapshots_);
-  return counts;
+  for (const auto& [id, entry] : snapshots_) {
+    Counts& counts = all[entry.info.model];
+    count(entry.state, counts);
+    ++counts.snapshots;
+  }
+  return all;
 }
 
 void SessionStore::EndLease(const std::string& id, LeaseEnd end, StatePtr state, absl::Time now) {
@@ -342,6 +367,7 @@ void SessionStore::EndLease(const std::string& id, LeaseEnd end, StatePtr state,
   if (end == LeaseEnd::kCommit) {
     std::swap(entry.state, trash.back());
     entry.info.position = entry.state == nullptr ? 0 : entry.state->head.position;
+    entry.info.model_fingerprint = FingerprintOf(entry.state);
   }
   if (end != LeaseEnd::kAbandon) {
     entry.info.update_time = now;
@@ -400,6 +426,7 @@ SessionInfo SessionStore::Insert(std::string id, std::string model, int64_t stat
   Entry entry;
   entry.info = {.id = id,
                 .model = std::move(model),
+                .model_fingerprint = FingerprintOf(state),
                 .position = state == nullptr ? 0 : state->head.position,
                 .state_bytes = state_bytes,
                 .create_time = now,

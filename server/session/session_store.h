@@ -23,7 +23,8 @@ enum class SessionCondition : uint8_t { kIdle, kActive, kQuarantined };
 
 struct SessionInfo {
   std::string id;
-  std::string model;  // id
+  std::string model;              // id
+  std::string model_fingerprint;  // of the state; empty where there is none yet
   SessionCondition condition = SessionCondition::kIdle;
   int64_t position = 0;
   int64_t state_bytes = 0;
@@ -135,6 +136,9 @@ class SessionStore {
   void DropModel(const std::string& model);
   void DropExpired(absl::Time now);
 
+  // Whether a session of the model has a state of this fingerprint.
+  bool HasStatesOf(const std::string& model, const std::string& fingerprint) const;
+
   struct Counts {
     int64_t idle = 0;
     int64_t active = 0;
@@ -143,6 +147,7 @@ class SessionStore {
     int64_t state_bytes = 0;  // of distinct states held
   };
   Counts counts() const;
+  std::map<std::string, Counts> counts_by_model() const;
 
  private:
   friend class SessionLease;

@@ -11,10 +11,12 @@ constexpr int64_t kAlignment = 64;  // of a state piece: a cache line, and any v
 
 }  // namespace
 
-SlotPool::SlotPool(int32_t slots, int64_t state_bytes)
-    : stride_((state_bytes + kAlignment - 1) / kAlignment * kAlignment),
-      memory_(slots * stride_),
+SlotPool::SlotPool(int32_t slots, int64_t state_bytes, Device* device)
+    : device_(device),
+      stride_((state_bytes + kAlignment - 1) / kAlignment * kAlignment),
+      memory_(slots * stride_, device),
       generation_(static_cast<size_t>(slots), 0) {
+  if (stride_ > 0 && memory_.data() == nullptr) return;
   // Lowest index on top, so that a lightly loaded server keeps to few pages.
   for (int32_t i = slots - 1; i >= 0; --i) free_.push_back(i);
 }
@@ -26,8 +28,13 @@ SlotHandle SlotPool::Acquire(const State* initial) {
   const int32_t index = free_.back();
   free_.pop_back();
   std::byte* slot = memory_.data() + index * stride_;
-  if (given > 0) std::memcpy(slot, initial->data.data(), static_cast<size_t>(given));
-  std::memset(slot + given, 0, static_cast<size_t>(stride_ - given));
+  if (device_ != nullptr) {
+    if (given > 0) device_->CopyToDevice(slot, initial->data.data(), given);
+    device_->FillWithZeros(slot + given, stride_ - given);
+  } else {
+    if (given > 0) std::memcpy(slot, initial->data.data(), static_cast<size_t>(given));
+    std::memset(slot + given, 0, static_cast<size_t>(stride_ - given));
+  }
   return {.index = index, .generation = ++generation_[index]};
 }
 
@@ -35,6 +42,17 @@ void SlotPool::Release(SlotHandle handle) {
   Data(handle);  // checks the handle
   ++generation_[handle.index];
   free_.push_back(handle.index);
+}
+
+absl::Status SlotPool::CopyOut(SlotHandle handle, std::byte* to, int64_t bytes) {
+  const std::byte* const slot = Data(handle);
+  PALIMPSEST_CHECK(bytes <= stride_);
+  if (device_ != nullptr) {
+    device_->CopyToHost(to, slot, bytes);
+    return device_->Synchronize();
+  }
+  if (bytes > 0) std::memcpy(to, slot, static_cast<size_t>(bytes));
+  return absl::OkStatus();
 }
 
 std::byte* SlotPool::Data(SlotHandle handle) {

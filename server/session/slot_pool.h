@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "kernels/common/aligned_buffer.h"
+#include "kernels/common/device.h"
 #include "server/session/state.h"
 
 namespace palimpsest {
@@ -19,7 +21,8 @@ struct SlotHandle {
 // Not thread-safe: the engine's thread owns it. live() + free() == size() always.
 class SlotPool {
  public:
-  SlotPool(int32_t slots, int64_t state_bytes);
+  // With a device, the room is in its memory; base() is null if it has too little, and then there are no slots.
+  SlotPool(int32_t slots, int64_t state_bytes, Device* device = nullptr);
 
   int32_t size() const { return static_cast<int32_t>(generation_.size()); }
   int32_t free() const { return static_cast<int32_t>(free_.size()); }
@@ -29,13 +32,16 @@ class SlotPool {
   SlotHandle Acquire(const State* initial);
   // Takes a slot back. A handle of another generation, or of a slot that is not out, is a broken invariant: aborts.
   void Release(SlotHandle handle);
-  // The slot's bytes; aborts on a stale handle.
+  // The slot's address in the pool's memory; aborts on a stale handle.
   std::byte* Data(SlotHandle handle);
+  // Copies the first `bytes` of the slot into host memory; aborts on a stale handle. INTERNAL: the device failed.
+  absl::Status CopyOut(SlotHandle handle, std::byte* to, int64_t bytes);
 
   std::byte* base() { return memory_.data(); }
   int64_t stride() const { return stride_; }
 
  private:
+  Device* const device_;
   int64_t stride_ = 0;
   AlignedBytes memory_;
   std::vector<uint64_t> generation_;  // odd while out

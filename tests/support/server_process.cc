@@ -130,12 +130,12 @@ std::unique_ptr<ServerProcess> ServerProcess::Start(const std::string& checkpoin
                                                     const std::vector<std::string>& flags) {
   const std::string folder = MakeFolder("server");
   std::vector<std::string> arguments = {PALIMPSEST_SERVER_BINARY,
-                                        absl::StrCat("--model=test=", checkpoint),
                                         "--host=127.0.0.1",
                                         "--port=0",
                                         "--metrics_address=127.0.0.1:0",
                                         absl::StrCat("--port_file=", folder, "/port"),
                                         absl::StrCat("--metrics_port_file=", folder, "/metrics_port")};
+  if (!checkpoint.empty()) arguments.push_back(absl::StrCat("--model=test=", checkpoint));
   arguments.insert(arguments.end(), flags.begin(), flags.end());
   std::unique_ptr<ServerProcess> server(new ServerProcess());
   server->process_ = std::make_unique<ChildProcess>(arguments, folder + "/log");

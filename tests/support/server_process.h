@@ -40,7 +40,7 @@ class ChildProcess {
 // A server that answers. `flags` come after the ones that choose host, ports and files, and win.
 class ServerProcess {
  public:
-  // Returns once health says SERVING. Fails the test, with the log, and returns null when that takes over two minutes
+  // Serves `checkpoint` as "test"; empty: the flags say what. Returns once health says SERVING. Fails the test, with the log, and returns null when that takes over two minutes
   // or the server ends before.
   static std::unique_ptr<ServerProcess> Start(const std::string& checkpoint,
                                               const std::vector<std::string>& flags = {});

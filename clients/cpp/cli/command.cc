@@ -23,6 +23,10 @@ void ServerFlags::Add(FlagSet& flags) {
             "PALIMPSEST_SERVER");
   flags.Add("timeout", &timeout, "TIME", "give up on a call after this long");
   flags.Add("connect_timeout", &connect_timeout, "TIME", "give up connecting after this long");
+  flags.Add(
+      "traceparent", &traceparent, "CONTEXT",
+      "the W3C trace context that the calls belong to: the server logs them under its trace id. Also read from the "
+      "environment variables TRACEPARENT and TRACESTATE");
   flags.Add("tls", &tls, "", "encrypt, and check the server's certificate");
   flags.Add("ca_file", &ca_file, "FILE", "certificates (PEM) to check the server's against; implies --tls");
   flags.Add("certificate_file", &certificate_file, "FILE", "own certificate (PEM), for servers that ask for one");

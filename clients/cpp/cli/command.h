@@ -34,6 +34,8 @@ struct ServerFlags {
   std::string key_file;
   absl::Duration connect_timeout = absl::Seconds(5);
   absl::Duration timeout = absl::InfiniteDuration();
+  std::string traceparent;
+  std::string tracestate;
 
   void Add(FlagSet& flags);
 };
@@ -47,7 +49,10 @@ struct Context {
   // Connects as the flags say.
   absl::StatusOr<std::unique_ptr<client::Client>> Connect() const;
   client::CallOptions Call(client::Cancellation* cancellation = nullptr) const {
-    return {.timeout = server.timeout, .cancellation = cancellation};
+    return {.timeout = server.timeout,
+            .cancellation = cancellation,
+            .traceparent = server.traceparent,
+            .tracestate = server.tracestate};
   }
 };
 

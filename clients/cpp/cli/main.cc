@@ -142,6 +142,9 @@ int Main(std::vector<std::string> arguments) {
   if (const char* address = std::getenv("PALIMPSEST_SERVER"); address != nullptr && *address != '\0') {
     server.server = address;
   }
+  // As OpenTelemetry has it: a program hands its trace to those that it starts in these two.
+  if (const char* parent = std::getenv("TRACEPARENT"); parent != nullptr) server.traceparent = parent;
+  if (const char* state = std::getenv("TRACESTATE"); state != nullptr) server.tracestate = state;
   std::string color = "auto";
   flags.Group("Flags");
   command->AddFlags(flags);

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
 #include "clients/cpp/cli/command.h"
 #include "clients/cpp/cli/resource_commands.h"
 
@@ -66,18 +67,38 @@ class HealthCheck : public Command {
                  .arguments = "[SERVICE]",
                  .summary = "ask whether the server serves",
                  .description = "Prints what the server says of itself, or of one service such as "
-                                "palimpsest.v1.GenerationService. The exit code is 0 only if it is SERVING.",
+                                "palimpsest.v1.GenerationService. The exit code is 0 only if it is SERVING.\n\n"
+                                "For scripts that start a server: palimpsest health --wait 60s && ...",
                  .max_arguments = 1}) {}
+  void AddFlags(FlagSet& flags) override {
+    flags.Add("wait", &wait_, "TIME", "go on asking for this long, until the server is there and SERVING");
+  }
   absl::Status Run(Context& context) override {
-    ASSIGN_OR_RETURN(const auto client, context.Connect());
-    const std::string service = context.arguments.empty() ? "" : context.arguments[0];
-    ASSIGN_OR_RETURN(const client::Health health, client->CheckHealth(service, context.Call()));
-    const bool serving = health == client::Health::kServing;
-    const std::string name(client::HealthName(health));
+    const Interrupt::Scope scope(context.interrupt);
+    const absl::Time give_up = absl::Now() + wait_;
+    absl::StatusOr<client::Health> health = Ask(context);
+    while (!(health.ok() && *health == client::Health::kServing) && !IsUsageError(health.status()) &&
+           absl::Now() < give_up && scope.SleepFor(kAskAgainAfter)) {
+      health = Ask(context);
+    }
+    RETURN_IF_ERROR(health.status());
+    const bool serving = *health == client::Health::kServing;
+    const std::string name(client::HealthName(*health));
     std::puts(context.terminal.Out(serving ? Style::kGreen : Style::kRed, name).c_str());
     if (!serving) return absl::UnavailableError(absl::StrCat(context.server.server, " is ", name));
     return absl::OkStatus();
   }
+
+ private:
+  static constexpr absl::Duration kAskAgainAfter = absl::Milliseconds(50);
+
+  // By a connection of its own, so that no back-off of an earlier one is waited for.
+  static absl::StatusOr<client::Health> Ask(const Context& context) {
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    return client->CheckHealth(context.arguments.empty() ? "" : context.arguments[0], context.Call());
+  }
+
+  absl::Duration wait_ = absl::ZeroDuration();
 };
 
 }  // namespace

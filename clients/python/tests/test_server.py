@@ -7,6 +7,7 @@ serves. Without them these tests fail: leave the file out if there is no server.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import pathlib
@@ -29,7 +30,7 @@ HERE = pathlib.Path(__file__).parent
 
 @contextmanager
 def running_server(folder: pathlib.Path) -> Iterator[str]:
-    """A server on a port of its own; ends with it."""
+    """A server on a port of its own, with its log in the folder; ends with it."""
     port_file = folder / "port"
     log_file = folder / "log"
     command = [
@@ -89,6 +90,32 @@ def test_the_model_is_there_and_healthy(client: Any) -> None:
     assert client.health("palimpsest.v1.GenerationService") is palimpsest.Health.SERVING
     with pytest.raises(palimpsest.NotFound):
         client.health("no.such.Service")
+
+
+def log_line(folder: pathlib.Path, trace_id: str) -> dict[str, Any]:
+    """What the server logged of the call with this trace id: just after the caller had its answer."""
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up:
+        for line in (folder / "log").read_text().splitlines():
+            if f'"trace_id":"{trace_id}"' in line:
+                fields: dict[str, Any] = json.loads(line)
+                return fields
+        time.sleep(0.01)
+    pytest.fail(f"no call with the trace {trace_id} in the log")
+
+
+def test_the_log_joins_the_callers_trace(connect: Connect, tmp_path: pathlib.Path) -> None:
+    with running_server(tmp_path) as target:
+        client = connect(target)
+        with palimpsest.trace_context("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "congo=t61"):
+            client.generate_text(PROMPT, max_tokens=3, ignore_end_of_text=True)
+        line = log_line(tmp_path, "4bf92f3577b34da6a3ce929d0e0e4736")
+    assert (line["parent_span_id"], line["trace_state"], line["generated_tokens"]) == (
+        "00f067aa0ba902b7",
+        "congo=t61",
+        3,
+    )
+    assert re.fullmatch("[0-9a-f]{16}", line["span_id"]) and line["span_id"] != line["parent_span_id"]
 
 
 def test_the_chunks_make_the_result_and_the_seed_makes_it_again(client: Any) -> None:

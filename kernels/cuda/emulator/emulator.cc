@@ -1,11 +1,8 @@
 #include "kernels/cuda/emulator/emulator.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
-#include <boost/context/fiber.hpp>
-#include <boost/context/fixedsize_stack.hpp>
+#include <boost/context/detail/fcontext.hpp>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -33,20 +30,25 @@ struct Event {
 
 namespace {
 
-constexpr size_t kStackBytes = 128 << 10;
+constexpr size_t kStackBytes = 64 << 10;
 constexpr unsigned kWarpSize = 32;
 constexpr int64_t kSharedLimit = 227 << 10;
+constexpr size_t kDeviceBytes = size_t{2} << 30;
+
+namespace context = boost::context::detail;
 
 enum class Wait : uint8_t { kNone, kWarp, kBlock, kDone };
 
+// A thread of a block is a fiber, which goes on from block to block and from kernel to kernel.
 struct Thread {
-  dim3 index;
+  Place place;
   unsigned lane = 0;
   unsigned warp = 0;
   Wait wait = Wait::kNone;
   unsigned mask = 0;
   unsigned exchange = 0;  // which of the warp's buffers is next
-  boost::context::fiber fiber;
+  context::fcontext_t fiber = nullptr;
+  std::unique_ptr<std::byte[]> stack;
 };
 
 struct Warp {
@@ -55,42 +57,39 @@ struct Warp {
   unsigned arrived = 0;
 };
 
-// Stacks are kept: a kernel has thousands of threads, one block's at a time.
-class StackPool {
- public:
-  boost::context::stack_context allocate() {
-    if (free_.empty()) return stacks_.allocate();
-    const boost::context::stack_context stack = free_.back();
-    free_.pop_back();
-    return stack;
-  }
-  void deallocate(boost::context::stack_context& stack) { free_.push_back(stack); }
-  ~StackPool() {
-    for (boost::context::stack_context& stack : free_) stacks_.deallocate(stack);
-  }
-
- private:
-  boost::context::fixedsize_stack stacks_{kStackBytes};
-  std::vector<boost::context::stack_context> free_;
-};
-struct PooledStack {
-  StackPool* pool;
-  boost::context::stack_context allocate() { return pool->allocate(); }
-  void deallocate(boost::context::stack_context& stack) { pool->deallocate(stack); }
-};
-
+// What one host thread emulates.
 struct Running {
-  dim3 grid;
-  dim3 block_size;
-  dim3 block;
-  StackPool stacks;
+  const std::function<void()>* kernel = nullptr;
   std::vector<std::byte> shared;
-  std::vector<Thread> threads;
+  std::vector<Thread> threads;  // as many as any block had
+  size_t block_threads = 0;
   std::vector<Warp> warps;
   Thread* current = nullptr;
-  boost::context::fiber scheduler;
+  context::fcontext_t scheduler = nullptr;
 };
-thread_local Running running;
+Running& running() {
+  static thread_local Running instance;
+  return instance;
+}
+
+// Back to the scheduler, until it comes back.
+void SwitchToScheduler(Running& self) { self.scheduler = context::jump_fcontext(self.scheduler, nullptr).fctx; }
+
+void RunFiber(context::transfer_t from) {
+  Running& self = *static_cast<Running*>(from.data);
+  self.scheduler = from.fctx;
+  for (;;) {
+    (*self.kernel)();
+    self.current->wait = Wait::kDone;
+    SwitchToScheduler(self);
+  }
+}
+
+void Resume(Running& self, Thread& thread) {
+  self.current = &thread;
+  place = &thread.place;
+  thread.fiber = context::jump_fcontext(thread.fiber, &self).fctx;
+}
 
 std::atomic<uint64_t> launches{0};
 std::atomic<bool> lost{false};
@@ -108,150 +107,159 @@ bool IsPinned(const void* memory) {
   return static_cast<const std::byte*>(memory) < static_cast<const std::byte*>(it->first) + it->second;
 }
 
-void Suspend(Wait wait, unsigned mask) {
-  Thread* const self = running.current;
-  self->wait = wait;
-  self->mask = mask;
-  running.scheduler = std::move(running.scheduler).resume();
+void Suspend(Running& self, Wait wait, unsigned mask) {
+  self.current->wait = wait;
+  self.current->mask = mask;
+  SwitchToScheduler(self);
 }
 
-[[noreturn]] void ReportDeadlock() {
+[[noreturn]] void ReportDeadlock(const Running& self) {
   int at_block = 0, at_warp = 0, done = 0;
-  for (const Thread& thread : running.threads) {
+  for (size_t i = 0; i < self.block_threads; ++i) {
+    const Thread& thread = self.threads[i];
     at_block += thread.wait == Wait::kBlock ? 1 : 0;
     at_warp += thread.wait == Wait::kWarp ? 1 : 0;
     done += thread.wait == Wait::kDone ? 1 : 0;
   }
+  const dim3 block = self.threads.front().place.block;
   std::fprintf(stderr,
                "emulator: block (%u, %u, %u) waits for ever: %d threads wait for the block, %d for their warp, %d have "
                "returned\n",
-               running.block.x, running.block.y, running.block.z, at_block, at_warp, done);
+               block.x, block.y, block.z, at_block, at_warp, done);
   std::abort();
 }
 
 // Lanes whose mask names only lanes that wait with the same mask, or have returned, go on.
-bool ReleaseWarp(Thread* begin, Thread* end) {
+bool ReleaseWarp(Running& self, size_t begin, size_t end) {
+  // Mostly the whole warp waits for itself.
+  size_t waiting = 0;
+  while (begin + waiting < end && self.threads[begin + waiting].wait == Wait::kWarp &&
+         self.threads[begin + waiting].mask == 0xFFFFFFFFu) {
+    ++waiting;
+  }
+  if (begin + waiting == end) {
+    for (size_t i = begin; i < end; ++i) self.threads[i].wait = Wait::kNone;
+    return true;
+  }
   bool released = false;
-  for (Thread* thread = begin; thread != end; ++thread) {
-    if (thread->wait != Wait::kWarp) continue;
-    const unsigned mask = thread->mask;
-    const bool complete = std::all_of(begin, end, [&](const Thread& other) {
-      return (mask >> other.lane & 1) == 0 || other.wait == Wait::kDone ||
-             (other.wait == Wait::kWarp && other.mask == mask);
-    });
+  for (size_t i = begin; i < end; ++i) {
+    if (self.threads[i].wait != Wait::kWarp) continue;
+    const unsigned mask = self.threads[i].mask;
+    bool complete = true;
+    for (size_t j = begin; j < end && complete; ++j) {
+      const Thread& other = self.threads[j];
+      complete = (mask >> other.lane & 1) == 0 || other.wait == Wait::kDone ||
+                 (other.wait == Wait::kWarp && other.mask == mask);
+    }
     if (!complete) continue;
-    for (Thread* other = begin; other != end; ++other) {
-      if (other->wait == Wait::kWarp && other->mask == mask) other->wait = Wait::kNone;
+    for (size_t j = begin; j < end; ++j) {
+      Thread& other = self.threads[j];
+      if (other.wait == Wait::kWarp && other.mask == mask) other.wait = Wait::kNone;
     }
     released = true;
   }
   return released;
 }
 
-void RunBlock(const std::function<void()>& kernel, bool backward) {
-  std::vector<Thread>& threads = running.threads;
+// Runs the warp until each of its threads has returned or waits for the block. False: some wait for ever.
+bool RunWarp(Running& self, size_t begin, size_t end, bool backward) {
+  do {
+    for (size_t i = begin; i < end; ++i) {
+      Thread& thread = self.threads[backward ? end - 1 - (i - begin) : i];
+      if (thread.wait == Wait::kNone) Resume(self, thread);
+    }
+  } while (ReleaseWarp(self, begin, end));
+  for (size_t i = begin; i < end; ++i) {
+    if (self.threads[i].wait == Wait::kWarp) return false;
+  }
+  return true;
+}
+
+void RunBlock(Running& self, dim3 block, bool backward) {
+  const size_t n = self.block_threads, warps = self.warps.size();
   // NaN in every word, so that what was not written shows.
-  std::memset(running.shared.data(), 0xFF, running.shared.size());
-  for (Thread& thread : threads) {
+  std::memset(self.shared.data(), 0xFF, self.shared.size());
+  for (size_t i = 0; i < n; ++i) {
+    Thread& thread = self.threads[i];
+    thread.place.block = block;
     thread.wait = Wait::kNone;
     thread.exchange = 0;
-    running.warps[thread.warp].arrived = 0;
-    thread.fiber = boost::context::fiber(std::allocator_arg, PooledStack{&running.stacks},
-                                         [&kernel, &thread](boost::context::fiber&& scheduler) {
-                                           running.scheduler = std::move(scheduler);
-                                           kernel();
-                                           thread.wait = Wait::kDone;
-                                           return std::move(running.scheduler);
-                                         });
   }
-  const size_t warps = running.warps.size(), n = threads.size();
-  for (;;) {
-    bool ran = false;
+  for (Warp& warp : self.warps) warp.arrived = 0;
+  for (bool all_done = false; !all_done;) {
     for (size_t i = 0; i < warps; ++i) {
-      const size_t warp = backward ? warps - 1 - i : i;
-      Thread* const begin = threads.data() + warp * kWarpSize;
-      Thread* const end = threads.data() + std::min(n, (warp + 1) * kWarpSize);
-      do {
-        for (ptrdiff_t j = 0; j < end - begin; ++j) {
-          Thread* const thread = backward ? end - 1 - j : begin + j;
-          if (thread->wait != Wait::kNone) continue;
-          running.current = thread;
-          thread->fiber = std::move(thread->fiber).resume();
-          ran = true;
-        }
-      } while (ReleaseWarp(begin, end));
+      const size_t begin = (backward ? warps - 1 - i : i) * kWarpSize;
+      if (!RunWarp(self, begin, std::min(n, begin + kWarpSize), backward)) ReportDeadlock(self);
     }
-    if (std::all_of(threads.begin(), threads.end(), [](const Thread& t) { return t.wait == Wait::kDone; })) return;
-    const bool all_wait = std::all_of(threads.begin(), threads.end(),
-                                      [](const Thread& t) { return t.wait == Wait::kDone || t.wait == Wait::kBlock; });
-    if (all_wait) {
-      for (Thread& thread : threads) {
-        if (thread.wait == Wait::kBlock) thread.wait = Wait::kNone;
-      }
-    } else if (!ran) {
-      ReportDeadlock();
+    all_done = true;
+    for (size_t i = 0; i < n; ++i) {
+      if (self.threads[i].wait != Wait::kBlock) continue;
+      self.threads[i].wait = Wait::kNone;
+      all_done = false;
     }
   }
 }
 
 void RunKernel(dim3 grid, dim3 block, int64_t shared_bytes, const std::function<void()>& kernel, bool backward) {
-  const size_t n = size_t{block.x} * block.y * block.z;
-  running.grid = grid;
-  running.block_size = block;
-  running.shared.resize(static_cast<size_t>(shared_bytes) + 64);
-  running.threads.resize(n);
-  running.warps.resize((n + kWarpSize - 1) / kWarpSize);
-  for (size_t i = 0; i < n; ++i) {
-    Thread& thread = running.threads[i];
+  Running& self = running();
+  self.kernel = &kernel;
+  self.block_threads = size_t{block.x} * block.y * block.z;
+  self.shared.resize(static_cast<size_t>(shared_bytes) + 16);
+  self.warps.resize((self.block_threads + kWarpSize - 1) / kWarpSize);
+  while (self.threads.size() < self.block_threads) {
+    Thread& thread = self.threads.emplace_back();
+    thread.stack = std::make_unique<std::byte[]>(kStackBytes);
+    thread.fiber = context::make_fcontext(thread.stack.get() + kStackBytes, kStackBytes, RunFiber);
+  }
+  for (size_t i = 0; i < self.block_threads; ++i) {
+    Thread& thread = self.threads[i];
     const auto t = static_cast<unsigned>(i);
-    thread.index = dim3(t % block.x, t / block.x % block.y, t / block.x / block.y);
+    thread.place = {.thread = dim3(t % block.x, t / block.x % block.y, t / block.x / block.y),
+                    .block = {},
+                    .block_size = block,
+                    .grid = grid};
     thread.lane = t % kWarpSize;
     thread.warp = t / kWarpSize;
   }
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        running.block = dim3(x, y, z);
-        RunBlock(kernel, backward);
-      }
+      for (unsigned x = 0; x < grid.x; ++x) RunBlock(self, dim3(x, y, z), backward);
     }
   }
 }
 
 }  // namespace
 
-const dim3& ThreadIndex() { return running.current->index; }
-const dim3& BlockIndex() { return running.block; }
-const dim3& BlockSize() { return running.block_size; }
-const dim3& GridSize() { return running.grid; }
-unsigned Lane() { return running.current->lane; }
+unsigned Lane() { return running().current->lane; }
 
 std::byte* SharedMemory() {
-  const auto address = reinterpret_cast<uintptr_t>(running.shared.data());
+  const auto address = reinterpret_cast<uintptr_t>(running().shared.data());
   return reinterpret_cast<std::byte*>((address + 15) / 16 * 16);
 }
 
-void SyncBlock() { Suspend(Wait::kBlock, 0); }
-void SyncWarp(unsigned mask) { Suspend(Wait::kWarp, mask); }
+void SyncBlock() { Suspend(running(), Wait::kBlock, 0); }
+void SyncWarp(unsigned mask) { Suspend(running(), Wait::kWarp, mask); }
 
 const uint64_t* Exchange(unsigned mask, uint64_t mine) {
-  Thread* const self = running.current;
-  uint64_t* const values = running.warps[self->warp].values[self->exchange];
-  self->exchange ^= 1;
-  values[self->lane] = mine;
-  SyncWarp(mask);
+  Running& self = running();
+  Thread& thread = *self.current;
+  uint64_t* const values = self.warps[thread.warp].values[thread.exchange];
+  thread.exchange ^= 1;
+  values[thread.lane] = mine;
+  Suspend(self, Wait::kWarp, mask);
   return values;
 }
 
 void Together(void* mine, void (*work)(void* const (&lanes)[32])) {
-  Warp& warp = running.warps[running.current->warp];
-  warp.addresses[Lane()] = mine;
-  warp.arrived |= 1u << Lane();
+  Running& self = running();
+  Warp& warp = self.warps[self.current->warp];
+  warp.addresses[self.current->lane] = mine;
+  warp.arrived |= 1u << self.current->lane;
   if (warp.arrived == 0xFFFFFFFFu) {
     warp.arrived = 0;
     work(warp.addresses);
   }
-  SyncWarp(0xFFFFFFFFu);
+  Suspend(self, Wait::kWarp, 0xFFFFFFFFu);
 }
 
 void Enqueue(Stream* stream, std::function<void()> work) {
@@ -313,22 +321,22 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->major = 9;
   properties->multiProcessorCount = 4;
   properties->sharedMemPerBlockOptin = emulator::kSharedLimit;
-  properties->totalGlobalMem = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  properties->totalGlobalMem = emulator::kDeviceBytes;
   return cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  *free = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  *total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
+  size_t used = 0;
+  for (const auto& [memory, bytes] : emulator::on_device) used += bytes;
+  *total = emulator::kDeviceBytes;
+  *free = emulator::kDeviceBytes - used;
   return cudaSuccess;
 }
 
 namespace {
 
 cudaError_t Allocate(void** memory, size_t bytes, std::map<const void*, size_t>& book) {
-  size_t free = 0, total = 0;
-  cudaMemGetInfo(&free, &total);
-  if (bytes > free) return cudaErrorMemoryAllocation;
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (*memory == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*memory, 0xFF, bytes);  // NaN: nobody may count on zeros
@@ -349,7 +357,11 @@ cudaError_t Release(void* memory, std::map<const void*, size_t>& book) {
 
 }  // namespace
 
-cudaError_t cudaMalloc(void** memory, size_t bytes) { return Allocate(memory, bytes, emulator::on_device); }
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  return bytes > free ? cudaErrorMemoryAllocation : Allocate(memory, bytes, emulator::on_device);
+}
 cudaError_t cudaFree(void* memory) { return Release(memory, emulator::on_device); }
 cudaError_t cudaMallocHost(void** memory, size_t bytes) { return Allocate(memory, bytes, emulator::pinned); }
 cudaError_t cudaFreeHost(void* memory) { return Release(memory, emulator::pinned); }

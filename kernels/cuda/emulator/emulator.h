@@ -75,10 +75,12 @@ struct Stream;
 struct Graph;
 struct Event;
 
-const dim3& ThreadIndex();
-const dim3& BlockIndex();
-const dim3& BlockSize();
-const dim3& GridSize();
+// Where the thread that runs is.
+struct Place {
+  dim3 thread, block, block_size, grid;
+};
+inline constinit thread_local const Place* place = nullptr;
+
 std::byte* SharedMemory();
 
 void SyncBlock();
@@ -111,10 +113,10 @@ T FromBits(uint64_t bits) {
 }
 }  // namespace palimpsest::emulator
 
-#define threadIdx (palimpsest::emulator::ThreadIndex())
-#define blockIdx (palimpsest::emulator::BlockIndex())
-#define blockDim (palimpsest::emulator::BlockSize())
-#define gridDim (palimpsest::emulator::GridSize())
+#define threadIdx (palimpsest::emulator::place->thread)
+#define blockIdx (palimpsest::emulator::place->block)
+#define blockDim (palimpsest::emulator::place->block_size)
+#define gridDim (palimpsest::emulator::place->grid)
 
 using cudaStream_t = palimpsest::emulator::Stream*;
 using cudaGraph_t = palimpsest::emulator::Graph*;

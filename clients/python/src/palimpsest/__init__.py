@@ -12,6 +12,7 @@ go wrong in `errors`; all of it can be had from here.
 
 from importlib.metadata import version as _version
 
+from palimpsest._trace import trace_context
 from palimpsest.aio import AsyncClient, AsyncGeneration, AsyncSession
 from palimpsest.client import Client, Generation, Session
 from palimpsest.errors import (
@@ -96,4 +97,5 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Usage",
+    "trace_context",
 ]

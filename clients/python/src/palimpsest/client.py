@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from palimpsest import _operations, _shared, _wire, errors, types
+from palimpsest import _operations, _shared, _trace, _wire, errors, types
 from palimpsest._shared import method
 
 if TYPE_CHECKING:
@@ -208,7 +208,9 @@ class Client:
         """Makes the call: the response, or the stream of them."""
         request = call.request if isinstance(call.request, Message) else iter(call.request)
         return self._callables[call.method.path](
-            request, timeout=call.timeout_seconds(self._timeout), metadata=[*self._metadata, *call.metadata()]
+            request,
+            timeout=call.timeout_seconds(self._timeout),
+            metadata=[*_trace.with_trace(self._metadata), *call.metadata()],
         )
 
     def _run(self, call: _operations.Call[Result]) -> Result:
