@@ -34,6 +34,7 @@ PACK = ROOT / "build" / "gpu" / "pack.tar.xz"
 UNPACKED = ROOT / "build" / "gpu" / "unpacked"
 STAGE_SECONDS = 540
 PACK_LIMIT = 64 << 20
+PROGRAMS = ["device_bench", "model_bench"]  # beside the device tests
 FLA = ["fla-core==0.6.0", "einops==0.8.2"]  # the comparison; PyTorch and Triton are the machine's
 # Libraries that come with the system, the driver or a CUDA toolkit.
 NOT_PACKED = ("linux-vdso", "ld-linux", "libc.", "libm.", "libdl.", "librt.", "libpthread.", "libstdc++", "libgcc_s")
@@ -222,7 +223,7 @@ def pack() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "bin").mkdir(parents=True)
     (folder / "lib").mkdir()
-    for program in [*BUILT.glob("*_test_on_device"), BUILT / "device_bench"]:
+    for program in [*BUILT.glob("*_test_on_device"), *(BUILT / name for name in PROGRAMS)]:
         subprocess.run(["strip", "-o", str(folder / "bin" / program.name), str(program)], check=True)
         listed = subprocess.run(["ldd", str(program)], stdout=subprocess.PIPE, text=True, check=True).stdout
         for line in listed.splitlines():
@@ -272,6 +273,7 @@ def run_step(step: Step, seconds: float) -> dict[str, Any]:
     try:
         done = subprocess.run(
             step.command,
+            cwd=ROOT,  # where tests look for their data
             capture_output=True,
             text=True,
             errors="replace",
