@@ -81,7 +81,7 @@ class Machine:
         return {"LD_LIBRARY_PATH": ":".join(p for p in paths if p)}
 
     def device_tests(self) -> list[str]:
-        """The programs that test ops on a device."""
+        """The programs that test on a device."""
         return sorted(p.name for p in self.bin.glob("*_test_on_device"))
 
 
@@ -89,7 +89,7 @@ class Machine:
 
 
 def test_steps(machine: Machine) -> list[Step]:
-    """All device tests of the ops."""
+    """All device tests."""
     return [
         Step(name, machine.program(name, "--gtest_brief=1"), 150, environment=machine.environment())
         for name in machine.device_tests()
@@ -149,7 +149,7 @@ class Stage:
 
 # In the order in which they run. A new one is a row here, and a section in gpu_report.py.
 STAGES = [
-    Stage("tests", "every op against its reference, on the device", test_steps),
+    Stage("tests", "ops against their references, models against their goldens, the engine", test_steps),
     Stage("sanitizers", "compute-sanitizer: memcheck, racecheck, initcheck, synccheck", sanitizer_steps),
     Stage("bench", "device_bench: ops against the measured bounds", bench_steps),
     Stage("fla", "flash-linear-attention's Triton kernels at the same shapes", fla_steps),
