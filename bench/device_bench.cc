@@ -1,6 +1,6 @@
 // The ops on a CUDA device against the bounds of that device, measured in the same run. JSON on standard output.
 //
-//   device_bench [--tiny] [--only=REGEX] [--device=N]
+//   device_bench [--tiny] [--only=REGEX] [--seconds=N] [--device=N]
 //
 // Every measurement is verified before it is timed: against the op's reference in double precision, or its home on the
 // processor. Figures are medians of runs of many launches (device_timer.h) that take their states and weights in turn,
@@ -8,6 +8,7 @@
 // bounds leave no way below, by the time taken: bytes (each read once, each written once) at the rate of a copy on the
 // device, or floating-point operations at the rate of a large product, whichever takes longer.
 //
+// --seconds: no measurement begins later than that; `out_of_time` then is true.
 // --tiny: small shapes, few launches; for a test that all this works. Its times mean nothing, nor do those of the
 // emulated device, and are null.
 #include "bench/device_bench.h"
@@ -69,10 +70,11 @@ double MeasureProduct(DeviceTimer& timer, cuda::PeakProduct kind) {
 
 }  // namespace
 
-DeviceBench::DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only)
+DeviceBench::DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only, int seconds)
     : timer_(timer),
       emulated_(emulated),
       only_(only),
+      end_(std::chrono::steady_clock::now() + std::chrono::seconds(seconds)),
       pool_(static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 16u))) {
   workspace_ = AlignedBytes(2 * kWorkspaceBytes, &timer.device());
   PALIMPSEST_CHECK(workspace_.data() != nullptr);
@@ -85,6 +87,7 @@ DeviceBench::DeviceBench(DeviceTimer& timer, bool emulated, const std::string& o
                         {"memory_bytes", info.total_bytes}};
   results_["tiny"] = timer.tiny();
   results_["emulated"] = emulated;
+  results_["out_of_time"] = false;
   results_["measurements"] = nlohmann::json::array();
   ceilings_ = {.copy_bytes = MeasureCopy(timer),
                .bf16_flops = MeasureProduct(timer, cuda::PeakProduct::kBF16),
@@ -99,8 +102,11 @@ nlohmann::json DeviceBench::Measured(double value) const {
   return value;
 }
 
-bool DeviceBench::Wants(const std::string& name) const {
-  return std::regex_search(name, std::regex(only_.empty() ? "." : only_));
+bool DeviceBench::Wants(const std::string& name) {
+  if (!std::regex_search(name, std::regex(only_.empty() ? "." : only_))) return false;
+  const bool in_time = std::chrono::steady_clock::now() < end_;
+  if (!in_time) results_["out_of_time"] = true;
+  return in_time;
 }
 
 void DeviceBench::Add(const std::string& name, nlohmann::json labels, const Work& work, const Timing& timing) {
@@ -127,6 +133,7 @@ void DeviceBench::Add(const std::string& name, nlohmann::json labels, const Work
 int main(int argc, char** argv) {
   using namespace palimpsest;
   bool tiny = false;
+  int seconds = 24 * 3600;
   std::string only;
   DeviceOptions options;
   for (int i = 1; i < argc; ++i) {
@@ -134,8 +141,9 @@ int main(int argc, char** argv) {
       tiny = true;
     } else if (std::strncmp(argv[i], "--only=", 7) == 0) {
       only = argv[i] + 7;
-    } else if (std::sscanf(argv[i], "--device=%d", &options.index) != 1) {
-      std::fprintf(stderr, "usage: device_bench [--tiny] [--only=REGEX] [--device=N]\n");
+    } else if (std::sscanf(argv[i], "--seconds=%d", &seconds) != 1 &&
+               std::sscanf(argv[i], "--device=%d", &options.index) != 1) {
+      std::fprintf(stderr, "usage: device_bench [--tiny] [--only=REGEX] [--seconds=N] [--device=N]\n");
       return 2;
     }
   }
@@ -149,7 +157,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   DeviceTimer timer(**device, tiny);
-  DeviceBench bench(timer, kDeviceIsEmulated, only);
+  DeviceBench bench(timer, kDeviceIsEmulated, only, seconds);
   bench.FastWeights();
   bench.Projections();
   bench.Layer();

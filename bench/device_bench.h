@@ -1,6 +1,7 @@
 // What the parts of device_bench share.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -28,7 +29,8 @@ struct Work {
 
 class DeviceBench {
  public:
-  DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only);
+  // Measures what `only` finds, all if it is empty, and begins nothing after so many seconds.
+  DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only, int seconds);
 
   // Each measures one group of ops and adds to the results.
   void FastWeights();  // device_bench_fast_weight.cc
@@ -49,7 +51,7 @@ class DeviceBench {
 
   // Null where times mean nothing.
   nlohmann::json Measured(double value) const;
-  bool Wants(const std::string& name) const;
+  bool Wants(const std::string& name);
   void Add(const std::string& name, nlohmann::json labels, const Work& work, const Timing& timing);
   cuda::LinearResources linear_resources() {
     return {.blas = blas_.get(), .scratch = workspace_.data() + kWorkspaceBytes, .scratch_bytes = kWorkspaceBytes};
@@ -63,6 +65,7 @@ class DeviceBench {
   DeviceTimer& timer_;
   const bool emulated_;
   const std::string only_;
+  const std::chrono::steady_clock::time_point end_;
   ThreadPool pool_;
   AlignedBytes workspace_;  // of the library, then of what linear rounds
   std::unique_ptr<cuda::Blas> blas_;

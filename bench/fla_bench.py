@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """flash-linear-attention's Triton kernels at the shapes of device_bench, on the same GPU. JSON on standard output.
 
-  fla_bench.py [--tiny] [--only REGEX]
+  fla_bench.py [--tiny] [--only REGEX] [--seconds N]
 
 Needs PyTorch, Triton and fla-core. Each kernel is checked against the recurrence in float64 before it is timed. There
 are two times: `do_bench`, the median of triton.testing.do_bench, which empties the caches before each call; and
@@ -18,6 +18,7 @@ import os
 import re
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 MORE_THAN_CACHES = 512 << 20
 RUN_SECONDS = 5e-3
 RUNS = 25
+RULES = ("delta", "gated_delta")
 
 Inputs = dict[str, torch.Tensor]
 
@@ -170,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small shapes without times")
     parser.add_argument("--only", default=".", help="which forms and rules, a regular expression; default all")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no measurement begins later than that")
     args = parser.parse_args()
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if interpreted and not args.tiny:
@@ -186,18 +189,20 @@ def main() -> None:
 
     batches = [1, 3] if args.tiny else [1, 8, 64, 128, 256, 512]
     chunks = [(2, 66)] if args.tiny else [(s, t) for t in (64, 256, 1024, 4096) for s in (1, 8, 32)]
+    # A step in both types of inputs; the chunk forms take no float32.
+    plan = [("step", rule, dtype, b, 1) for rule in RULES for dtype in (torch.float32, torch.bfloat16) for b in batches]
+    plan += [("chunks", rule, torch.bfloat16, s, t) for rule in RULES for s, t in chunks]
+    plan = [case for case in plan if re.search(args.only, f"{case[0]}/{case[1]}")]
+    end = time.monotonic() + args.seconds
     rows = []
     with torch.no_grad():
-        for rule in ("delta", "gated_delta"):
-            if re.search(args.only, f"step/{rule}"):
-                for dtype in (torch.float32, torch.bfloat16):
-                    rows += [measure("step", rule, dtype, batch, 1, args, device) for batch in batches]
-            # The chunk forms take no float32.
-            if re.search(args.only, f"chunks/{rule}"):
-                rows += [measure("chunks", rule, torch.bfloat16, s, t, args, device) for s, t in chunks]
+        for case in plan:
+            if time.monotonic() < end:
+                rows.append(measure(*case, args, device))
     versions = {"fla": fla_version, "torch": torch.__version__, "triton": triton.__version__}
     name = "interpreter" if interpreted else torch.cuda.get_device_name()
-    print(json.dumps({"device": name, "versions": versions, "measurements": rows}, indent=1))
+    results = {"device": name, "versions": versions, "out_of_time": len(rows) < len(plan), "measurements": rows}
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ class Kernel:
 def compile_and_keep(command: list[str]) -> int:
     """Runs the compiler and moves ptxas's lines from its standard error to a file beside the object."""
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    kept, told = [], []
+    kept: list[str] = []
+    told: list[str] = []
     lines = done.stderr.splitlines(keepends=True)
     for line in lines:
         about_kernel = line.startswith("ptxas info") or re.match(r"\s+\d+ bytes stack frame", line)

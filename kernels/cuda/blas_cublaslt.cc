@@ -117,6 +117,14 @@ class CublasLt : public Blas {
         preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes, sizeof workspace_bytes));
     PALIMPSEST_RETURN_IF_CUBLAS_ERROR(cublasLtMatmulPreferenceSetAttribute(
         preference.get(), CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_reduction, sizeof no_reduction));
+    // The library would count on 256 bytes; blas.h promises this much.
+    const uint32_t alignment = 16;
+    for (const cublasLtMatmulPreferenceAttributes_t attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+      PALIMPSEST_RETURN_IF_CUBLAS_ERROR(
+          cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &alignment, sizeof alignment));
+    }
     cublasLtMatmulHeuristicResult_t result{};
     int found = 0;
     PALIMPSEST_RETURN_IF_CUBLAS_ERROR(cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation.get(), plan.weights.get(),

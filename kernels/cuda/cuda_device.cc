@@ -39,6 +39,7 @@ class CudaDevice : public Device {
 
   // To be called once. False: no memory, or no library.
   bool Start() {
+    Note("cudaSetDevice", cudaSetDevice(info_.index));
     Note("cudaStreamCreate", cudaStreamCreateWithFlags(&target_.stream, cudaStreamNonBlocking));
     if (error_ != cudaSuccess) return false;
     products_ = AlignedBytes(kWorkspaceBytes + kScratchBytes, this);

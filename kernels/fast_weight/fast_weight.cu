@@ -54,7 +54,8 @@ cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, bool replay, con
 
 cudaError_t RunChunks(const FastWeightParams& p, const Target& target) {
   const int32_t blocks = static_cast<int32_t>(DivideUp(p.shape.value_dim, FastWeightChunkLayout::kValues));
-  const FastWeightChunksParams params{.p = p, .blocks_per_head = blocks};
+  const FastWeightChunksParams params{
+      .p = p, .blocks_per_head = blocks, .aligned = IsAligned(p.q, p.ldq) && IsAligned(p.k, p.ldk)};
   const Shape shape{
       .grid = dim3(static_cast<unsigned>(p.rows.num_sequences), static_cast<unsigned>(p.shape.value_heads * blocks)),
       .block = dim3(FastWeightChunkLayout::kThreads),

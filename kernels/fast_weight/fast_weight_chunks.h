@@ -19,7 +19,23 @@ namespace palimpsest::cuda {
 struct FastWeightChunksParams {
   FastWeightParams p;
   int32_t blocks_per_head = 0;
+  bool aligned = false;  // q and k may be read 16 bytes at a time
 };
+
+// Fills kRows rows of kK floats in shared memory, kKeys apart, 16 bytes a thread in turn; zeros from `rows` on.
+template <int kK, int kRows, int kKeys>
+__device__ __forceinline__ void LoadTile(const float* from, int64_t ld, int rows, bool aligned, float* to) {
+  constexpr int kFours = kK / 4;
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * kFours; i += FastWeightChunkLayout::kThreads) {
+    const int r = i / kFours, c = i % kFours * 4;
+    float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (r < rows) {
+      const float* const at = from + r * ld + c;
+      four = aligned ? *reinterpret_cast<const float4*>(at) : make_float4(at[0], at[1], at[2], at[3]);
+    }
+    *reinterpret_cast<float4*>(to + r * kKeys + c) = four;
+  }
+}
 
 // One chunk's arrays in shared memory.
 template <int kK>
@@ -60,20 +76,15 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf
   const int64_t value_column = int64_t{value_head} * p.shape.value_dim + v_begin;
   const ChunkMemory<kK> m;
   float* const state = p.state.At(slot) + value_column * kK;
-  for (int i = thread; i < kV * kK; i += Layout::kThreads) {
-    m.state[i / kK * kKeys + i % kK] = i / kK < values ? state[i] : 0.0f;
-  }
+  LoadTile<kK, kV, kKeys>(state, kK, values, true, m.state);
 
   for (int64_t chunk = 0; chunk < length; chunk += kC) {
     const int64_t row = begin + chunk;
     const int n = static_cast<int>(length - chunk < kC ? length - chunk : kC);
     // 1.
     __syncthreads();
-    for (int i = thread; i < kC * kK; i += Layout::kThreads) {
-      const int r = i / kK, c = i % kK;
-      m.k[r * kKeys + c] = r < n ? p.k[(row + r) * p.ldk + head * kK + c] : 0.0f;
-      m.q[r * kKeys + c] = r < n ? p.q[(row + r) * p.ldq + head * kK + c] : 0.0f;
-    }
+    LoadTile<kK, kC, kKeys>(p.k + row * p.ldk + head * kK, p.ldk, n, params.aligned, m.k);
+    LoadTile<kK, kC, kKeys>(p.q + row * p.ldq + head * kK, p.ldq, n, params.aligned, m.q);
     if (thread < kC) {
       const int64_t gate = (row + thread) * p.shape.value_heads + value_head;
       m.beta[thread] = kRule == UpdateRule::kSum || thread >= n ? 0.0f : p.beta[gate];
@@ -208,7 +219,11 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf
     }
   }
   __syncthreads();
-  for (int i = thread; i < values * kK; i += Layout::kThreads) state[i] = m.state[i / kK * kKeys + i % kK];
+  constexpr int kFours = kK / 4;
+  for (int i = thread; i < values * kFours; i += Layout::kThreads) {
+    const float* const four = m.state + i / kFours * kKeys + i % kFours * 4;
+    reinterpret_cast<float4*>(state)[i] = *reinterpret_cast<const float4*>(four);
+  }
 }
 
 }  // namespace palimpsest::cuda

@@ -1,0 +1,254 @@
+"""The report of `./dev gpu`: what the stages measured, as people read it. gpu.py writes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def percent(share: float | None) -> str:
+    """A share as people read it."""
+    return "" if share is None else f"{100 * share:.0f} %"
+
+
+def microseconds(seconds: float | None) -> str:
+    """A time as people read it."""
+    return "" if seconds is None else f"{seconds * 1e6:.1f}"
+
+
+def data_of(results: Row, stage: str) -> Row | None:
+    """What the stage's program printed, if it ran and passed."""
+    for step in results["stages"].get(stage, {}).get("steps", []):
+        if "data" in step:
+            data: Row = step["data"]
+            return data
+    return None
+
+
+def late(data: Row) -> list[str]:
+    """That the program left measurements out."""
+    return ["Its time ended before its measurements did: some are missing.", ""] if data.get("out_of_time") else []
+
+
+def rows_of(data: Row | None, group: str, **labels: Any) -> list[Row]:
+    """The measurements of a group that have these labels."""
+    rows = [row for row in (data or {}).get("measurements", []) if row["group"] == group]
+    return [row for row in rows if all(row.get(key) == value for key, value in labels.items())]
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Markdown, with an empty line after it."""
+    if not rows:
+        return []
+    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def fla_seconds(fla: Row | None, group: str, **labels: Any) -> float | None:
+    """The fastest of fla's ways to do it: by type of its inputs and by clock."""
+    return min((row["seconds"] for row in rows_of(fla, group, **labels) if row["seconds"]), default=None)
+
+
+# ------------------------------------------------------------------------------------------------------------- goals
+
+
+def verdict(values: list[float], least: float, show: Callable[[float], str]) -> str:
+    """The smallest and largest value, and whether all reach the goal."""
+    if not values:
+        return "not measured"
+    reached = "reached" if min(values) >= least else "not reached"
+    return f"{show(min(values))} to {show(max(values))}: {reached}"
+
+
+def step_shares(results: Row) -> list[float]:
+    """Of copy bandwidth, at batch 64 and up."""
+    rows = rows_of(data_of(results, "bench"), "step")
+    return [row["bound_share"] for row in rows if row["batch"] >= 64 and row["bound_share"]]
+
+
+def step_against_fla(results: Row) -> list[float]:
+    """fla's time over ours, at batch 64 and up."""
+    fla = data_of(results, "fla")
+    ratios = []
+    for row in rows_of(data_of(results, "bench"), "step"):
+        other = fla_seconds(fla, "step", rule=row["rule"], batch=row["batch"])
+        if other and row["seconds"] and row["batch"] >= 64:
+            ratios.append(other / row["seconds"])
+    return ratios
+
+
+def chunks_against_fla(results: Row) -> list[float]:
+    """fla's time over ours, with factors rounded to tf32, as fla's are to bf16."""
+    fla = data_of(results, "fla")
+    ratios = []
+    for row in rows_of(data_of(results, "bench"), "chunks", products="tf32"):
+        other = fla_seconds(fla, "chunks", rule=row["rule"], sequences=row["sequences"], tokens=row["tokens"])
+        if other and row["seconds"]:
+            ratios.append(other / row["seconds"])
+    return ratios
+
+
+def ratio(value: float) -> str:
+    """A speed-up as people read it."""
+    return f"{value:.2f}x"
+
+
+GOALS: list[tuple[str, Callable[[Row], str]]] = [
+    (
+        "step, 16 heads of 128 x 128, batch 64 and up: 90 % of measured copy bandwidth",
+        lambda results: verdict(step_shares(results), 0.9, percent),
+    ),
+    (
+        "the same step: 1.3 times as fast as fla's fused_recurrent",
+        lambda results: verdict(step_against_fla(results), 1.3, ratio),
+    ),
+    (
+        "chunks: as fast as fla's chunk forms",
+        lambda results: verdict(chunks_against_fla(results), 1.0, ratio),
+    ),
+]
+
+
+# ---------------------------------------------------------------------------------------------------------- sections
+
+
+def tests_section(results: Row) -> list[str]:
+    """Which programs passed: of tests and of sanitizers."""
+    lines = []
+    for name, title in (("tests", "Device tests"), ("sanitizers", "compute-sanitizer")):
+        stage = results["stages"].get(name)
+        if stage is None:
+            continue
+        lines += [f"## {title}", ""]
+        if "skipped" in stage:
+            lines += [f"Skipped: {stage['skipped']}.", ""]
+            continue
+        steps = stage["steps"]
+        failed = [step for step in steps if not step["passed"]]
+        lines += [f"{len(steps) - len(failed)} of {len(steps)} programs passed.", ""]
+        lines += [f"- failed: {step['name']}, {step['ended']}" for step in failed]
+        lines += [""] if failed else []
+    return lines
+
+
+def bench_section(results: Row) -> list[str]:
+    """The ops against the bounds."""
+    data = data_of(results, "bench")
+    if data is None:
+        steps = results["stages"].get("bench", {}).get("steps", [])
+        return ["## Ops", "", f"Failed: {steps[0]['ended']}.", ""] if steps else []
+    ceilings = data["ceilings"]
+    lines = [
+        "## Ops",
+        "",
+        f"Ceilings, measured in the same run: copy {ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s (bytes read and "
+        f"written), products {ceilings['bf16_flops_per_second'] / 1e12:.0f} TFLOP/s in bf16 and "
+        f"{ceilings['tf32_flops_per_second'] / 1e12:.0f} in tf32. A share is of what these ceilings allow.",
+        "",
+        *late(data),
+        "### Fast-weight step, 16 heads of 128 x 128",
+        "",
+    ]
+    fla = data_of(results, "fla")
+    step_rows = []
+    for row in rows_of(data, "step"):
+        other = fla_seconds(fla, "step", rule=row["rule"], batch=row["batch"])
+        step_rows.append(
+            [
+                row["rule"],
+                str(row["batch"]),
+                microseconds(row["seconds"]),
+                f"{row['bytes_per_second'] / 1e9:.0f}",
+                percent(row["bound_share"]),
+                microseconds(other),
+                ratio(other / row["seconds"]) if other else "",
+            ]
+        )
+    lines += table(["rule", "batch", "us", "GB/s", "share", "fla, us", "fla / ours"], step_rows)
+    lines += ["### Fast-weight chunks, 16 heads of 128 x 128", ""]
+    chunk_rows = []
+    for row in rows_of(data, "chunks"):
+        other = fla_seconds(fla, "chunks", rule=row["rule"], sequences=row["sequences"], tokens=row["tokens"])
+        chunk_rows.append(
+            [
+                row["rule"],
+                row["products"],
+                f"{row['sequences']} x {row['tokens']}",
+                microseconds(row["seconds"]),
+                f"{row['flops_per_second'] / 1e12:.1f}",
+                percent(row["bound_share"]),
+                microseconds(other),
+                ratio(other / row["seconds"]) if other else "",
+            ]
+        )
+    head = ["rule", "products", "sequences x tokens", "us", "TFLOP/s", "share", "fla, us", "fla / ours"]
+    lines += table(head, chunk_rows)
+    lines += ["### Projections of a 1.3B model", ""]
+    lines += table(
+        ["matrix", "kind", "rows", "taken as", "us", "GB/s", "TFLOP/s", "share", "bound"],
+        [
+            [
+                row["projection"],
+                row["kind"],
+                str(row["rows"]),
+                "steps" if row["group"] == "linear_steps" else "parts of chunks",
+                microseconds(row["seconds"]),
+                f"{row['bytes_per_second'] / 1e9:.0f}",
+                f"{row['flops_per_second'] / 1e12:.1f}",
+                percent(row["bound_share"]),
+                row["bound"],
+            ]
+            for group in ("linear_steps", "linear_chunk")
+            for row in rows_of(data, group)
+        ],
+    )
+    lines += ["### The rest of a layer, sampling, launches", ""]
+    lines += table(
+        ["op", "us", "share of copy bandwidth"],
+        [
+            [row["name"], microseconds(row["seconds"]), percent(row["bound_share"]) if group == "layer" else ""]
+            for group in ("layer", "sample", "launch")
+            for row in rows_of(data, group)
+        ],
+    )
+    return lines
+
+
+def fla_section(results: Row) -> list[str]:
+    """What fla ran with, or why it did not."""
+    stage = results["stages"].get("fla")
+    if stage is None:
+        return []
+    if "skipped" in stage:
+        return ["## fla", "", f"Skipped: {stage['skipped']}.", ""]
+    data = data_of(results, "fla")
+    if data is None:
+        return ["## fla", "", f"Failed: {stage['steps'][0]['ended']}.", ""]
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    return [
+        "## fla",
+        "",
+        f"{versions}. Its figure is its fastest: of float32 and bf16 inputs for a step (bf16 for chunks), and of "
+        "triton.testing.do_bench and a graph of many calls. It writes each state to a new array, which at small "
+        "batches stays in the cache; ours are updated in place, in turn, from more memory than caches hold.",
+        "",
+        *late(data),
+    ]
+
+
+def report(results: Row) -> str:
+    """The whole report, in Markdown."""
+    gpu = results["gpu"]
+    lines = [
+        f"# {gpu['name']}, {results['date']}",
+        "",
+        f"Commit {results['commit']}, driver {gpu['driver_version']}, {gpu['memory.total']}, at most "
+        f"{gpu['clocks.max.sm']} (memory {gpu['clocks.max.memory']}), {gpu['power.limit']}; command "
+        f"`{results['command']}`. Times are medians. Raw numbers: the JSON file beside.",
+        "",
+        "## Goals",
+        "",
+        *table(["goal", "here"], [[goal, reach(results)] for goal, reach in GOALS]),
+    ]
+    for section in (tests_section, bench_section, fla_section):
+        lines += section(results)
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,6 @@
+"""The tools are scripts: tests import them by name."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))

@@ -1,0 +1,132 @@
+"""`./dev gpu` with scripts in place of the programs and of the driver. All numbers here are made up."""
+
+import json
+import pathlib
+from typing import Any
+
+import gpu
+import gpu_report
+import pytest
+
+GPU = {
+    "name": "Test GPU 1",
+    "driver_version": "1.2",
+    "memory.total": "10 MiB",
+    "clocks.max.sm": "1 MHz",
+    "clocks.max.memory": "2 MHz",
+    "power.limit": "3 W",
+}
+
+
+def op(group: str, **labels: Any) -> dict[str, Any]:
+    figures = {"seconds": 1e-4, "bytes_per_second": 9.5e11, "flops_per_second": 1e12, "bound_share": 0.95}
+    return {"name": f"{group}/x", "group": group, "bound": "bytes", **figures, **labels}
+
+
+BENCH = {
+    "ceilings": {"copy_bytes_per_second": 1e12, "bf16_flops_per_second": 2e14, "tf32_flops_per_second": 1e14},
+    "measurements": [
+        op("step", rule="delta", batch=1, bound_share=0.2),
+        op("step", rule="delta", batch=64),
+        op("step", rule="sum", batch=128),
+        op("chunks", rule="delta", products="tf32", tokens=64, sequences=8),
+        op("linear_steps", projection="qkv", kind="bf16", rows=8),
+        op("layer", op="gate", batch=1),
+        op("sample", kind="greedy"),
+    ],
+}
+FLA = {
+    "versions": {"fla": "0"},
+    "measurements": [
+        {"group": "step", "rule": "delta", "dtype": "float32", "batch": 64, "seconds": 2e-4},
+        {"group": "step", "rule": "delta", "dtype": "bfloat16", "batch": 64, "seconds": 1.4e-4},
+        {"group": "chunks", "rule": "delta", "dtype": "bfloat16", "sequences": 8, "tokens": 64, "seconds": 5e-5},
+    ],
+}
+
+
+def script(path: pathlib.Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def machine(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> gpu.Machine:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script(folder / "good_test_on_device", 'test "$LD_LIBRARY_PATH" = /libraries')
+    script(folder / "device_bench", f"cat {tmp_path}/bench.json")
+    (tmp_path / "bench.json").write_text(json.dumps(BENCH))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(gpu, "describe_gpu", lambda: GPU)
+    found = gpu.Machine(folder, [pathlib.Path("/libraries")], None, "abc123")
+    monkeypatch.setattr(gpu, "find_machine", lambda: found)
+    return found
+
+
+def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, *stages: str) -> tuple[int, str, dict[str, Any]]:
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--out", str(tmp_path / "out"), *stages])
+    status = gpu.main()
+    (report,) = (tmp_path / "out").glob("test-gpu-1-*.md")
+    return status, report.read_text(), json.loads(report.with_suffix(".json").read_text())
+
+
+@pytest.mark.usefixtures("machine")
+def test_stages_run_one_by_one_fill_one_report(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, report, _ = run(tmp_path, monkeypatch, "tests")
+    assert status == 0
+    assert "1 of 1 programs passed" in report and "not measured" in report
+    status, report, results = run(tmp_path, monkeypatch, "bench")
+    assert status == 0
+    assert "1 of 1 programs passed" in report
+    assert "| delta | 64 | 100.0 | 950 | 95 % |" in report
+    assert "95 % to 95 %: reached" in report
+    assert set(results["stages"]) == {"tests", "bench"}
+
+
+def test_a_failure_is_told_and_the_rest_runs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, machine: gpu.Machine
+) -> None:
+    script(machine.bin / "bad_test_on_device", "echo it is broken; exit 3")
+    script(machine.bin / "slow_test_on_device", "exec sleep 60")
+    real = gpu.run_step
+    monkeypatch.setattr(gpu, "run_step", lambda step, seconds: real(step, min(seconds, 0.3)))
+    status, report, results = run(tmp_path, monkeypatch, "tests")
+    assert status == 1
+    assert "1 of 3 programs passed" in report
+    assert "failed: bad_test_on_device, exit status 3" in report
+    assert "failed: slow_test_on_device, stopped after 0 s" in report
+    assert "it is broken" in results["stages"]["tests"]["steps"][0]["tail"]
+
+
+def test_a_failed_benchmark_is_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, machine: gpu.Machine
+) -> None:
+    script(machine.bin / "device_bench", "echo wrong >&2; exit 1")
+    status, report, _ = run(tmp_path, monkeypatch, "bench")
+    assert status == 1
+    assert "## Ops\n\nFailed: exit status 1." in report
+
+
+def test_a_missing_tool_skips_its_stage(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, machine: gpu.Machine
+) -> None:
+    monkeypatch.setattr(gpu, "find_tool", lambda name: None)
+    status, report, _ = run(tmp_path, monkeypatch, "sanitizers")
+    assert status == 0
+    assert "Skipped: compute-sanitizer is not on PATH" in report
+    monkeypatch.setattr(gpu, "find_tool", lambda name: f"/tools/{name}")
+    steps = gpu.sanitizer_steps(machine)
+    assert isinstance(steps, list)
+    assert {step.name.split(":")[0] for step in steps} == {"memcheck", "racecheck", "initcheck", "synccheck"}
+    assert sum(step.seconds for step in steps) <= gpu.STAGE_SECONDS
+
+
+def test_goals_compare_with_the_fastest_of_fla() -> None:
+    stages = {name: {"steps": [{"name": name, "data": data}]} for name, data in (("bench", BENCH), ("fla", FLA))}
+    results = {"gpu": GPU, "date": "2001-01-01", "commit": "c", "command": "x", "stages": stages}
+    step, faster, chunks = (reach(results) for _, reach in gpu_report.GOALS)
+    assert step == "95 % to 95 %: reached"
+    assert faster == "1.40x to 1.40x: reached"
+    assert chunks == "0.50x to 0.50x: not reached"
+    assert "| delta | tf32 | 8 x 64 | 100.0 | 1.0 | 95 % | 50.0 | 0.50x |" in gpu_report.report(results)
