@@ -217,13 +217,13 @@ TEST(Flags, TheEnvironmentAndTheFileAreNamedWhereTheirValuesAreRefused) {
   std::ofstream(file) << "# too many\n--slots=1000000\n";
   const Exit by_file = RunServer({model, "--port=0", "--metrics_address=", absl::StrCat("--flagfile=", file)});
   EXPECT_EQ(by_file.code, 2);
-  EXPECT_THAT(by_file.reason, HasSubstr(absl::StrCat("--slots is 1000000 (", file, ":2); accepted: 1 to 65536")));
+  EXPECT_THAT(by_file.reason, HasSubstr(absl::StrCat("--slots is 1000000 (", file, ":2); accepted: 0 to 65536")));
 
-  setenv("PALIMPSEST_SLOTS", "0", 1);
+  setenv("PALIMPSEST_SLOTS", "-1", 1);
   const Exit by_environment = RunServer({model, "--port=0", "--metrics_address="});
   unsetenv("PALIMPSEST_SLOTS");
   EXPECT_EQ(by_environment.code, 2);
-  EXPECT_THAT(by_environment.reason, HasSubstr("--slots is 0 (PALIMPSEST_SLOTS); accepted: 1 to 65536"));
+  EXPECT_THAT(by_environment.reason, HasSubstr("--slots is -1 (PALIMPSEST_SLOTS); accepted: 0 to 65536"));
 }
 
 TEST(Flags, TheCommandLineWinsOverTheEnvironmentAndThatOverTheFile) {
@@ -282,7 +282,7 @@ std::vector<Row> Rows() {
        {model, "--tls_client_ca=x.pem", port, no_metrics},
        {"--tls_client_ca", "--tls_cert and --tls_key"}},
       {"PortOutOfRange", {model, "--port=70000", no_metrics}, {"--port is 70000", "0 (any free one) to 65535"}},
-      {"NoSlots", {model, "--slots=0", port, no_metrics}, {"--slots is 0", "1 to 65536"}},
+      {"NoSlots", {model, "--slots=-1", port, no_metrics}, {"--slots is -1", "0 to 65536"}},
       {"NegativeThreads", {model, "--threads=-1", port, no_metrics}, {"--threads is -1", "1024"}},
       {"NegativeQueue", {model, "--max_queue=-1", port, no_metrics}, {"--max_queue is -1", "1 to "}},
       {"CertificateWithoutKey",

@@ -55,7 +55,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
     int64_t least;
     int64_t most;
   } numbers[] = {
-      {"slots", options.engine.slots, 1, 65536},
+      {"slots", options.engine.slots, 0, 65536},
       {"max_queue", options.engine.max_queue, 1, 1 << 20},
       {"prefill_budget", options.engine.prefill_budget, 1, 1 << 20},
       {"max_undelivered_tokens", options.engine.max_undelivered_tokens, 1, 1 << 20},

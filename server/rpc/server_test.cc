@@ -397,7 +397,7 @@ TEST_P(WrongOption, IsRefusedAtTheStartWithTheReason) {
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 const OptionRow kOptionRows[] = {
     {"port", [](auto& o) { o.port = 70000; }, kInvalid, "port is 70000; accepted: 0 (any free one) to 65535"},
-    {"slots", [](auto& o) { o.engine.slots = 0; }, kInvalid, "slots is 0; accepted: 1 to 65536"},
+    {"slots", [](auto& o) { o.engine.slots = -1; }, kInvalid, "slots is -1; accepted: 0 to 65536"},
     {"threads", [](auto& o) { o.engine.threads = -1; }, kInvalid, "threads is -1; accepted: 0 (one per processor)"},
     {"prefill", [](auto& o) { o.engine.prefill_budget = -5; }, kInvalid, "prefill_budget is -5; accepted: 1 to"},
     {"default_tokens", [](auto& o) { o.limits.default_max_tokens = 100000; }, kInvalid,

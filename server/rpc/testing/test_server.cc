@@ -61,6 +61,7 @@ TestServer::TestServer(const std::function<void(ServerOptions&)>& change) {
   if (change) change(options);
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options);
   if (!server.ok()) std::fprintf(stderr, "%s\n", server.status().ToString().c_str());
+  if (!server.ok()) std::fprintf(stderr, "%s\n", server.status().ToString().c_str());
   PALIMPSEST_CHECK(server.ok());
   server_ = std::move(*server);
   grpc::ChannelArguments arguments;
