@@ -15,11 +15,19 @@ struct Rule {
 constexpr Rule kRules[] = {
     {"sum", UpdateRule::kSum}, {"delta", UpdateRule::kDelta}, {"gated_delta", UpdateRule::kGatedDelta}};
 
-// `sequences` sequences of `length` rows each, and states for `sets` times as many.
+// `sequences` sequences of `length` rows each, and states for `sets` times as many, written at every `interval`-th
+// step.
 class Memory {
  public:
-  Memory(Device& device, FastWeightShape shape, UpdateRule rule, int32_t sequences, int32_t length, int sets)
-      : device_(device), shape_(shape), rule_(rule), sequences_(sequences), length_(length), sets_(sets) {
+  Memory(Device& device, FastWeightShape shape, UpdateRule rule, int32_t sequences, int32_t length, int sets,
+         int32_t interval = 1)
+      : device_(device),
+        shape_(shape),
+        rule_(rule),
+        sequences_(sequences),
+        length_(length),
+        sets_(sets),
+        interval_(interval) {
     const int64_t rows = int64_t{sequences} * length;
     // Keys of length about one.
     const float unit = 1.0f / std::sqrt(static_cast<float>(shape.key_dim));
@@ -36,6 +44,11 @@ class Memory {
     slot_ = {device, std::move(slot)};
     states_ = AlignedArray<float>(set_floats() * sets, &device);
     PALIMPSEST_CHECK(states_.data() != nullptr);
+    if (interval > 1) {
+      kept_ = AlignedBytes(kept_bytes() * sets * sequences, &device);
+      PALIMPSEST_CHECK(kept_.data() != nullptr);
+      device.FillWithZeros(kept_.data(), kept_.size());
+    }
     first_states_ = SomeNormal(set_floats(), 4);
     for (int set = 0; set < sets; ++set) {
       device.CopyToDevice(states_.data() + set * set_floats(), first_states_.data(), set_floats() * 4);
@@ -49,7 +62,20 @@ class Memory {
               length_ == 1 ? sequences_ : 0};
     p.state = {reinterpret_cast<std::byte*>(states_.data()), shape_.state_floats() * 4};
     p.out = out_.device();
+    if (interval_ > 1) {
+      p.replay = {.interval = interval_,
+                  .written = {kept_.data() + kPendingBytes, kept_bytes()},
+                  .pending = {kept_.data(), kept_bytes()}};
+    }
     return p;
+  }
+
+  // A step as a model takes it: what is kept is counted after it.
+  cudaError_t Step(int set, const cuda::Target& target) {
+    const FastWeightParams p = OnDevice(set);
+    const cudaError_t error = cuda::Run(p, target);
+    if (error != cudaSuccess || interval_ == 1) return error;
+    return cuda::Run(AdvanceReplayParams{.rows = p.rows, .interval = interval_, .pending = p.replay.pending}, target);
   }
 
   // The first set, once, against the reference.
@@ -57,6 +83,15 @@ class Memory {
     FastWeightParams p = OnDevice(0);
     p.round_products = round_products;
     CheckCuda(cuda::Run(p, timer.target()), "FastWeight");
+    if (interval_ > 1) {
+      AdvanceReplayParams advance{.rows = p.rows, .interval = interval_, .pending = p.replay.pending};
+      CheckCuda(cuda::Run(advance, timer.target()), "AdvanceReplay");
+      const FlushReplayParams flush{
+          .shape = shape_, .rule = rule_, .rows = p.rows, .state = p.state, .replay = p.replay};
+      CheckCuda(cuda::Run(flush, timer.target()), "FlushReplay");
+      advance.rows.num_steps = 0;
+      CheckCuda(cuda::Run(advance, timer.target()), "AdvanceReplay");
+    }
     timer.Synchronize();
     std::vector<float> states(first_states_.size());
     device_.CopyToHost(states.data(), states_.data(), static_cast<int64_t>(states.size()) * 4);
@@ -71,14 +106,21 @@ class Memory {
     CheckNear("FastWeight's state", states, first_states_, tolerance);
   }
 
-  // Of one set: state read and written, rows read, outputs written.
+  // Of one set: state read and written, rows read, outputs written. What is kept instead of the state is not counted.
   double bytes() const {
-    return 4.0 * (2.0 * static_cast<double>(set_floats()) + static_cast<double>(q_.size() + k_.size() + v_.size()) +
-                  static_cast<double>(out_.size()));
+    return 4.0 * ((1.0 + 1.0 / interval_) * static_cast<double>(set_floats()) +
+                  static_cast<double>(q_.size() + k_.size() + v_.size()) + static_cast<double>(out_.size()));
   }
 
  private:
+  static constexpr int64_t kPendingBytes = 64;
+
   int64_t set_floats() const { return shape_.state_floats() * sequences_; }
+  // Of one sequence.
+  int64_t kept_bytes() const {
+    const int64_t floats = shape_.value_heads * (interval_ - 1) * FastWeightReplay::entry_floats(shape_);
+    return kPendingBytes + (floats * 4 + 63) / 64 * 64;
+  }
 
   FastWeightParams Params(const float* q, const float* k, const float* v, const float* beta,
                           const float* log_decay) const {
@@ -104,9 +146,11 @@ class Memory {
   const UpdateRule rule_;
   const int32_t sequences_, length_;
   const int sets_;
+  const int32_t interval_;
   Mirrored<float> q_, k_, v_, beta_, log_decay_, out_;
   Mirrored<int32_t> row_begin_, slot_;
   AlignedArray<float> states_;  // of all sets, on the device
+  AlignedBytes kept_;           // beside them, likewise
   std::vector<float> first_states_;
 };
 
@@ -125,15 +169,21 @@ void DeviceBench::FastWeights() {
   const bool tiny = timer_.tiny();
   const FastWeightShape shape = tiny ? FastWeightShape{2, 2, 64, 64} : FastWeightShape{16, 16, 128, 128};
   const std::vector<int32_t> batches = tiny ? std::vector{1, 3} : std::vector{1, 8, 64, 128, 256, 512};
-  for (const Rule& rule : kRules) {
-    for (const int32_t batch : batches) {
-      const std::string name = std::string("step/") + rule.name + "/batch/" + std::to_string(batch);
-      if (!Wants(name)) continue;
-      Memory memory(device(), shape, rule.rule, batch, 1, timer_.Sets(8.0 * shape.state_floats() * batch));
-      memory.Verify(timer_, false, kExact);
-      const Timing timing = timer_.Time([&](int i) { return cuda::Run(memory.OnDevice(i), timer_.target()); });
-      const double flops = 7.0 * static_cast<double>(shape.state_floats()) * batch;
-      Add(name, {{"group", "step"}, {"rule", rule.name}, {"batch", batch}}, {memory.bytes(), flops}, timing);
+  for (const int32_t interval : {1, 4, 8, 16}) {
+    for (const Rule& rule : kRules) {
+      for (const int32_t batch : batches) {
+        const std::string form = interval == 1 ? "step/" : "replay/" + std::to_string(interval) + "/";
+        const std::string name = form + rule.name + "/batch/" + std::to_string(batch);
+        if (!Wants(name)) continue;
+        const int sets = timer_.Sets(8.0 * shape.state_floats() * batch);
+        Memory memory(device(), shape, rule.rule, batch, 1, sets, interval);
+        memory.Verify(timer_, false, kExact);
+        const Timing timing = timer_.Time([&](int i) { return memory.Step(i, timer_.target()); });
+        const double flops = 7.0 * static_cast<double>(shape.state_floats()) * batch;
+        nlohmann::json labels = {{"group", interval == 1 ? "step" : "replay"}, {"rule", rule.name}, {"batch", batch}};
+        if (interval > 1) labels["interval"] = interval;
+        Add(name, std::move(labels), {memory.bytes(), flops}, timing);
+      }
     }
   }
 

@@ -125,6 +125,22 @@ def bench_steps(machine: Machine) -> list[Step]:
     ]
 
 
+def model_steps(machine: Machine) -> list[Step] | str:
+    """Whole models: the bundled one, and random weights in the shape of one of 1.3 billion parameters."""
+    if importlib.util.find_spec("numpy") is None:
+        return f"{sys.executable} has no numpy, which makes the random weights"
+    large = ROOT / "build" / "bench" / "1.3b"
+    make = [sys.executable, "-m", "training.random_checkpoint", "--preset", "1.3b", "--out", str(large)]
+
+    def measure(name: str, folder: pathlib.Path) -> Step:
+        flags = ["--backend=cuda", f"--checkpoint={folder}", "--batches=1,8,64,256", "--far_position=20000"]
+        command = machine.program("model_bench", *flags)
+        return Step(name, command, 200, json=True, environment=machine.environment())
+
+    steps = [] if (large / "config.json").exists() else [Step("random weights, 1.3b", make, 120)]
+    return [*steps, measure("1.3b", large), measure("books-5m", ROOT / "checkpoints" / "books-5m")]
+
+
 def fla_steps(machine: Machine) -> list[Step] | str:
     """fla's kernels at the same shapes."""
     path = [str(machine.site)] if machine.site else []
@@ -152,6 +168,7 @@ STAGES = [
     Stage("tests", "ops against their references, models against their goldens, the engine", test_steps),
     Stage("sanitizers", "compute-sanitizer: memcheck, racecheck, initcheck, synccheck", sanitizer_steps),
     Stage("bench", "device_bench: ops against the measured bounds", bench_steps),
+    Stage("models", "model_bench: whole models on the GPU, decode, prefill and the engine", model_steps),
     Stage("fla", "flash-linear-attention's Triton kernels at the same shapes", fla_steps),
 ]
 

@@ -29,11 +29,23 @@ BENCH = {
         op("step", rule="delta", batch=1, bound_share=0.2),
         op("step", rule="delta", batch=64),
         op("step", rule="sum", batch=128),
+        op("replay", rule="delta", batch=64, interval=8, seconds=6e-5),
+        op("replay", rule="delta", batch=64, interval=4, seconds=8e-5),
         op("chunks", rule="delta", products="tf32", tokens=64, sequences=8),
         op("linear_steps", projection="qkv", kind="bf16", rows=8),
         op("layer", op="gate", batch=1),
         op("sample", kind="greedy"),
     ],
+}
+MODEL = {
+    "parameters": 2e6,
+    "weight_dtype": "bf16",
+    "math": "bf16",
+    "machine": {"read_gb_per_second": 900},
+    "decode": [{"batch": 1, "seconds": 1e-3, "tokens_per_second": 1000, "bytes_share": 0.5}],
+    "prefill": [{"tokens": 64, "seconds": 1e-3, "tokens_per_second": 64000}],
+    "position": {"far_position": 20000, "far_over_near": 1.01},
+    "engine": {"streams": 64, "share_of_forward": 0.97},
 }
 FLA = {
     "versions": {"fla": "0"},
@@ -123,10 +135,17 @@ def test_a_missing_tool_skips_its_stage(
 
 
 def test_goals_compare_with_the_fastest_of_fla() -> None:
-    stages = {name: {"steps": [{"name": name, "data": data}]} for name, data in (("bench", BENCH), ("fla", FLA))}
+    stages: dict[str, Any] = {
+        name: {"steps": [{"name": name, "data": data}]} for name, data in (("bench", BENCH), ("fla", FLA))
+    }
+    stages["models"] = {"steps": [{"name": "1.3b", "passed": True, "data": MODEL}]}
     results = {"gpu": GPU, "date": "2001-01-01", "commit": "c", "command": "x", "stages": stages}
-    step, faster, chunks = (reach(results) for _, reach in gpu_report.GOALS)
+    step, faster, replay, chunks, decode, engine = (reach(results) for _, reach in gpu_report.GOALS)
     assert step == "95 % to 95 %: reached"
     assert faster == "1.40x to 1.40x: reached"
+    assert replay == "1.67x to 1.67x: reached"
     assert chunks == "0.50x to 0.50x: not reached"
+    assert decode == "2.00x to 2.00x: not reached"
+    assert engine == "97 % to 97 %: reached"
+    assert "- engine, 64 streams: 97 % of the bare forward" in gpu_report.report(results)
     assert "| delta | tf32 | 8 x 64 | 100.0 | 1.0 | 95 % | 50.0 | 0.50x |" in gpu_report.report(results)
