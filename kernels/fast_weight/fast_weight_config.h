@@ -17,6 +17,7 @@ struct FastWeightRowsConfig {
   // That a multiprocessor is to hold at once, which leaves 128 registers to a thread: while one block waits for its
   // loads, others compute and store.
   static constexpr int32_t kBlocks = 4;
+  static constexpr int32_t kReplayBlocks = 3;  // in the replay form, which needs more registers
 
   int32_t key_dim = 0;  // 0: any; a row then stays in memory and is read and written by one warp
   int32_t threads = 0;

@@ -76,7 +76,8 @@ __device__ __forceinline__ void LoadSpread(const float* from, bool aligned,
 // With kReplay, what steps before have left out is added first, and a step is left out itself unless it is the
 // interval-th.
 template <int kK, UpdateRule kRule, bool kReplay>
-__global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, FastWeightRowsConfig::kBlocks)
+__global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads,
+                                  kReplay ? FastWeightRowsConfig::kReplayBlocks : FastWeightRowsConfig::kBlocks)
     FastWeightRowsKernel(FastWeightRowsParams params) {
   constexpr int kFloats = FastWeightRowsConfig::kRowFloats, kRows = FastWeightRowsConfig::kRowsPerThread;
   constexpr int kLanes = kK / kFloats;
