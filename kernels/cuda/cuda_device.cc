@@ -108,9 +108,11 @@ class CudaDevice : public Device {
   }
 
   absl::Status Synchronize() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
     cudaSetDevice(info_.index);
-    Note("work on the stream", cudaStreamSynchronize(target_.stream));
+    // Not under the lock: who asks for free memory meanwhile is not to wait for a batch.
+    const cudaError_t waited = cudaStreamSynchronize(target_.stream);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Note("work on the stream", waited);
     if (error_ == cudaSuccess) return absl::OkStatus();
     return absl::InternalError(
         absl::StrCat("the device ", info_.name, " failed: ", failed_, ": ", cudaGetErrorString(error_)));

@@ -20,6 +20,7 @@
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
 #include "server/engine/stepper.h"
+#include "server/model/padded_steps.h"
 #include "server/session/slot_pool.h"
 
 namespace palimpsest {
@@ -53,9 +54,10 @@ absl::Status CheckOptions(const EngineOptions& options) {
 constexpr int32_t kDefaultSlots = 64;
 constexpr int32_t kMostSlotsUnasked = 4096;
 
-// Rows of a batch at most: a step of every slot, and the prompts' chunks, of which one may begin within the budget.
+// Rows of a batch at most: a step of every slot, filled up, and the prompts' chunks, of which one may begin within the
+// budget.
 int32_t MaxRows(int32_t slots, const EngineOptions& options) {
-  return slots + std::max(options.prefill_budget, Scheduler::kChunk);
+  return PaddedSteps(slots) + std::max(options.prefill_budget, Scheduler::kChunk);
 }
 
 // How many slots there will be. RESOURCE_EXHAUSTED: not as many as were asked for.

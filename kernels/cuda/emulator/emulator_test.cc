@@ -1,0 +1,125 @@
+// The emulator shows what a kernel does wrong. (What kernels do right, the ops' tests show.)
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <vector>
+
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/group.h"
+
+namespace palimpsest::cuda {
+namespace {
+
+constexpr int kThreads = 64;
+
+struct Params {
+  float* out;
+};
+
+class Stream {
+ public:
+  Stream() { cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+std::vector<float> RunOnce(void (*kernel)(Params), int64_t shared_bytes = 0) {
+  Stream stream;
+  std::vector<float> out(kThreads, -1.0f);
+  EXPECT_EQ(Launch(kernel, {.grid = dim3(1), .block = dim3(kThreads), .shared_bytes = shared_bytes},
+                   {.stream = stream.get()}, Params{out.data()}),
+            cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(stream.get()), cudaSuccess);
+  return out;
+}
+
+// Every thread reads what its neighbour wrote; with or without waiting for it.
+void Exchange(Params p, bool wait) {
+  float* const shared = Shared<float>();
+  const int i = static_cast<int>(threadIdx.x);
+  shared[i] = static_cast<float>(i);
+  if (wait) __syncthreads();
+  p.out[i] = shared[(i + 1) % kThreads];
+}
+
+TEST(Emulator, AMissingBarrierShows) {
+  std::vector<float> expected(kThreads);
+  for (int i = 0; i < kThreads; ++i) expected[i] = static_cast<float>((i + 1) % kThreads);
+  EXPECT_EQ(RunOnce([](Params p) { Exchange(p, true); }, kThreads * 4), expected);
+  EXPECT_NE(RunOnce([](Params p) { Exchange(p, false); }, kThreads * 4), expected);
+}
+
+TEST(Emulator, SharedMemoryBeginsAsNaN) {
+  for (const float value : RunOnce([](Params p) { p.out[threadIdx.x] = Shared<float>()[threadIdx.x]; }, kThreads * 4)) {
+    EXPECT_TRUE(std::isnan(value));
+  }
+}
+
+TEST(Emulator, SumsOverWarpAndBlock) {
+  const std::vector<float> warps =
+      RunOnce([](Params p) { p.out[threadIdx.x] = GroupSum<32>(static_cast<float>(threadIdx.x)); });
+  EXPECT_EQ(warps.front(), 31 * 32 / 2);
+  EXPECT_EQ(warps.back(), 63 * 64 / 2 - 31 * 32 / 2);
+  const std::vector<float> block =
+      RunOnce([](Params p) { p.out[threadIdx.x] = GroupSum<64>(static_cast<float>(threadIdx.x), Shared<float>()); }, 8);
+  EXPECT_THAT(block, testing::Each(63 * 64 / 2));
+}
+
+TEST(EmulatorDeathTest, WaitingThatCannotEndIsTold) {
+  EXPECT_DEATH(RunOnce([](Params) {
+                 if (threadIdx.x == 0) {
+                   __syncwarp();
+                 } else {
+                   __syncthreads();
+                 }
+               }),
+               "waits for ever");
+}
+
+TEST(Emulator, AStreamsWorkIsDoneWhenSomebodyWaits) {
+  Stream stream;
+  std::vector<float> out(kThreads, -1.0f);
+  const auto fill = [](Params p) { p.out[threadIdx.x] = 7.0f; };
+  ASSERT_EQ(Launch(+fill, {.grid = dim3(1), .block = dim3(kThreads)}, {.stream = stream.get()}, Params{out.data()}),
+            cudaSuccess);
+  EXPECT_THAT(out, testing::Each(-1.0f));
+  cudaStreamSynchronize(stream.get());
+  EXPECT_THAT(out, testing::Each(7.0f));
+}
+
+TEST(Emulator, AGraphRunsAgainWithoutRunningWhenItIsRecorded) {
+  Stream stream;
+  std::vector<float> out(kThreads, 0.0f);
+  const auto add = [](Params p) { p.out[threadIdx.x] += 1.0f; };
+  cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal);
+  ASSERT_EQ(Launch(+add, {.grid = dim3(1), .block = dim3(kThreads)}, {.stream = stream.get()}, Params{out.data()}),
+            cudaSuccess);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  ASSERT_EQ(cudaStreamEndCapture(stream.get(), &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+  cudaStreamSynchronize(stream.get());
+  EXPECT_THAT(out, testing::Each(0.0f));
+  for (int i = 0; i < 3; ++i) cudaGraphLaunch(executable, stream.get());
+  cudaStreamSynchronize(stream.get());
+  EXPECT_THAT(out, testing::Each(3.0f));
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+}
+
+TEST(Emulator, WhatADeviceWouldRefuseIsRefused) {
+  Stream stream;
+  const auto nothing = [](Params) {};
+  for (const Shape& shape :
+       {Shape{.grid = dim3(1), .block = dim3(2048)}, Shape{.grid = dim3(1), .block = dim3(32), .shared_bytes = 1 << 20},
+        Shape{.grid = dim3(1, 70000), .block = dim3(32)}}) {
+    EXPECT_EQ(Launch(+nothing, shape, {.stream = stream.get()}, Params{}), cudaErrorInvalidValue);
+  }
+}
+
+}  // namespace
+}  // namespace palimpsest::cuda
