@@ -56,7 +56,7 @@ ABSL_FLAG(int32_t, device, 0, "Which GPU, as CUDA counts them.");
 ABSL_FLAG(double, device_memory_fraction, Defaults().engine.device_memory_fraction,
           "Of the GPU's memory, the part that may be in use once a model is loaded: what --slots=0 fills.");
 ABSL_FLAG(int32_t, state_write_interval, Defaults().model.write_interval,
-          "On a GPU: a sequence's state is written at every so many steps, and what it lacks is kept beside it. More "
+          "On a GPU: a sequence's state is written at every n-th step only, and what it lacks is kept beside it. More "
           "saves memory traffic and takes memory; replies are the same.");
 ABSL_FLAG(
     std::string, math, "auto",
