@@ -220,7 +220,7 @@ class Engine::Impl {
   // finite. INTERNAL: the device failed, and the session is where it was.
   absl::StatusOr<bool> Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
   // Has the sink told with the next SendDeltas: on a device, that is while the next batch runs.
-  void Deliver(const Sequence& sequence, RequestSink::Delta delta);
+  void Deliver(Sequence& sequence, RequestSink::Delta delta);
   void SendDeltas();
   void DeliverFinished() ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -238,8 +238,8 @@ class Engine::Impl {
   Scheduler scheduler_;
   std::vector<Sequence*> lanes_;  // by lane; null: free
   absl::flat_hash_map<RequestId, std::unique_ptr<Sequence>> sequences_;
-  std::vector<Finished> finished_;                                                   // in this iteration
-  std::vector<std::pair<std::shared_ptr<RequestSink>, RequestSink::Delta>> deltas_;  // not sent yet
+  std::vector<Finished> finished_;                                // in this iteration
+  std::vector<std::pair<Sequence*, RequestSink::Delta>> deltas_;  // not sent yet
   std::vector<Scheduler::Item> items_;
   EngineStats counted_;
 
@@ -430,7 +430,8 @@ void Engine::Impl::HoldSlowReaders() {
   counted_.held = 0;
   for (Sequence* sequence : lanes_) {
     if (sequence == nullptr) continue;
-    const bool full = sequence->request.sink->undelivered_tokens() >= options_.max_undelivered_tokens;
+    const bool full =
+        sequence->request.sink->undelivered_tokens() + sequence->unsent_tokens >= options_.max_undelivered_tokens;
     scheduler_.Hold(sequence->lane, full);
     if (full) ++counted_.held;
   }
@@ -549,12 +550,16 @@ void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time
   if (reason) End(sequence, Ending::kDone, absl::OkStatus(), *reason, std::move(stop_string));
 }
 
-void Engine::Impl::Deliver(const Sequence& sequence, RequestSink::Delta delta) {
-  deltas_.emplace_back(sequence.request.sink, std::move(delta));
+void Engine::Impl::Deliver(Sequence& sequence, RequestSink::Delta delta) {
+  sequence.unsent_tokens += std::ssize(delta.tokens);
+  deltas_.emplace_back(&sequence, std::move(delta));
 }
 
 void Engine::Impl::SendDeltas() {
-  for (auto& [sink, delta] : deltas_) sink->OnDelta(std::move(delta));
+  for (auto& [sequence, delta] : deltas_) {
+    sequence->unsent_tokens = 0;
+    sequence->request.sink->OnDelta(std::move(delta));
+  }
   deltas_.clear();
 }
 

@@ -117,7 +117,7 @@ TEST_F(ResourcesTest, ATtlOfZeroNeverExpiresAndAShortOneDoes) {
   request.mutable_session()->mutable_ttl()->set_seconds(1);
   ASSERT_TRUE(Create(request, &session).ok());
   // The sweep takes it away though nobody asks for it.
-  EXPECT_EQ(server_.AwaitMetric("palimpsest_sessions{condition=\"idle\"}", 1), 1);
+  EXPECT_EQ(server_.AwaitMetric("palimpsest_sessions{model=\"tiny\",condition=\"idle\"}", 1), 1);
   EXPECT_EQ(server_.GetSession("sessions/forever").name(), "sessions/forever");
 }
 
@@ -191,7 +191,7 @@ TEST_F(ResourcesTest, TheSameRequestIdGivesTheSameAnswerAndDoesNothingASecondTim
   ASSERT_TRUE(Fork(fork, &forks).ok());
   ASSERT_TRUE(Fork(fork, &again).ok());
   EXPECT_EQ(forks.SerializeAsString(), again.SerializeAsString());
-  EXPECT_EQ(server_.Metric("palimpsest_sessions{condition=\"idle\"}"), 3);
+  EXPECT_EQ(server_.Metric("palimpsest_sessions{model=\"tiny\",condition=\"idle\"}"), 3);
 }
 
 TEST_F(ResourcesTest, ListsComeInPagesByNameAndEndWithAnEmptyToken) {
