@@ -39,7 +39,7 @@ struct Sequence {
   ReplyText reply;
   int64_t generated_tokens = 0;
   int64_t unsent_tokens = 0;  // of deltas that the sink has not been told yet
-  int64_t rows_taken = 0;  // that the model has taken in
+  int64_t rows_taken = 0;     // that the model has taken in
 
   int32_t lane = -1;  // -1: waits
   SlotHandle slot;
