@@ -39,7 +39,6 @@ class DeviceTimer {
     CheckCuda(cudaStreamCreateWithFlags(&target_.stream, cudaStreamNonBlocking), "a stream");
     CheckCuda(cudaEventCreate(&begin_), "an event");
     CheckCuda(cudaEventCreate(&end_), "an event");
-    target_.multiprocessors = device.info().multiprocessors;
     target_.shared_bytes_per_block = device.info().shared_bytes_per_block;
   }
   ~DeviceTimer() {

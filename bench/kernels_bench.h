@@ -4,10 +4,10 @@
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
-#include <random>
 #include <vector>
 
 #include "bench/machine_bounds.h"
+#include "kernels/common/random_values.h"
 #include "kernels/common/thread_pool.h"
 
 namespace palimpsest {
@@ -18,14 +18,6 @@ struct Machine {
   explicit Machine(int threads)
       : pool(threads), bounds(MeasureMachineBounds(pool, threads == 1 ? BenchClock::kThread : BenchClock::kWall)) {}
 };
-
-inline std::vector<float> Normal(int64_t n, uint32_t seed, float scale = 1.0f) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, scale);
-  std::vector<float> values(n);
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 inline void Count(benchmark::State& state, const MachineBounds& bounds, double bytes, double bytes_per_second,
                   double flops) {

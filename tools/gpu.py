@@ -100,7 +100,7 @@ def sanitizer_steps(machine: Machine) -> list[Step] | str:
     """Each tool over the benchmark's tiny run, whose arrays are the device's own; memcheck over some tests, too."""
     sanitizer = find_tool("compute-sanitizer")
     if sanitizer is None:
-        return "compute-sanitizer is not on PATH, in /usr/local/cuda/bin or in /opt/nvidia: it comes with CUDA toolkits"
+        return "compute-sanitizer is not on PATH or in /usr/local/cuda/bin: it comes with CUDA toolkits"
     steps = []
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *machine.program("device_bench", "--tiny")]
@@ -177,8 +177,7 @@ STAGES = [
 
 def find_tool(name: str) -> str | None:
     """A tool of a CUDA toolkit."""
-    folders = ["/usr/local/cuda/bin", *map(str, pathlib.Path("/opt/nvidia").glob("*"))]
-    return shutil.which(name) or shutil.which(name, path=":".join(folders))
+    return shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
 
 
 def output_of(command: list[str]) -> str:

@@ -13,9 +13,8 @@
 //   64 MiB (an inline state is larger than gRPC's 4 MiB), TLS;
 // * retries of UNAVAILABLE, by service config, for the calls that may be repeated: reads, and the calls that carry a
 //   request id, which is filled in where the caller left it empty. Never Generate or Score;
-// * the session's name in the metadata key `x-goog-request-params`, so that a balancer can route by it, and the
-// caller's
-//   W3C trace context where there is one;
+// * the session's name in the metadata key `x-goog-request-params`, so that a balancer can route by it, and the W3C
+//   trace context of the caller, if there is one;
 // * snapshots as files or strings, sent in pieces of 1 MiB;
 // * errors as absl::Status, the details of google.rpc rendered into the message, one `field: cure` a line.
 #pragma once

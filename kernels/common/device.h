@@ -8,7 +8,8 @@
 // A failure, of a launch or of the device itself, is kept: what follows does nothing, and Synchronize tells. It never
 // goes away again; the process should end what is in flight and stop.
 //
-// One thread at a time.
+// Memory, copies and Synchronize may be called by several threads, which load parts of a model; ops and graphs by one
+// at a time.
 #pragma once
 
 #include <cstddef>
@@ -112,6 +113,8 @@ struct DeviceOptions {
 };
 
 // NOT_FOUND: no such device, or no driver.  FAILED_PRECONDITION: the device is too old for what was compiled.
+// RESOURCE_EXHAUSTED: it has too little free memory to begin with.  INTERNAL: it or one of its libraries does not
+// start.
 using OpenDeviceFunction = absl::StatusOr<std::unique_ptr<Device>>(const DeviceOptions& options);
 
 }  // namespace palimpsest

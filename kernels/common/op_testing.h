@@ -10,11 +10,11 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <random>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "kernels/common/random_values.h"
 #include "kernels/common/simd.h"
 #include "kernels/common/test_device.h"
 #include "kernels/common/thread_pool.h"
@@ -45,14 +45,6 @@ class OpTest : public testing::TestWithParam<std::string> {
  private:
   const std::string best_ = SimdTargetName();
 };
-
-inline std::vector<float> Normal(int64_t n, uint32_t seed, float deviation = 1.0f) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, deviation);
-  std::vector<float> values(n);
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 // Rows of `width` values, `stride` apart. What lies between them, and each value not yet set, is NaN: a read or a write
 // out of place shows in the comparison of the whole.

@@ -34,6 +34,8 @@ class Blas {
   // start.
   static std::unique_ptr<Blas> Create(std::byte* workspace, int64_t workspace_bytes);
   virtual ~Blas() = default;
+  // Whether the library has such a kernel for this matrix; `rows` does not matter.
+  virtual bool Supports(const Product& product) = 0;
   virtual cudaError_t Multiply(const Product& product, cudaStream_t stream) = 0;
 };
 

@@ -85,6 +85,11 @@ class CublasLt : public Blas {
   }
   bool Start() { return cublasLtCreate(&handle_) == CUBLAS_STATUS_SUCCESS; }
 
+  bool Supports(const Product& p) override {
+    const cublasLtMatmulAlgo_t* algorithm = nullptr;
+    return Find(p, &algorithm) == CUBLAS_STATUS_SUCCESS;
+  }
+
   cudaError_t Multiply(const Product& p, cudaStream_t stream) override { return ErrorOf(MultiplyOrFail(p, stream)); }
 
  private:

@@ -21,7 +21,6 @@ constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // What a launch needs to know: where to, and what the device allows.
 struct Target {
   cudaStream_t stream = nullptr;
-  int32_t multiprocessors = 1;
   int64_t shared_bytes_per_block = 48 << 10;
 };
 

@@ -23,7 +23,6 @@ constexpr int64_t kScratchBytes = int64_t{32} << 20;
 class CudaDevice : public Device {
  public:
   CudaDevice(DeviceInfo info, bool blocking) : info_(std::move(info)), blocking_(blocking) {
-    target_.multiprocessors = info_.multiprocessors;
     target_.shared_bytes_per_block = info_.shared_bytes_per_block;
   }
 
@@ -37,17 +36,21 @@ class CudaDevice : public Device {
     if (target_.stream != nullptr) cudaStreamDestroy(target_.stream);
   }
 
-  // To be called once. False: no memory, or no library.
-  bool Start() {
+  // To be called once.
+  absl::Status Start() {
     Note("cudaSetDevice", cudaSetDevice(info_.index));
     Note("cudaStreamCreate", cudaStreamCreateWithFlags(&target_.stream, cudaStreamNonBlocking));
-    if (error_ != cudaSuccess) return false;
+    if (error_ != cudaSuccess) return Failure();
     products_ = AlignedBytes(kWorkspaceBytes + kScratchBytes, this);
-    if (products_.data() == nullptr) return false;
+    if (products_.data() == nullptr) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          info_.name, " has too little free memory to begin with: ", kWorkspaceBytes + kScratchBytes, " bytes"));
+    }
     blas_ = cuda::Blas::Create(products_.data(), kWorkspaceBytes);
+    if (blas_ == nullptr) return absl::InternalError(absl::StrCat("cuBLASLt does not start on ", info_.name));
     resources_ = {.blas = blas_.get(), .scratch = products_.data() + kWorkspaceBytes, .scratch_bytes = kScratchBytes};
     sampler_ = std::make_unique<cuda::DeviceSampler>(*this);
-    return blas_ != nullptr;
+    return absl::OkStatus();
   }
 
   const DeviceInfo& info() const override { return info_; }
@@ -90,6 +93,7 @@ class CudaDevice : public Device {
 
   void FreePinned(std::byte* memory) override {
     const std::lock_guard<std::mutex> lock(mutex_);
+    cudaSetDevice(info_.index);
     if (target_.stream != nullptr) Note("cudaStreamSynchronize", cudaStreamSynchronize(target_.stream));
     Note("cudaFreeHost", cudaFreeHost(memory));
   }
@@ -113,9 +117,7 @@ class CudaDevice : public Device {
     const cudaError_t waited = cudaStreamSynchronize(target_.stream);
     const std::lock_guard<std::mutex> lock(mutex_);
     Note("work on the stream", waited);
-    if (error_ == cudaSuccess) return absl::OkStatus();
-    return absl::InternalError(
-        absl::StrCat("the device ", info_.name, " failed: ", failed_, ": ", cudaGetErrorString(error_)));
+    return error_ == cudaSuccess ? absl::OkStatus() : Failure();
   }
 
   std::unique_ptr<Graph> Record(const std::function<void()>& work) override {
@@ -177,6 +179,11 @@ class CudaDevice : public Device {
     ~CudaGraph() override { cudaGraphExecDestroy(executable); }
     cudaGraphExec_t executable;
   };
+
+  absl::Status Failure() const {
+    return absl::InternalError(
+        absl::StrCat("the device ", info_.name, " failed: ", failed_, ": ", cudaGetErrorString(error_)));
+  }
 
   void Note(const char* what, cudaError_t error) {
     if (error == cudaSuccess || error_ != cudaSuccess) return;
@@ -246,10 +253,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& opti
                                                       properties.minor, ", the kernels need 8.0 or newer"));
   }
   auto device = std::make_unique<CudaDevice>(std::move(info), options.blocking);
-  if (!device->Start()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        properties.name, " has too little free memory to begin with: ", kWorkspaceBytes + kScratchBytes, " bytes"));
-  }
+  if (absl::Status status = device->Start(); !status.ok()) return status;
   return device;
 }
 

@@ -7,7 +7,7 @@
 //                            once, 16 bytes a lane, which is what a small batch is bound by.
 //   steps, f32 arithmetic    a warp has a few outputs, its lanes share out `in`, 16 bytes at a time in turn, and join
 //                            their sums as a butterfly.
-//   chunks                   cuBLASLt, if strides suit it; else as steps
+//   chunks                   cuBLASLt, if matrix and strides suit it; else as steps
 #include "kernels/cuda/group.h"
 #include "kernels/cuda/mma.h"
 #include "kernels/linear/linear_device.h"
@@ -251,38 +251,41 @@ cudaError_t RunRows(const LinearParams& p, const Target& target) {
   return p.rows == 1 ? LaunchF32<float, 2, 1>(params, target) : LaunchF32<float, 4, 8>(params, target);
 }
 
+// All rows at once; x as it is, or, in bf16 arithmetic, as it will be in the scratch memory.
+Product ProductOf(const LinearParams& p, const LinearResources& resources) {
+  const PackedLinear& W = *p.weights;
+  const bool rounded = W.dtype() == DType::kBF16;
+  return {.dtype = W.dtype(),
+          .out = W.out(),
+          .in = W.in(),
+          .rows = p.rows,
+          .weights = W.data(),
+          .ldw = W.row_stride(),
+          .x = rounded ? static_cast<const void*>(resources.scratch) : p.x,
+          .ldx = rounded ? W.row_stride() : p.ldx,
+          .y = p.y,
+          .ldy = p.ldy,
+          .accumulate = p.accumulate,
+          .bias = p.bias};
+}
+
 cudaError_t RunBlas(const LinearParams& p, const LinearResources& resources, const Target& target) {
   const PackedLinear& W = *p.weights;
-  Product product{.dtype = W.dtype(),
-                  .out = W.out(),
-                  .in = W.in(),
-                  .rows = p.rows,
-                  .weights = W.data(),
-                  .ldw = W.row_stride(),
-                  .x = p.x,
-                  .ldx = p.ldx,
-                  .y = p.y,
-                  .ldy = p.ldy,
-                  .accumulate = p.accumulate,
-                  .bias = p.bias};
+  Product product = ProductOf(p, resources);
   if (W.dtype() == DType::kF32) return resources.blas->Multiply(product, target.stream);
   const int64_t most = resources.scratch_bytes / (W.row_stride() * int64_t{sizeof(BF16)});
   for (int64_t row = 0; row < p.rows; row += most) {
     product.rows = p.rows - row < most ? p.rows - row : most;
-    auto* const rounded = reinterpret_cast<BF16*>(resources.scratch);
+    product.y = p.y + row * p.ldy;
     const RoundParams round{.x = p.x + row * p.ldx,
                             .ldx = p.ldx,
                             .in = W.in(),
                             .stride = W.row_stride(),
                             .rows = product.rows,
-                            .y = rounded};
+                            .y = reinterpret_cast<BF16*>(resources.scratch)};
     const auto blocks = static_cast<unsigned>(DivideUp(product.rows * W.row_stride(), kThreads));
     cudaError_t error = Launch(RoundKernel, {.grid = dim3(blocks), .block = dim3(kThreads)}, target, round);
-    if (error != cudaSuccess) return error;
-    product.x = rounded;
-    product.ldx = W.row_stride();
-    product.y = p.y + row * p.ldy;
-    error = resources.blas->Multiply(product, target.stream);
+    if (error == cudaSuccess) error = resources.blas->Multiply(product, target.stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -292,8 +295,9 @@ cudaError_t RunBlas(const LinearParams& p, const LinearResources& resources, con
 bool SuitsBlas(const LinearParams& p, const LinearResources& resources) {
   const PackedLinear& W = *p.weights;
   if (resources.blas == nullptr || !IsAligned(p.y, p.ldy * 4)) return false;
-  if (p.math == LinearMath::kBF16) return resources.scratch_bytes >= W.row_stride() * int64_t{sizeof(BF16)};
-  return W.dtype() == DType::kF32 && IsAligned(p.x, p.ldx * 4);
+  const bool fits = p.math == LinearMath::kBF16 ? resources.scratch_bytes >= W.row_stride() * int64_t{sizeof(BF16)}
+                                                : W.dtype() == DType::kF32 && IsAligned(p.x, p.ldx * 4);
+  return fits && resources.blas->Supports(ProductOf(p, resources));
 }
 
 LinearParams From(LinearParams p, int32_t first, int32_t rows) {

@@ -5,26 +5,15 @@
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <ostream>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "kernels/common/op_testing.h"
+#include "kernels/common/random_values.h"
 
 namespace palimpsest {
 namespace {
-
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-std::vector<float> Normal(int64_t n, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(n);
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 std::vector<BF16> ToBF16(const std::vector<float>& values) {
   std::vector<BF16> bits;

@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "kernels/common/host_device.h"
+
 namespace palimpsest {
 
 // Values per partial sum of ExpSum.
@@ -23,12 +25,12 @@ double ExpSum(std::span<const float> values, float max, float scale, float least
 
 // Orders values from the greatest down, and equal ones by index, as one descending integer.
 using RankKey = uint64_t;
-inline RankKey RankKeyOf(float value, int32_t index) {
+PALIMPSEST_HOST_DEVICE inline RankKey RankKeyOf(float value, int32_t index) {
   const uint32_t bits = std::bit_cast<uint32_t>(value + 0.0f);  // makes -0 into 0
   const uint32_t ascending = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
   return RankKey{ascending} << 32 | ~static_cast<uint32_t>(index);
 }
-inline int32_t IndexOf(RankKey key) { return static_cast<int32_t>(~static_cast<uint32_t>(key)); }
+PALIMPSEST_HOST_DEVICE inline int32_t IndexOf(RankKey key) { return static_cast<int32_t>(~static_cast<uint32_t>(key)); }
 
 // Fills `keys` with those of all values >= threshold, in ascending order of index.
 void CollectAtLeast(std::span<const float> values, float threshold, std::vector<RankKey>& keys);

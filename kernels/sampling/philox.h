@@ -18,4 +18,12 @@ constexpr std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, st
   return counter;
 }
 
+// 64 random bits of (seed, position).
+constexpr uint64_t UniformBits(uint64_t seed, int64_t position) {
+  const auto counter = static_cast<uint64_t>(position);
+  const auto bits = Philox4x32({static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0},
+                               {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  return uint64_t{bits[0]} << 32 | bits[1];
+}
+
 }  // namespace palimpsest

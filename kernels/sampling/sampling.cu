@@ -7,6 +7,7 @@
 // byte, from histograms of the keys that agree so far.
 #include "kernels/cuda/group.h"
 #include "kernels/cuda/math.h"
+#include "kernels/sampling/logits_scan.h"
 #include "kernels/sampling/sampling_device.h"
 
 namespace palimpsest::cuda {
@@ -29,14 +30,6 @@ __device__ __forceinline__ float ClampToFloat(double value) {
   return static_cast<float>(value > kMax ? kMax : value < -kMax ? -kMax : value);
 }
 
-// kernels/sampling/logits_scan.h's, for the device.
-__device__ __forceinline__ Word KeyOf(float value, int32_t index) {
-  const uint32_t bits = __float_as_uint(value + 0.0f);  // makes -0 into 0
-  const uint32_t ascending = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-  return Word{ascending} << 32 | static_cast<uint32_t>(~static_cast<uint32_t>(index));
-}
-__device__ __forceinline__ int32_t IndexOfKey(Word key) { return static_cast<int32_t>(~static_cast<uint32_t>(key)); }
-
 template <int kThreads>
 __device__ __forceinline__ Word BlockSum(Word value, SampleShared& shared) {
   return JoinGroup<kThreads>(
@@ -53,7 +46,7 @@ template <int kThreads>
 __device__ __forceinline__ Word GreatestKey(const float* logits, int32_t n, Word limit, SampleShared& shared) {
   Word best = 0;
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < n; i += kThreads) {
-    const Word key = KeyOf(logits[i], i);
+    const Word key = RankKeyOf(logits[i], i);
     if (key < limit && key > best) best = key;
   }
   return BlockMax<kThreads>(best, shared);
@@ -72,7 +65,7 @@ struct Distribution {
     return static_cast<Word>(static_cast<double>(expf((logit - max) * scale)) * 0x1p40 + 0.5);
   }
   __device__ __forceinline__ Word ShareOf(int32_t i) const {
-    if (KeyOf(logits[i], i) < last) return 0;
+    if (RankKeyOf(logits[i], i) < last) return 0;
     const float weight = expf((logits[i] - max) * scale);
     return weight >= min_p ? WeightOf(logits[i]) : 0;
   }
@@ -88,7 +81,7 @@ __device__ Word LastKeyFor(const float* logits, int32_t n, Word goal, Measure me
     __syncthreads();
     const Word known = shift == 56 ? 0 : ~Word{0} << (shift + 8);
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < n; i += kThreads) {
-      const Word key = KeyOf(logits[i], i);
+      const Word key = RankKeyOf(logits[i], i);
       if ((key & known) != prefix) continue;
       const Word amount = measure(key, logits[i]);
       if (amount > 0) atomicAdd(&shared.bins[key >> shift & 255], amount);
@@ -175,7 +168,7 @@ __device__ void Adjust(const SampleLaunch& launch, const SampleTask& task) {
 
 template <int kThreads>
 __device__ int32_t Draw(const float* logits, int32_t n, const SampleTask& task, SampleShared& shared) {
-  const int32_t best = IndexOfKey(GreatestKey<kThreads>(logits, n, ~Word{0}, shared));
+  const int32_t best = IndexOf(GreatestKey<kThreads>(logits, n, ~Word{0}, shared));
   if (task.scale == 0.0f) return best;
   Distribution distribution{.logits = logits, .max = logits[best], .scale = task.scale, .min_p = task.min_p, .last = 0};
   if (task.top_k > 0) {
@@ -188,7 +181,7 @@ __device__ int32_t Draw(const float* logits, int32_t n, const SampleTask& task, 
     };
     Word collected = 0;
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < n; i += kThreads) {
-      collected += weight_of(KeyOf(logits[i], i), logits[i]);
+      collected += weight_of(RankKeyOf(logits[i], i), logits[i]);
     }
     collected = BlockSum<kThreads>(collected, shared);
     const auto goal = static_cast<Word>(static_cast<double>(collected) * double{task.top_p});
@@ -209,7 +202,7 @@ __device__ void Report(const SampleLaunch& launch, const SampleTask& task, int32
   if (!wants_token && task.top_begin == task.top_end) return;
   const float* const logits = task.logits;
   const int32_t n = launch.vocabulary;
-  const float max = logits[IndexOfKey(GreatestKey<kThreads>(logits, n, ~Word{0}, shared))];
+  const float max = logits[IndexOf(GreatestKey<kThreads>(logits, n, ~Word{0}, shared))];
   double sum = 0.0;
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < n; i += kThreads) sum += double{expf(logits[i] - max)};
   sum = JoinGroup<kThreads>(
@@ -220,7 +213,7 @@ __device__ void Report(const SampleLaunch& launch, const SampleTask& task, int32
   Word limit = ~Word{0};
   for (int32_t i = task.top_begin; i < task.top_end; ++i) {
     limit = GreatestKey<kThreads>(logits, n, limit, shared);
-    if (threadIdx.x == 0) launch.tops[i] = {IndexOfKey(limit), logprob(IndexOfKey(limit))};
+    if (threadIdx.x == 0) launch.tops[i] = {IndexOf(limit), logprob(IndexOf(limit))};
   }
 }
 

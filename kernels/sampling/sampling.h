@@ -22,6 +22,8 @@ struct SamplingSettings {
   float top_p = 1.0f;
   float min_p = 0.0f;
   uint64_t seed = 0;
+
+  bool penalises() const { return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f; }
 };
 
 struct TokenLogprobValue {

@@ -34,14 +34,10 @@ float ClampToFloat(double value) {
   return static_cast<float>(std::clamp(value, -kMax, kMax));
 }
 
-bool HasPenalties(const SamplingSettings& s) {
-  return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
-}
-
 // The logits after bias and penalties: `logits` itself where nothing changes them.
 std::span<const float> Adjust(std::span<const float> logits, const SamplingSettings& s, std::span<const int32_t> recent,
                               Scratch& scratch) {
-  const bool penalize = !recent.empty() && HasPenalties(s);
+  const bool penalize = !recent.empty() && s.penalises();
   if (s.logit_bias.empty() && !penalize) return logits;
   const auto vocabulary = static_cast<int32_t>(logits.size());
   scratch.adjusted.assign(logits.begin(), logits.end());
@@ -220,10 +216,7 @@ void SampleOne(SampleRow& row, int32_t vocabulary, Scratch& scratch) {
 }  // namespace
 
 double UniformAt(uint64_t seed, int64_t position) {
-  const auto counter = static_cast<uint64_t>(position);
-  const auto bits = Philox4x32({static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0},
-                               {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  return static_cast<double>(uint64_t{bits[0]} << 21 | bits[1] >> 11) * 0x1p-53;
+  return static_cast<double>(UniformBits(seed, position) >> 11) * 0x1p-53;
 }
 
 void Sample(const ExecContext& ctx, std::span<SampleRow> rows, int32_t vocabulary) {

@@ -10,13 +10,6 @@
 namespace palimpsest::cuda {
 namespace {
 
-uint64_t UniformBits(uint64_t seed, int64_t position) {
-  const auto counter = static_cast<uint64_t>(position);
-  const auto bits = Philox4x32({static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0},
-                               {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  return uint64_t{bits[0]} << 32 | bits[1];
-}
-
 float ScaleOf(float temperature) {
   if (temperature == 0.0f) return 0.0f;
   return static_cast<float>(std::min(1.0 / double{temperature}, double{std::numeric_limits<float>::max()}));
@@ -52,8 +45,7 @@ bool DeviceSampler::Pack(std::span<const SampleRow> rows, int32_t vocabulary) {
       const SamplingSettings& s = *row.settings;
       task.uniform = UniformBits(s.seed, row.position);
       for (const auto& [id, bias] : s.logit_bias) biases.push_back({id, bias});
-      const bool penalises = s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
-      if (penalises) recent.insert(recent.end(), row.recent.begin(), row.recent.end());
+      if (s.penalises()) recent.insert(recent.end(), row.recent.begin(), row.recent.end());
       task.repetition_penalty = s.repetition_penalty;
       task.presence_penalty = s.presence_penalty;
       task.frequency_penalty = s.frequency_penalty;

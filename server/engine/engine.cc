@@ -14,136 +14,15 @@
 #include "absl/time/clock.h"
 #include "kernels/common/check.h"
 #include "kernels/common/device.h"
-#include "server/engine/available_memory.h"
+#include "server/engine/admission.h"
 #include "server/engine/available_processors.h"
 #include "server/engine/least_work.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
 #include "server/engine/stepper.h"
-#include "server/model/padded_steps.h"
 #include "server/session/slot_pool.h"
 
 namespace palimpsest {
-namespace {
-
-absl::Status CheckOptions(const EngineOptions& options) {
-  const struct {
-    const char* name;
-    int32_t value;
-    int32_t least;
-    int32_t most;
-  } kBounds[] = {
-      {"threads", options.threads, 0, 4096},
-      {"slots", options.slots, 0, 1 << 20},
-      {"max_queue", options.max_queue, 0, 1 << 24},
-      {"prefill_budget", options.prefill_budget, 1, 1 << 20},
-      {"max_undelivered_tokens", options.max_undelivered_tokens, 1, 1 << 24},
-  };
-  for (const auto& bound : kBounds) {
-    if (bound.value >= bound.least && bound.value <= bound.most) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat(bound.name, " is ", bound.value, ", expected ", bound.least, " to ", bound.most));
-  }
-  if (!(options.device_memory_fraction > 0.0 && options.device_memory_fraction <= 1.0)) {
-    return absl::InvalidArgumentError(absl::StrCat("device_memory_fraction is ", options.device_memory_fraction,
-                                                   ", expected more than 0, at most 1"));
-  }
-  return absl::OkStatus();
-}
-
-constexpr int32_t kDefaultSlots = 64;
-constexpr int32_t kMostSlotsUnasked = 4096;
-
-// Rows of a batch at most: a step of every slot, filled up, and the prompts' chunks, of which one may begin within the
-// budget.
-int32_t MaxRows(int32_t slots, const EngineOptions& options) {
-  return PaddedSteps(slots) + std::max(options.prefill_budget, Scheduler::kChunk);
-}
-
-// How many slots there will be. RESOURCE_EXHAUSTED: not as many as were asked for.
-absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options) {
-  const int64_t state_bytes = std::max<int64_t>(model.slot_bytes(), 1);
-  if (model.device() == nullptr) {
-    const int32_t slots = options.slots > 0 ? options.slots : kDefaultSlots;
-    const std::optional<int64_t> available = AvailableMemory();
-    if (!available || slots * state_bytes <= *available) return slots;
-    return absl::ResourceExhaustedError(absl::StrCat(slots, " slots of ", state_bytes, " bytes need ",
-                                                     slots * state_bytes, " bytes of memory, ", *available,
-                                                     " are available; use fewer slots"));
-  }
-  const int64_t total = model.device()->info().total_bytes, free = model.device()->FreeBytes();
-  const auto allowed = static_cast<int64_t>(static_cast<double>(total) * options.device_memory_fraction);
-  const int64_t available = std::max<int64_t>(0, allowed - (total - free));
-  const auto bytes = [&](int32_t slots) { return slots * state_bytes + model.WorkspaceBytes(MaxRows(slots, options)); };
-  if (options.slots > 0) {
-    if (bytes(options.slots) <= available) return options.slots;
-    return absl::ResourceExhaustedError(absl::StrCat(
-        options.slots, " slots of ", state_bytes, " bytes, and what their batches need, take ", bytes(options.slots),
-        " bytes of device memory, ", available, " are available (", options.device_memory_fraction, " of ", total,
-        ", less what is in use); use fewer slots, or a larger part of the memory"));
-  }
-  int32_t slots = 0;
-  for (int32_t more = kMostSlotsUnasked; more > 0; more /= 2) {
-    if (slots + more <= kMostSlotsUnasked && bytes(slots + more) <= available) slots += more;
-  }
-  if (slots > 0) return slots;
-  return absl::ResourceExhaustedError(
-      absl::StrCat("not one slot of ", state_bytes, " bytes fits the device: ", available,
-                   " bytes of its memory are available, with what a batch ", "needs ", bytes(1), " would be taken"));
-}
-
-// Whether the positions that the model was trained with reach as far as the request goes.
-absl::Status CheckContext(const EngineRequest& request, const ModelConfig& config) {
-  const int64_t most = config.max_context();
-  if (most == 0) return absl::OkStatus();
-  const int64_t before = request.initial == nullptr ? 0 : request.initial->head.position;
-  const int64_t after = before + std::ssize(request.prompt);
-  const bool generates = request.kind == EngineRequest::Kind::kGenerate && request.max_tokens > 0;
-  if (after < most || (after == most && !generates)) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("the model was trained with positions on segments of ", config.segment_length,
-                   " tokens, so a context holds at most ", most, ": this one has ", before, " and the prompt ",
-                   request.prompt.size(), generates && after == most ? ", which leaves no room for a reply" : "",
-                   "; start a new context with a shorter prompt, or score in segments or with a sliding window"));
-}
-
-// What the arithmetic would read or write out of bounds on.
-absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, const ModelConfig& config) {
-  const auto check_id = [&](const char* what, int64_t index, int32_t id) -> absl::Status {
-    if (id >= 0 && id < format.vocabulary) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, "[", index, "] is token id ", id, ", the vocabulary has 0 to ", format.vocabulary - 1));
-  };
-  for (int64_t i = 0; i < std::ssize(request.prompt); ++i) {
-    if (absl::Status status = check_id("prompt", i, request.prompt[i]); !status.ok()) return status;
-  }
-  for (int64_t i = 0; i < std::ssize(request.sampling.logit_bias); ++i) {
-    const int32_t id = request.sampling.logit_bias[i].first;
-    if (absl::Status status = check_id("logit_bias", i, id); !status.ok()) return status;
-  }
-  if (request.initial != nullptr) {
-    const StateFormat& given = request.initial->format;
-    if (given != format || request.initial->data.size() != format.bytes) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "the state is of another model or layout: it is of model ", given.model_fingerprint, " and has ", given.bytes,
-          " bytes, this model is ", format.model_fingerprint, " and its states have ", format.bytes));
-    }
-    const SequenceHead& head = request.initial->head;
-    for (int64_t i = 0; i < std::ssize(head.recent); ++i) {
-      if (absl::Status status = check_id("state.recent", i, head.recent[i]); !status.ok()) return status;
-    }
-    if (head.position > 0) {
-      if (absl::Status status = check_id("state.pending", 0, head.pending); !status.ok()) return status;
-    }
-  }
-  const bool empty = request.prompt.empty() && (request.initial == nullptr || request.initial->head.position == 0);
-  if (empty && request.kind == EngineRequest::Kind::kGenerate && request.max_tokens > 0) {
-    return absl::FailedPreconditionError("there is nothing to continue from: the context is empty; give a prompt");
-  }
-  return CheckContext(request, config);
-}
-
-}  // namespace
 
 class Engine::Impl {
  public:
@@ -171,6 +50,7 @@ class Engine::Impl {
   void Wake() ABSL_LOCKS_EXCLUDED(mu_);
   void Drain(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   EngineStats stats() const ABSL_LOCKS_EXCLUDED(mu_);
+  bool device_failed() const ABSL_LOCKS_EXCLUDED(mu_);
 
   const Model& model() const { return *model_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -208,7 +88,9 @@ class Engine::Impl {
   void HoldSlowReaders();
   void NoteOldestWaiting();
   void RunBatch();
-  // Ends everything; from then on nothing is taken.
+  // From now on nothing is taken.
+  void NoteDeviceFailure(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  // And everything ends.
   void FailDevice(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers);
   void CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now);
@@ -476,12 +358,18 @@ void Engine::Impl::RunBatch() {
   if (observer_.on_iteration) observer_.on_iteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
 }
 
+void Engine::Impl::NoteDeviceFailure(const absl::Status& status) {
+  absl::MutexLock lock(&mu_);
+  device_status_ = status;
+}
+
+bool Engine::Impl::device_failed() const {
+  absl::MutexLock lock(&mu_);
+  return !device_status_.ok();
+}
+
 void Engine::Impl::FailDevice(const absl::Status& status) {
-  {
-    absl::MutexLock lock(&mu_);
-    device_status_ = status;
-  }
-  counted_.failed = true;
+  NoteDeviceFailure(status);
   std::vector<Sequence*> rest;
   for (const auto& [id, sequence] : sequences_) rest.push_back(sequence.get());
   std::ranges::sort(rest, {}, &Sequence::id);
@@ -601,20 +489,23 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   if (sequence.generated_tokens > 0) finish.time_to_first_token = sequence.first_token - request.arrival;
   finish.total_time = now - request.arrival;
   finish.status = std::move(status);
+  finish.device_failed = ending == Ending::kDeviceFailed;
   const absl::StatusOr<bool> settled = Settle(sequence, ending, finish, now);
-  const bool finite = !settled.ok() || *settled;
-  if (!finite || !settled.ok() || (ending != Ending::kDone && sequence.generated_tokens == 0)) {
+  const bool kept = settled.ok() && *settled;
+  if (!kept || (ending != Ending::kDone && sequence.generated_tokens == 0)) {
     counted_.discarded_tokens += sequence.rows_taken;
   }
   if (!settled.ok()) {
+    // The others are told by the next batch, which fails as well.
+    NoteDeviceFailure(settled.status());
+    finish.device_failed = true;
     finish.status = absl::UnavailableError(settled.status().message());
-  } else if (!finite) {
+  } else if (!kept) {
     ++counted_.quarantined;
     finish.status = absl::InternalError(
         absl::StrCat("the numbers of this sequence stopped being finite at position ", sequence.head.position,
                      leased ? "; its session is quarantined: delete it or go back to a snapshot" : ""));
   }
-  if (sequence.lane < 0 && observer_.on_queued) observer_.on_queued(finish.queue_time);
   if (sequence.lane >= 0) {
     slots_.Release(sequence.slot);
     scheduler_.Leave(sequence.lane);
@@ -622,6 +513,7 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
     --counted_.running;
     --counted_.slots_used;
   } else {
+    if (observer_.on_queued) observer_.on_queued(finish.queue_time);
     PALIMPSEST_CHECK(scheduler_.Withdraw(sequence.id));
   }
   const auto it = sequences_.find(sequence.id);
@@ -711,5 +603,6 @@ void Engine::Cancel(RequestId id) { impl_->Cancel(id); }
 void Engine::Resume(RequestId) { impl_->Wake(); }
 void Engine::Drain(absl::Time deadline) { impl_->Drain(deadline); }
 EngineStats Engine::stats() const { return impl_->stats(); }
+bool Engine::device_failed() const { return impl_->device_failed(); }
 
 }  // namespace palimpsest

@@ -72,6 +72,7 @@ class RequestSink {
     // then where it was before the request.  INTERNAL: the sequence's numbers stopped being finite; a session of it is
     // quarantined, and no other sequence notices.
     absl::Status status;
+    bool device_failed = false;
     EndReason reason = EndReason::kLength;
     std::string stop_string;
     uint64_t seed = 0;
@@ -144,7 +145,6 @@ struct EngineStats {
   int64_t discarded_tokens = 0;
   int64_t quarantined = 0;
   int64_t iterations = 0;
-  bool failed = false;  // the device did, and with it this engine
   // On a device: forward passes run from a recording, and launched op by op.
   int64_t recorded_passes = 0;
   int64_t direct_passes = 0;
@@ -188,10 +188,9 @@ class Engine {
   // Thread-safe. On OK the engine owns the request, `request` is empty and the sink's OnFinish will be called exactly
   // once. On error the request is untouched and still the caller's. RESOURCE_EXHAUSTED: the queue is full, that is, as
   // many requests are here as there are slots and places in the queue.  UNAVAILABLE: draining, or the device failed.
-  // INVALID_ARGUMENT: a
-  // token id of the prompt, the logit bias or the state is outside the vocabulary.  FAILED_PRECONDITION: the state is
-  // of another model or layout, or there is nothing to continue from, or the context would be longer than the model's
-  // positions reach (ModelConfig::max_context()).
+  // INVALID_ARGUMENT: a token id of the prompt, the logit bias or the state is outside the vocabulary.
+  // FAILED_PRECONDITION: the state is of another model or layout, or there is nothing to continue from, or the context
+  // would be longer than the model's positions reach (ModelConfig::max_context()).
   absl::StatusOr<RequestId> Submit(EngineRequest& request);
   // Thread-safe. The request ends with CANCELLED soon; unknown or finished ids are ignored.
   void Cancel(RequestId id);
@@ -203,6 +202,8 @@ class Engine {
   void Drain(absl::Time deadline);
 
   EngineStats stats() const;
+  // Thread-safe. The device will not come back: nothing is taken any more.
+  bool device_failed() const;
 
  private:
   class Impl;

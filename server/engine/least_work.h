@@ -13,7 +13,7 @@ class LeastWork {
   explicit LeastWork(const Model& model);
 
   struct Amount {
-    int64_t bytes = 0;  // read or written: the weights once, each state once in and once out
+    int64_t bytes = 0;  // read or written: the weights once, each state once in and, unless it is written seldom, out
     int64_t flops = 0;  // a multiply-add counts two
   };
   // Of an iteration that takes in `rows` tokens of `sequences` sequences and makes logits for `logit_rows` of them.

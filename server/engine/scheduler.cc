@@ -63,7 +63,7 @@ void Scheduler::TakePrompts(std::vector<Item>& items) {
   for (const int32_t index : turns_) lanes_[index].item = -1;
   int64_t budget = prefill_budget_;
   bool first = true;
-  std::vector<int32_t> later;
+  std::vector<int32_t> later;  // all that is left of them is a chunk of one row, which goes alone
   while (!turns_.empty()) {
     const int32_t index = turns_.front();
     Lane& lane = lanes_[index];

@@ -14,8 +14,7 @@ namespace {
 // Whether a draw can be made cluster by cluster: it takes the greatest logit, or the probabilities as they are.
 bool NeedsFewLogits(const EngineRequest& request) {
   const SamplingSettings& s = request.sampling;
-  const bool unadjusted =
-      s.logit_bias.empty() && s.repetition_penalty == 1.0f && s.presence_penalty == 0.0f && s.frequency_penalty == 0.0f;
+  const bool unadjusted = s.logit_bias.empty() && !s.penalises();
   const bool plain = s.temperature == 1.0f && s.top_k <= 0 && s.top_p >= 1.0f && s.min_p <= 0.0f;
   return unadjusted && (plain || s.temperature == 0.0f) && request.top_logprobs == 0;
 }
@@ -54,8 +53,14 @@ absl::Status Stepper::WarmUp() {
     int32_t recorded = 0;
     for (int32_t steps = slots_.size(); steps > 0; --steps) {
       if (PaddedSteps(steps) == recorded) continue;
+      const bool largest = recorded == 0;
       recorded = PaddedSteps(steps);
       run(steps, 1, /*slot_index=*/-1);
+      if (!largest) continue;
+      // A bias has the logits copied: every row at once may ask for that.
+      const SamplingSettings biased{.logit_bias = {{0, 0.0f}}};
+      for (SampleRow& answer : answers_) answer.settings = &biased;
+      Sample(context_, answers_, config.vocabulary);
     }
   }
   for (const int32_t rows : {chunk, 1}) {

@@ -25,8 +25,7 @@ class Stepper {
   Stepper(const Model& model, int32_t threads, SlotPool& slots, int32_t max_rows);
 
   // Runs one step and one chunk in a free slot. On a device it also takes all the memory that batches will need, and
-  // runs every size of batch that is recorded. DATA_LOSS: the
-  // logits are not finite.  INTERNAL: the device failed.
+  // runs every size of batch that is recorded. DATA_LOSS: the logits are not finite.  INTERNAL: the device failed.
   absl::Status WarmUp();
 
   // Puts the batch to work; `lanes[item.lane]` is the item's sequence, which must stay as it is until Finish. A device

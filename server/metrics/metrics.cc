@@ -74,8 +74,8 @@ ClientMetric Value(double value, std::vector<ClientMetric::Label> labels, Metric
 }
 
 constexpr const char* kAlertingCodes[] = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "RESOURCE_EXHAUSTED"};
-constexpr const char* kFinishReasons[] = {"length",    "stop_token", "stop_string", "context_full", "prompt",
-                                          "cancelled", "deadline",   "drained",     "not_finite"};
+constexpr const char* kFinishReasons[] = {"length",    "stop_token", "stop_string", "context_full",  "prompt",
+                                          "cancelled", "deadline",   "drained",     "device_failed", "not_finite"};
 
 const char* ReasonOf(const RequestSink::Finish& finish) {
   switch (finish.status.code()) {
@@ -86,7 +86,7 @@ const char* ReasonOf(const RequestSink::Finish& finish) {
     case absl::StatusCode::kDeadlineExceeded:
       return "deadline";
     case absl::StatusCode::kUnavailable:
-      return "drained";
+      return finish.device_failed ? "device_failed" : "drained";
     default:
       return "not_finite";
   }

@@ -293,23 +293,33 @@ void CheckBatch(const ForwardBatch& batch, const ModelConfig& config, bool on_de
   }
 }
 
-// Calls size(array, values per row) for the buffers that every pass needs.
+// Calls size(buffer, values per row) for the buffers of a pass; those of a vocabulary in clusters for the most that a
+// pass can need of them.
 template <typename Size>
-void ForEachBuffer(const ModelWeights& weights, Buffers& buffers, Size size) {
+void ForEachBuffer(const ModelWeights& weights, Size size) {
   const ModelConfig& config = weights.config;
-  size(buffers.x, config.hidden);
-  size(buffers.h, config.hidden);
-  size(buffers.projected, weights.layers[0].projections.out());
-  size(buffers.mapped, config.mixer.mapped_channels());
-  size(buffers.read, config.mixer.value_width());
-  size(buffers.beta, config.mixer.shape.value_heads);
-  size(buffers.log_decay, config.mixer.shape.value_heads);
-  size(buffers.inner, weights.layers[0].up.out());
+  const bool clusters = config.clusters() > 1;
+  int64_t projected = weights.layers[0].projections.out(), gathered = 0;
+  for (const OutputWeights& output : weights.outputs) projected = std::max(projected, output.projection.out());
+  for (const EmbeddingWeights& embedding : weights.embeddings) {
+    if (embedding.projection.out() > 0) gathered = std::max<int64_t>(gathered, embedding.width);
+  }
+  size(&Buffers::x, config.hidden);
+  size(&Buffers::h, config.hidden);
+  size(&Buffers::projected, projected);
+  size(&Buffers::mapped, config.mixer.mapped_channels());
+  size(&Buffers::read, config.mixer.value_width());
+  size(&Buffers::beta, config.mixer.shape.value_heads);
+  size(&Buffers::log_decay, config.mixer.shape.value_heads);
+  size(&Buffers::inner, std::max(weights.layers[0].up.out(), clusters ? weights.outputs[0].weights.out() : 0));
+  size(&Buffers::gathered, gathered);
+  size(&Buffers::cluster, clusters ? config.hidden : 0);
 }
 
 void GrowBuffers(const ModelWeights& weights, int64_t rows, Device* device, Buffers& buffers) {
-  ForEachBuffer(weights, buffers,
-                [&](AlignedArray<float>& array, int64_t width) { buffers.Grow(array, rows * width, device); });
+  ForEachBuffer(weights, [&](AlignedArray<float> Buffers::*buffer, int64_t width) {
+    buffers.Grow(buffers.*buffer, rows * width, device);
+  });
 }
 
 void RunPass(const Pass& pass, float* logits) {
@@ -380,23 +390,15 @@ void RunRecorded(const ForwardBatch& batch, Pass& pass, float* logits) {
   const std::span<const int32_t> rows(padded.rows);
   PutBatch(padded.tokens, rows, padded.slots, padded.first_position, rows.first(padded.steps), pass);
   const auto found = buffers.recordings.find(padded.steps);
-  Device::Graph* graph = nullptr;
-  if (found != buffers.recordings.end()) {
-    graph = found->second.get();
-  } else {
-    // Once as it is, so that what is made on first use is there, and then for the recording.
-    ++buffers.counts.direct_passes;
-    RunPass(pass, logits);
-    buffers.recordings[padded.steps] = pass.ctx.device->Record([&] { RunPass(pass, logits); });
-    return;
-  }
-  if (graph != nullptr) {
+  const bool known = found != buffers.recordings.end();
+  if (known && found->second != nullptr) {
     ++buffers.counts.recorded_passes;
-    pass.ctx.device->Run(*graph);
-  } else {
-    ++buffers.counts.direct_passes;
-    RunPass(pass, logits);
+    return pass.ctx.device->Run(*found->second);
   }
+  ++buffers.counts.direct_passes;
+  RunPass(pass, logits);
+  // After a pass as it is, so that what is made on first use is there.
+  if (!known) buffers.recordings[padded.steps] = pass.ctx.device->Record([&] { RunPass(pass, logits); });
 }
 
 void RunDirect(const ForwardBatch& batch, Pass& pass, float* logits) {
@@ -444,9 +446,8 @@ void Model::MakeWhole(const ExecContext& ctx, std::byte* states, int64_t state_s
 }
 
 int64_t Model::WorkspaceBytes(int64_t rows) const {
-  Buffers buffers;
-  int64_t values = weights_->config.vocabulary;
-  ForEachBuffer(*weights_, buffers, [&](AlignedArray<float>&, int64_t width) { values += width; });
+  int64_t values = 2 * weights_->config.vocabulary;  // as they are, and with biases and penalties
+  ForEachBuffer(*weights_, [&](AlignedArray<float> Buffers::*, int64_t width) { values += width; });
   return rows * values * int64_t{sizeof(float)};
 }
 

@@ -8,11 +8,15 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/common/aligned_buffer.h"
+#include "kernels/common/device.h"
 #include "kernels/common/test_device.h"
+#include "kernels/common/thread_pool.h"
 #include "server/model/model.h"
 #include "server/model/testing/forward_reference.h"
 #include "server/model/testing/model_runner.h"
@@ -84,6 +88,47 @@ class Player {
   mutable testing::ModelRunner runner_;
   std::vector<int64_t> taken_;
   std::vector<std::vector<float>> logits_;
+};
+
+// One sequence's first call, with the logits in the caller's hands.
+class FirstCall {
+ public:
+  FirstCall(const Model& model, std::vector<int32_t> tokens)
+      : model_(model), tokens_(std::move(tokens)), pool_(2), state_(model.slot_bytes(), model.device()) {}
+
+  // Forward into `logits`, which is copied to where the model is and back. Empty: none are asked for.
+  void Forward(std::span<const int32_t> rows, std::span<const int32_t> targets, std::vector<float>& logits) {
+    const int32_t row_begin[] = {0, static_cast<int32_t>(tokens_.size())}, slot[] = {0};
+    const ForwardBatch batch{.tokens = tokens_,
+                             .rows = {.num_sequences = 1, .row_begin = row_begin, .slot = slot},
+                             .states = state_.data(),
+                             .state_stride = state_.size(),
+                             .logit_rows = rows,
+                             .targets = targets};
+    Device* const device = model_.device();
+    if (device == nullptr) return model_.Forward(context(), batch, workspace_, logits.data());
+    const int64_t bytes = std::ssize(logits) * int64_t{sizeof(float)};
+    AlignedArray<float> there(std::ssize(logits), device);
+    device->FillWithZeros(state_.data(), state_.size());
+    if (bytes > 0) device->CopyToDevice(there.data(), logits.data(), bytes);
+    model_.Forward(context(), batch, workspace_, there.data());
+    if (bytes > 0) device->CopyToHost(logits.data(), there.data(), bytes);
+    EXPECT_TRUE(device->Synchronize().ok());
+  }
+
+  // In host memory only.
+  void ExtendLogits(std::span<const int32_t> ids, std::vector<float>& logits) {
+    model_.ExtendLogits(context(), workspace_, ids, logits.data());
+  }
+
+ private:
+  ExecContext context() { return {.pool = &pool_, .device = model_.device()}; }
+
+  const Model& model_;
+  const std::vector<int32_t> tokens_;
+  ThreadPool pool_;
+  AlignedBytes state_;
+  Workspace workspace_;
 };
 
 // Bit equality, NaN included.
@@ -334,23 +379,13 @@ TEST(Forward, GivesLogitsOfTheRowsAskedForOnly) {
   const RandomCheckpointSpec spec;
   const auto model = LoadRandom(spec);
   ASSERT_NE(model, nullptr);
-  if (model->device() != nullptr) GTEST_SKIP() << "in host memory";
   const auto tokens = RandomTokens(6, spec.vocabulary, 1);
   Player player(*model, 1);
   player.Call({{0, tokens}});
 
-  AlignedBytes state(model->layout().bytes());
-  const int32_t row_begin[] = {0, 6}, slot[] = {0};
   const std::vector<int32_t> wanted = {1, 5};
   std::vector<float> logits(3 * spec.vocabulary, -77.0f);
-  ThreadPool pool(1);
-  Workspace workspace;
-  ForwardBatch batch{.tokens = tokens,
-                     .rows = {1, row_begin, slot},
-                     .states = state.data(),
-                     .state_stride = state.size(),
-                     .logit_rows = wanted};
-  model->Forward({&pool}, batch, workspace, logits.data());
+  FirstCall(*model, tokens).Forward(wanted, {}, logits);
   for (int32_t i = 0; i < 2; ++i) {
     const std::vector<float> got(logits.begin() + i * spec.vocabulary, logits.begin() + (i + 1) * spec.vocabulary);
     const auto begin = player.logits(0).begin() + wanted[i] * spec.vocabulary;
@@ -358,8 +393,8 @@ TEST(Forward, GivesLogitsOfTheRowsAskedForOnly) {
   }
   EXPECT_THAT(std::vector<float>(logits.begin() + 2 * spec.vocabulary, logits.end()), ::testing::Each(-77.0f));
 
-  batch.logit_rows = {};
-  model->Forward({&pool}, batch, workspace, nullptr);  // writes no logits at all
+  std::vector<float> none;
+  FirstCall(*model, tokens).Forward({}, {}, none);
 }
 
 TEST(Forward, ATargetNeedsItsClusterOnly) {
@@ -374,20 +409,9 @@ TEST(Forward, ATargetNeedsItsClusterOnly) {
   Player player(*model, 1);
   player.Call({{0, tokens}});
 
-  AlignedBytes state(model->layout().bytes());
-  const int32_t row_begin[] = {0, 7}, slot[] = {0};
   const std::vector<int32_t> rows = {0, 1, 2, 3, 4, 5, 6};
   std::vector<float> logits(7 * spec.vocabulary);
-  ThreadPool pool(2);
-  Workspace workspace;
-  model->Forward({&pool},
-                 {.tokens = tokens,
-                  .rows = {1, row_begin, slot},
-                  .states = state.data(),
-                  .state_stride = state.size(),
-                  .logit_rows = rows,
-                  .targets = targets},
-                 workspace, logits.data());
+  FirstCall(*model, tokens).Forward(rows, targets, logits);
   for (int32_t r = 0; r < 7; ++r) {
     const float* const row = logits.data() + r * spec.vocabulary;
     double sum = 0;
@@ -418,27 +442,17 @@ TEST(Forward, ClustersComeOnDemand) {
   Player player(*model, 1);
   player.Call({{0, tokens}});
 
-  AlignedBytes state(model->layout().bytes());
-  const int32_t row_begin[] = {0, 3}, slot[] = {0};
   const std::vector<int32_t> rows = {0, 1, 2}, targets(3, kNoIdYet);
   std::vector<float> logits(3 * spec.vocabulary);
-  ThreadPool pool(2);
-  Workspace workspace;
-  model->Forward({&pool},
-                 {.tokens = tokens,
-                  .rows = {1, row_begin, slot},
-                  .states = state.data(),
-                  .state_stride = state.size(),
-                  .logit_rows = rows,
-                  .targets = targets},
-                 workspace, logits.data());
+  FirstCall call(*model, tokens);
+  call.Forward(rows, targets, logits);
   const std::vector<float>& all = player.logits(0);
   EXPECT_TRUE(model->StandsForCluster(logits.data(), 100));
   EXPECT_TRUE(model->StandsForCluster(logits.data(), 181));
   EXPECT_FALSE(model->StandsForCluster(logits.data(), 99));
   EXPECT_FALSE(model->StandsForCluster(logits.data(), 180)) << "a cluster of one id is always there";
   for (const std::vector<int32_t>& wanted : {std::vector<int32_t>{100, -1, 181}, {181, 101, -1}, {-1, 200, 150}}) {
-    model->ExtendLogits({&pool}, workspace, wanted, logits.data());
+    call.ExtendLogits(wanted, logits);
     for (int32_t r = 0; r < 3; ++r) {
       if (wanted[r] < 0) continue;
       EXPECT_FALSE(model->StandsForCluster(logits.data() + r * spec.vocabulary, wanted[r]));

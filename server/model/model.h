@@ -109,7 +109,8 @@ class Model {
   void MakeWhole(const ExecContext& ctx, std::byte* states, int64_t state_stride, std::span<const int32_t> slots,
                  Workspace& workspace) const;
 
-  // Bytes that a workspace grows to for batches of so many rows, the logits of all of them included.
+  // Device memory that batches of so many rows take: a workspace, and the logits of all rows, twice where they are
+  // sampled with a bias.
   int64_t WorkspaceBytes(int64_t rows) const;
 
   // Runs the batch: `logits` [logit_rows.size(), vocabulary] is filled in and the states move on. No sequence may pass

@@ -106,6 +106,8 @@ TEST(DeviceServer, ALostDeviceEndsRequestsAndLeavesSessionsWhereTheyWere) {
   const v1::Session after = server.GetSession(request.session());
   EXPECT_EQ(after.position(), before.position());
   EXPECT_EQ(after.etag(), before.etag());
+  const char* const kEnded = R"(palimpsest_finished_total{model="tiny",reason="device_failed"})";
+  EXPECT_EQ(server.AwaitMetric(kEnded, 1), 1) << "what came later was not taken";
   EXPECT_EQ(server.AwaitMetric("palimpsest_ready", 0), 0);
 }
 

@@ -309,10 +309,11 @@ EngineStats ModelRegistry::StatsOf(const std::string& id) const {
 
 bool ModelRegistry::AnyDeviceFailed() const {
   absl::MutexLock lock(&mu_);
-  return std::ranges::any_of(models_, [](const auto& entry) {
-    const ServedModel& served = *entry.second;
-    return served.engine != nullptr && served.engine->stats().failed;
-  });
+  const auto failed = [](const ServedModel& served) {
+    return served.engine != nullptr && served.engine->device_failed();
+  };
+  return std::ranges::any_of(models_, [&](const auto& entry) { return failed(*entry.second); }) ||
+         std::ranges::any_of(retiring_, [&](const auto& entry) { return failed(*entry); });
 }
 
 void ModelRegistry::AddToMetrics(const ModelInfo& info) {

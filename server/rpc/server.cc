@@ -278,9 +278,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (!listening.ok()) return listening;
   if (options.on_listening) options.on_listening(self->port, self->metrics_port);
   if (absl::Status status = self->LoadModels(); !status.ok()) return status;
-  self->sweeper = std::thread([self] { self->Sweep(); });
   self->core.door.Open();
   self->SetHealth(true);
+  self->sweeper = std::thread([self] { self->Sweep(); });  // last: it may take the health back
   return server;
 }
 

@@ -9,6 +9,8 @@ float ElementAt(DType dtype, const void* data, int64_t i) {
 
 class EmulatedBlas : public Blas {
  public:
+  bool Supports(const Product&) override { return true; }
+
   cudaError_t Multiply(const Product& product, cudaStream_t stream) override {
     const int64_t size = SizeOf(product.dtype);
     for (const int64_t address :

@@ -1,0 +1,130 @@
+#include "server/engine/admission.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/common/device.h"
+#include "server/engine/available_memory.h"
+#include "server/engine/scheduler.h"
+#include "server/model/padded_steps.h"
+
+namespace palimpsest {
+namespace {
+
+constexpr int32_t kDefaultSlots = 64;
+constexpr int32_t kMostSlotsUnasked = 4096;
+
+// Whether the positions that the model was trained with reach as far as the request goes.
+absl::Status CheckContext(const EngineRequest& request, const ModelConfig& config) {
+  const int64_t most = config.max_context();
+  if (most == 0) return absl::OkStatus();
+  const int64_t before = request.initial == nullptr ? 0 : request.initial->head.position;
+  const int64_t after = before + std::ssize(request.prompt);
+  const bool generates = request.kind == EngineRequest::Kind::kGenerate && request.max_tokens > 0;
+  if (after < most || (after == most && !generates)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the model was trained with positions on segments of ", config.segment_length,
+                   " tokens, so a context holds at most ", most, ": this one has ", before, " and the prompt ",
+                   request.prompt.size(), generates && after == most ? ", which leaves no room for a reply" : "",
+                   "; start a new context with a shorter prompt, or score in segments or with a sliding window"));
+}
+
+}  // namespace
+
+absl::Status CheckOptions(const EngineOptions& options) {
+  const struct {
+    const char* name;
+    int32_t value;
+    int32_t least;
+    int32_t most;
+  } kBounds[] = {
+      {"threads", options.threads, 0, 4096},
+      {"slots", options.slots, 0, 1 << 20},
+      {"max_queue", options.max_queue, 0, 1 << 24},
+      {"prefill_budget", options.prefill_budget, 1, 1 << 20},
+      {"max_undelivered_tokens", options.max_undelivered_tokens, 1, 1 << 24},
+  };
+  for (const auto& bound : kBounds) {
+    if (bound.value >= bound.least && bound.value <= bound.most) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(bound.name, " is ", bound.value, ", expected ", bound.least, " to ", bound.most));
+  }
+  if (!(options.device_memory_fraction > 0.0 && options.device_memory_fraction <= 1.0)) {
+    return absl::InvalidArgumentError(absl::StrCat("device_memory_fraction is ", options.device_memory_fraction,
+                                                   ", expected more than 0, at most 1"));
+  }
+  return absl::OkStatus();
+}
+
+int32_t MaxRows(int32_t slots, const EngineOptions& options) {
+  return PaddedSteps(slots) + std::max(options.prefill_budget, Scheduler::kChunk);
+}
+
+absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options) {
+  const int64_t state_bytes = std::max<int64_t>(model.slot_bytes(), 1);
+  if (model.device() == nullptr) {
+    const int32_t slots = options.slots > 0 ? options.slots : kDefaultSlots;
+    const std::optional<int64_t> available = AvailableMemory();
+    if (!available || slots * state_bytes <= *available) return slots;
+    return absl::ResourceExhaustedError(absl::StrCat(slots, " slots of ", state_bytes, " bytes need ",
+                                                     slots * state_bytes, " bytes of memory, ", *available,
+                                                     " are available; use fewer slots"));
+  }
+  const int64_t total = model.device()->info().total_bytes, free = model.device()->FreeBytes();
+  const auto allowed = static_cast<int64_t>(static_cast<double>(total) * options.device_memory_fraction);
+  const int64_t available = std::max<int64_t>(0, allowed - (total - free));
+  const auto bytes = [&](int32_t slots) { return slots * state_bytes + model.WorkspaceBytes(MaxRows(slots, options)); };
+  if (options.slots > 0) {
+    if (bytes(options.slots) <= available) return options.slots;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        options.slots, " slots of ", state_bytes, " bytes, and what their batches need, take ", bytes(options.slots),
+        " bytes of device memory, ", available, " are available (", options.device_memory_fraction, " of ", total,
+        ", less what is in use); use fewer slots, or a larger part of the memory"));
+  }
+  int32_t slots = 0;
+  for (int32_t more = kMostSlotsUnasked; more > 0; more /= 2) {
+    if (slots + more <= kMostSlotsUnasked && bytes(slots + more) <= available) slots += more;
+  }
+  if (slots > 0) return slots;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("not one slot of ", state_bytes, " bytes fits the device: ", available,
+                   " bytes of its memory are available, with what a batch ", "needs ", bytes(1), " would be taken"));
+}
+
+absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, const ModelConfig& config) {
+  const auto check_id = [&](const char* what, int64_t index, int32_t id) -> absl::Status {
+    if (id >= 0 && id < format.vocabulary) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, "[", index, "] is token id ", id, ", the vocabulary has 0 to ", format.vocabulary - 1));
+  };
+  for (int64_t i = 0; i < std::ssize(request.prompt); ++i) {
+    if (absl::Status status = check_id("prompt", i, request.prompt[i]); !status.ok()) return status;
+  }
+  for (int64_t i = 0; i < std::ssize(request.sampling.logit_bias); ++i) {
+    const int32_t id = request.sampling.logit_bias[i].first;
+    if (absl::Status status = check_id("logit_bias", i, id); !status.ok()) return status;
+  }
+  if (request.initial != nullptr) {
+    const StateFormat& given = request.initial->format;
+    if (given != format || request.initial->data.size() != format.bytes) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the state is of another model or layout: it is of model ", given.model_fingerprint, " and has ", given.bytes,
+          " bytes, this model is ", format.model_fingerprint, " and its states have ", format.bytes));
+    }
+    const SequenceHead& head = request.initial->head;
+    for (int64_t i = 0; i < std::ssize(head.recent); ++i) {
+      if (absl::Status status = check_id("state.recent", i, head.recent[i]); !status.ok()) return status;
+    }
+    if (head.position > 0) {
+      if (absl::Status status = check_id("state.pending", 0, head.pending); !status.ok()) return status;
+    }
+  }
+  const bool empty = request.prompt.empty() && (request.initial == nullptr || request.initial->head.position == 0);
+  if (empty && request.kind == EngineRequest::Kind::kGenerate && request.max_tokens > 0) {
+    return absl::FailedPreconditionError("there is nothing to continue from: the context is empty; give a prompt");
+  }
+  return CheckContext(request, config);
+}
+
+}  // namespace palimpsest

@@ -1,0 +1,28 @@
+// What is decided before anything runs: whether options and requests are ones that can be served, and how much fits.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/engine/engine.h"
+#include "server/model/model.h"
+#include "server/session/state.h"
+
+namespace palimpsest {
+
+// INVALID_ARGUMENT: an option is out of range.
+absl::Status CheckOptions(const EngineOptions& options);
+
+// Rows of a batch at most: a step of every slot, filled up, and the prompts' chunks, of which one may begin within the
+// budget.
+int32_t MaxRows(int32_t slots, const EngineOptions& options);
+
+// How many slots there will be. RESOURCE_EXHAUSTED: the memory that is free does not hold as many as were asked for.
+absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options);
+
+// Statuses of Engine::Submit that the request itself brings about: what the arithmetic would read or write out of
+// bounds on, and a context that is empty, of another model, or longer than positions reach.
+absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, const ModelConfig& config);
+
+}  // namespace palimpsest
