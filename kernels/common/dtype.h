@@ -51,6 +51,12 @@ constexpr BF16 BF16FromFloat(float value) {
   return static_cast<BF16>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
+// For who is written for either.
+constexpr float FloatFrom(float value) { return value; }
+constexpr float FloatFrom(BF16 bits) { return FloatFromBF16(bits); }
+constexpr void PutFloat(float value, float& to) { to = value; }
+constexpr void PutFloat(float value, BF16& to) { to = BF16FromFloat(value); }
+
 // IEEE binary16 bits to float, exactly.
 constexpr float FloatFromF16(uint16_t bits) {
   const uint32_t sign = uint32_t{bits & 0x8000u} << 16;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
 
 namespace palimpsest {
@@ -23,13 +24,16 @@ struct RaggedRows {
   int32_t length(int32_t s) const { return row_begin[s + 1] - row_begin[s]; }
 };
 
-// One piece of the state, for every slot: slot i's lies at base + i * slot_stride bytes, aligned to 64.
+// One piece of the state, for every slot: slot i's lies at base + i * slot_stride bytes, aligned to 64. All are float32
+// but where an op says otherwise.
 struct StatePiece {
   std::byte* base = nullptr;
   int64_t slot_stride = 0;
+  DType dtype = DType::kF32;
 
-  PALIMPSEST_HOST_DEVICE float* At(int32_t slot) const {
-    return reinterpret_cast<float*>(base + int64_t{slot} * slot_stride);
+  template <typename T = float>
+  PALIMPSEST_HOST_DEVICE T* At(int32_t slot) const {
+    return reinterpret_cast<T*>(base + int64_t{slot} * slot_stride);
   }
 };
 

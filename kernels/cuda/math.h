@@ -20,6 +20,24 @@ __device__ __forceinline__ float Softplus(float x) { return x <= 20.0f ? log1pf(
 
 __device__ __forceinline__ bool IsFinite(float x) { return fabsf(x) <= 3.402823466e38f; }
 
+// Both as bfloat16, rounded to nearest, ties to even: `low` in the lower half.
+__device__ __forceinline__ uint32_t PackBF16(float low, float high) {
+#ifdef PALIMPSEST_CUDA_EMULATED
+  return uint32_t{BF16FromFloat(low)} | uint32_t{BF16FromFloat(high)} << 16;
+#else
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#endif
+}
+
+// As stored and read again.
+template <typename Stored>
+__device__ __forceinline__ float RoundedTo(float value) {
+  if constexpr (sizeof(Stored) == sizeof(BF16)) return FloatFromBF16(static_cast<BF16>(PackBF16(value, 0.0f)));
+  return value;
+}
+
 // Element i of a table of this type.
 __device__ __forceinline__ float LoadAs(DType dtype, const void* table, int64_t i) {
   switch (dtype) {

@@ -16,8 +16,27 @@ cudaError_t WithRule(UpdateRule rule, F f) {
       return f.template operator()<UpdateRule::kDelta>();
     case UpdateRule::kGatedDelta:
       return f.template operator()<UpdateRule::kGatedDelta>();
+    case UpdateRule::kChannelGatedDelta:
+      return f.template operator()<UpdateRule::kChannelGatedDelta>();
+    case UpdateRule::kLowRank:
+      return f.template operator()<UpdateRule::kLowRank>();
   }
   return cudaErrorInvalidValue;
+}
+
+// Calls f.template operator()<rule, type of what is stored>().
+template <typename F>
+cudaError_t WithRuleAndType(const FastWeightParams& p, F f) {
+  return WithRule(p.rule, [&]<UpdateRule kRule>() {
+    switch (p.state.dtype) {
+      case DType::kF32:
+        return f.template operator()<kRule, float>();
+      case DType::kBF16:
+        return f.template operator()<kRule, BF16>();
+      default:
+        return cudaErrorInvalidValue;
+    }
+  });
 }
 
 // Calls f.template operator()<kK>() for the one of kKs that `k` is.
@@ -28,43 +47,59 @@ cudaError_t WithKeyDim(int32_t k, F f) {
   return error;
 }
 
-bool IsAligned(const float* pointer, int64_t ld) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && ld % 4 == 0;
+// Whether all vectors over the channels of keys may be read 16 bytes at a time.
+bool AreAligned(const FastWeightParams& p) {
+  const auto aligned = [](const float* pointer, int64_t ld) {
+    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && ld % 4 == 0;
+  };
+  const int64_t K = p.shape.key_dim;
+  return aligned(p.q, p.ldq) && aligned(p.k, p.ldk) &&
+         (!DecaysChannels(p.rule) || (aligned(p.log_decay, K) && aligned(p.remove, K) && aligned(p.insert, K)));
 }
 
-cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, bool replay, const Target& target) {
+cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, RowsForm form, const Target& target) {
   if (p.rows.num_sequences == 0) return cudaSuccess;
   const FastWeightRowsConfig config = ChooseRowsConfig(p.shape);
   const FastWeightRowsParams params{.p = p,
                                     .taken = taken,
                                     .rows_per_block = config.rows_per_block,
                                     .blocks_per_head = config.blocks_per_head,
-                                    .aligned = IsAligned(p.q, p.ldq) && IsAligned(p.k, p.ldk)};
+                                    .aligned = AreAligned(p)};
   const Shape shape{.grid = dim3(static_cast<unsigned>(p.rows.num_sequences),
                                  static_cast<unsigned>(p.shape.value_heads * config.blocks_per_head)),
                     .block = dim3(static_cast<unsigned>(config.threads))};
-  return WithRule(p.rule, [&]<UpdateRule kRule>() {
-    if (config.key_dim == 0) return Launch(FastWeightAnyRowsKernel<kRule>, shape, target, params);
+  return WithRuleAndType(p, [&]<UpdateRule kRule, typename Stored>() {
+    if (config.key_dim == 0) return Launch(FastWeightAnyRowsKernel<kRule, Stored>, shape, target, params);
     return WithKeyDim<16, 32, 64, 128, 256>(config.key_dim, [&]<int kK>() {
-      return replay ? Launch(FastWeightRowsKernel<kK, kRule, true>, shape, target, params)
-                    : Launch(FastWeightRowsKernel<kK, kRule, false>, shape, target, params);
+      const auto launch = [&]<RowsForm kForm>() {
+        return Launch(FastWeightRowsKernel<kK, kRule, Stored, kForm>, shape, target, params);
+      };
+      if constexpr (!DecaysChannels(kRule)) {
+        if (form == RowsForm::kReplayStep) return launch.template operator()<RowsForm::kReplayStep>();
+      }
+      return form == RowsForm::kRows ? launch.template operator()<RowsForm::kRows>()
+                                     : launch.template operator()<RowsForm::kStep>();
     });
   });
 }
 
 cudaError_t RunChunks(const FastWeightParams& p, const Target& target) {
   const int32_t blocks = static_cast<int32_t>(DivideUp(p.shape.value_dim, FastWeightChunkLayout::kValues));
-  const FastWeightChunksParams params{
-      .p = p, .blocks_per_head = blocks, .aligned = IsAligned(p.q, p.ldq) && IsAligned(p.k, p.ldk)};
+  const FastWeightChunksParams params{.p = p, .blocks_per_head = blocks, .aligned = AreAligned(p)};
   const Shape shape{
       .grid = dim3(static_cast<unsigned>(p.rows.num_sequences), static_cast<unsigned>(p.shape.value_heads * blocks)),
       .block = dim3(FastWeightChunkLayout::kThreads),
       .shared_bytes = ChunkLayoutOf(p.shape.key_dim).bytes};
-  return WithRule(p.rule, [&]<UpdateRule kRule>() {
-    return WithKeyDim<64, 128, 256>(p.shape.key_dim, [&]<int kK>() {
-      return p.round_products ? Launch(FastWeightChunksKernel<kK, kRule, Tf32::kOnce>, shape, target, params)
-                              : Launch(FastWeightChunksKernel<kK, kRule, Tf32::kThrice>, shape, target, params);
-    });
+  return WithRuleAndType(p, [&]<UpdateRule kRule, typename Stored>() {
+    if constexpr (DecaysChannels(kRule)) {
+      return cudaErrorInvalidValue;
+    } else {
+      return WithKeyDim<64, 128, 256>(p.shape.key_dim, [&]<int kK>() {
+        return p.round_products
+                   ? Launch(FastWeightChunksKernel<kK, kRule, Stored, Tf32::kOnce>, shape, target, params)
+                   : Launch(FastWeightChunksKernel<kK, kRule, Stored, Tf32::kThrice>, shape, target, params);
+      });
+    }
   });
 }
 
@@ -81,7 +116,7 @@ constexpr int kAdvanceThreads = 128;
 __global__ void __launch_bounds__(kAdvanceThreads) AdvanceReplayKernel(AdvanceReplayParams p) {
   const int s = static_cast<int>(blockIdx.x * kAdvanceThreads + threadIdx.x);
   if (s >= p.rows.num_sequences || p.rows.slot[s] < 0) return;
-  int32_t& pending = *reinterpret_cast<int32_t*>(p.pending.At(p.rows.slot[s]));
+  int32_t& pending = *p.pending.At<int32_t>(p.rows.slot[s]);
   pending = s < p.rows.num_steps ? (pending + 1) % p.interval : 0;
 }
 
@@ -89,24 +124,25 @@ __global__ void __launch_bounds__(kAdvanceThreads) AdvanceReplayKernel(AdvanceRe
 
 cudaError_t Run(const FastWeightParams& p, const Target& target) {
   const bool replay = p.replay.interval > 1;
-  if (replay && !HasReplayForm(p.shape)) return cudaErrorInvalidValue;
+  if (replay && !HasReplayForm(p.shape, p.rule)) return cudaErrorInvalidValue;
   const int32_t steps = p.rows.num_steps < 0 ? 0 : p.rows.num_steps;
   const FastWeightParams rest = From(p, steps, p.rows.num_sequences - steps);
-  cudaError_t error = RunRows(From(p, 0, steps), RowsTaken::kAll, replay, target);
+  const RowsForm step = replay ? RowsForm::kReplayStep : RowsForm::kStep;
+  cudaError_t error = RunRows(From(p, 0, steps), RowsTaken::kAll, step, target);
   if (error != cudaSuccess || rest.rows.num_sequences == 0) return error;
-  if (replay) error = RunRows(rest, RowsTaken::kNone, /*replay=*/true, target);
+  if (replay) error = RunRows(rest, RowsTaken::kNone, step, target);
   if (error != cudaSuccess) return error;
-  if (!HasChunkForm(p.shape.key_dim, target.shared_bytes_per_block)) {
-    return RunRows(rest, RowsTaken::kAll, /*replay=*/false, target);
+  if (!HasChunkForm(p.shape.key_dim, p.rule, target.shared_bytes_per_block)) {
+    return RunRows(rest, RowsTaken::kAll, RowsForm::kRows, target);
   }
   error = RunChunks(rest, target);
-  return error != cudaSuccess ? error : RunRows(rest, RowsTaken::kLastOfChunks, /*replay=*/false, target);
+  return error != cudaSuccess ? error : RunRows(rest, RowsTaken::kLastOfChunks, RowsForm::kStep, target);
 }
 
 cudaError_t Run(const FlushReplayParams& p, const Target& target) {
-  if (!HasReplayForm(p.shape)) return cudaErrorInvalidValue;
+  if (!HasReplayForm(p.shape, p.rule)) return cudaErrorInvalidValue;
   const FastWeightParams params{.shape = p.shape, .rule = p.rule, .rows = p.rows, .state = p.state, .replay = p.replay};
-  return RunRows(params, RowsTaken::kNone, /*replay=*/true, target);
+  return RunRows(params, RowsTaken::kNone, RowsForm::kReplayStep, target);
 }
 
 cudaError_t Run(const AdvanceReplayParams& p, const Target& target) {

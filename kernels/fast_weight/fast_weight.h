@@ -1,17 +1,26 @@
 // The fast-weight memory: each row of a sequence decays its matrix, corrects or adds to it, and reads from it.
 //
-//   sum          S_t = S_{t-1} + v_t k_t^T                                      linear Transformers (2102.11174, eq.
-//   17) delta        S_t = S_{t-1} + u_t k_t^T,   u_t = beta_t (v_t - S_{t-1} k_t)   (2102.11174, eq. 24; DeltaNet)
-//   gated delta  S_t = a_t S_{t-1} + u_t k_t^T, u_t = beta_t (v_t - a_t S_{t-1} k_t), a_t = exp(log_decay_t)
-//   output       o_t = S_t q_t                                                   (read after write)
+//   sum                  S_t = S_{t-1} + v_t k_t^T           linear Transformers (2102.11174, eq. 17)
+//   delta                S_t = S_{t-1} + u_t k_t^T,          u_t = beta_t (v_t - S_{t-1} k_t)
+//                                                            (2102.11174, eq. 24; DeltaNet)
+//   gated delta          S_t = a_t S_{t-1} + u_t k_t^T,      u_t = beta_t (v_t - a_t S_{t-1} k_t),
+//                                                            a_t = exp(log_decay_t)  (Gated DeltaNet)
+//   channel-gated delta  the same with S_{t-1} Diag(a_t) for a_t S_{t-1}: a decay for each channel of the keys (KDA)
+//   low rank             S_t = S_{t-1} Diag(a_t) + (S_{t-1} remove_t) insert_t^T + v_t k_t^T
+//                                                            diagonal plus low rank (RWKV-7)
+//   output               o_t = S_t q_t                       (read after write)
 //
-// S is value x key, float32, one matrix per value head; with more value heads than heads, value head j uses the q and k
-// of head floor(j * heads / value_heads).
+// S is value x key, one matrix per value head; with more value heads than heads, value head j uses the q and k of head
+// floor(j * heads / value_heads).
 //
 // A sequence's rows are taken in chunks of kChunk counted from its first row in the call. A chunk of one row is a step;
-// a longer one uses the parallel (WY) form, solved by forward substitution; see README.md. The two differ by rounding
-// only. The bits of a sequence's outputs and state depend on its own rows and state alone: not on other sequences, not
-// on the number of threads, and not on whether its chunks come in one call or in several.
+// a longer one uses the parallel (WY) form, solved by forward substitution, or, with decays by channel, goes row by row
+// with the state at hand; see README.md. Forms differ by rounding only. The bits of a sequence's outputs and state
+// depend on its own rows and state alone: not on other sequences, not on the number of threads, and not on whether its
+// chunks come in one call or in several.
+//
+// S is kept as float32, or as bfloat16, which halves what a step reads and writes: it is then rounded to nearest, ties
+// to even, at the end of each chunk (docs/numerics.md has what that costs). Arithmetic is float32 in any case.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +30,15 @@
 
 namespace palimpsest {
 
-enum class UpdateRule : uint8_t { kSum, kDelta, kGatedDelta };
+enum class UpdateRule : uint8_t { kSum, kDelta, kGatedDelta, kChannelGatedDelta, kLowRank };
+
+// u_t = beta_t (v_t - what S_{t-1} says of k_t).
+constexpr bool Corrects(UpdateRule rule) { return rule != UpdateRule::kSum && rule != UpdateRule::kLowRank; }
+constexpr bool DecaysHeads(UpdateRule rule) { return rule == UpdateRule::kGatedDelta; }
+constexpr bool DecaysChannels(UpdateRule rule) {
+  return rule == UpdateRule::kChannelGatedDelta || rule == UpdateRule::kLowRank;
+}
+constexpr bool Decays(UpdateRule rule) { return DecaysHeads(rule) || DecaysChannels(rule); }
 
 struct FastWeightShape {
   int32_t heads = 0;        // of q and k
@@ -46,10 +63,12 @@ struct FastWeightReplay {
   }
 };
 
+// Key sizes for which a device keeps rows of the state in registers.
+constexpr bool HasRegisterForm(int32_t K) { return K == 16 || K == 32 || K == 64 || K == 128 || K == 256; }
+
 // Whether a device has the replay form for such heads.
-constexpr bool HasReplayForm(const FastWeightShape& shape) {
-  const int32_t K = shape.key_dim;
-  return K == 16 || K == 32 || K == 64 || K == 128 || K == 256;
+constexpr bool HasReplayForm(const FastWeightShape& shape, UpdateRule rule) {
+  return HasRegisterForm(shape.key_dim) && !DecaysChannels(rule);
 }
 
 struct FastWeightParams {
@@ -58,7 +77,7 @@ struct FastWeightParams {
   FastWeightShape shape;
   UpdateRule rule = UpdateRule::kDelta;
   RaggedRows rows;
-  StatePiece state;  // [value_heads, V, K] per slot; updated in place
+  StatePiece state;  // [value_heads, V, K] per slot, f32 or bf16; updated in place
   // Rows of each; strides in floats between rows. q and k come mapped, normalised and scaled.
   const float* q = nullptr;  // [rows, heads, K]
   int64_t ldq = 0;
@@ -66,11 +85,14 @@ struct FastWeightParams {
   int64_t ldk = 0;
   const float* v = nullptr;  // [rows, value_heads, V]
   int64_t ldv = 0;
-  const float* beta = nullptr;       // [rows, value_heads] contiguous; null for kSum
-  const float* log_decay = nullptr;  // [rows, value_heads] contiguous, all <= 0; null unless kGatedDelta
+  // Contiguous. Null: the rule has none.
+  const float* beta = nullptr;       // [rows, value_heads]
+  const float* log_decay = nullptr;  // [rows, value_heads], or [rows, value_heads, K] by channel; all <= 0
+  const float* remove = nullptr;     // [rows, value_heads, K], of kLowRank
+  const float* insert = nullptr;     // [rows, value_heads, K], of kLowRank
   float* out = nullptr;              // [rows, value_heads, V]
   int64_t ldout = 0;
-  // A device may round the factors of a chunk's products to tf32 (11 bits). The state stays float32.
+  // A device may round the factors of a chunk's products to tf32 (11 bits), the state's not among what it stores.
   bool round_products = false;
   // A device's; the first rows.num_steps sequences use it. The states of the others are whole after the call.
   // AdvanceReplay must follow once all layers are done.

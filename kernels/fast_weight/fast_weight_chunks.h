@@ -7,10 +7,11 @@
 //   3. right side   U_i = beta_i (v_i - e^{G_i} S k_i), and e^{G_i} S q_i, kept in registers
 //   4. (I + L) U = right side, by forward substitution: 16 rows at a time, what is before them by the tensor cores
 //   5. out = e^{G} S q + P U
-//   6. S <- e^{G_n} S + U^T (e^{G_n - G_j} k_j)
+//   6. S <- e^{G_n} S + U^T (e^{G_n - G_j} k_j), rounded as it is stored
 // A NaN of one row may reach the rows of its chunk that come before it: a product with zero keeps it.
 #pragma once
 
+#include "kernels/cuda/math.h"
 #include "kernels/cuda/mma.h"
 #include "kernels/fast_weight/fast_weight_config.h"
 
@@ -22,18 +23,29 @@ struct FastWeightChunksParams {
   bool aligned = false;  // q and k may be read 16 bytes at a time
 };
 
-// Fills kRows rows of kK floats in shared memory, kKeys apart, 16 bytes a thread in turn; zeros from `rows` on.
-template <int kK, int kRows, int kKeys>
-__device__ __forceinline__ void LoadTile(const float* from, int64_t ld, int rows, bool aligned, float* to) {
+// Four values from `at` on.
+__device__ __forceinline__ float4 LoadFour(const float* at, bool aligned) {
+  return aligned ? *reinterpret_cast<const float4*>(at) : make_float4(at[0], at[1], at[2], at[3]);
+}
+__device__ __forceinline__ float4 LoadFour(const BF16* at, bool) {
+  const uint2 pairs = *reinterpret_cast<const uint2*>(at);
+  return make_float4(FloatFromBF16(static_cast<BF16>(pairs.x)), FloatFromBF16(static_cast<BF16>(pairs.x >> 16)),
+                     FloatFromBF16(static_cast<BF16>(pairs.y)), FloatFromBF16(static_cast<BF16>(pairs.y >> 16)));
+}
+
+__device__ __forceinline__ void StoreFour(float4 four, float* at) { *reinterpret_cast<float4*>(at) = four; }
+__device__ __forceinline__ void StoreFour(float4 four, BF16* at) {
+  *reinterpret_cast<uint2*>(at) = make_uint2(PackBF16(four.x, four.y), PackBF16(four.z, four.w));
+}
+
+// Fills kRows rows of kK floats in shared memory, kKeys apart, four values a thread in turn; zeros from `rows` on.
+template <int kK, int kRows, int kKeys, typename Stored>
+__device__ __forceinline__ void LoadTile(const Stored* from, int64_t ld, int rows, bool aligned, float* to) {
   constexpr int kFours = kK / 4;
   for (int i = static_cast<int>(threadIdx.x); i < kRows * kFours; i += FastWeightChunkLayout::kThreads) {
     const int r = i / kFours, c = i % kFours * 4;
-    float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (r < rows) {
-      const float* const at = from + r * ld + c;
-      four = aligned ? *reinterpret_cast<const float4*>(at) : make_float4(at[0], at[1], at[2], at[3]);
-    }
-    *reinterpret_cast<float4*>(to + r * kKeys + c) = four;
+    StoreFour(r < rows ? LoadFour(from + r * ld + c, aligned) : make_float4(0.0f, 0.0f, 0.0f, 0.0f),
+              to + r * kKeys + c);
   }
 }
 
@@ -54,7 +66,7 @@ struct ChunkMemory {
   __device__ __forceinline__ float Decay(int i, int j) const { return expf(static_cast<float>(decay[i] - decay[j])); }
 };
 
-template <int kK, UpdateRule kRule, Tf32 kMath>
+template <int kK, UpdateRule kRule, typename Stored, Tf32 kMath>
 __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf(kK))
     FastWeightChunksKernel(FastWeightChunksParams params) {
   using Layout = FastWeightChunkLayout;
@@ -75,7 +87,7 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf
   const int64_t head = int64_t{value_head} * p.shape.heads / p.shape.value_heads;
   const int64_t value_column = int64_t{value_head} * p.shape.value_dim + v_begin;
   const ChunkMemory<kK> m;
-  float* const state = p.state.At(slot) + value_column * kK;
+  Stored* const state = p.state.At<Stored>(slot) + value_column * kK;
   LoadTile<kK, kV, kKeys>(state, kK, values, true, m.state);
 
   for (int64_t chunk = 0; chunk < length; chunk += kC) {
@@ -215,14 +227,15 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf
       MultiplyTiles<kMath>(
           sum, kC, [&](int v, int j) { return m.u[j * kU + value + v] * (kGated ? m.Decay(kC - 1, j) : 1.0f); },
           [&](int j, int c) { return m.k[j * kKeys + key + c]; });
-      ForTileElements(sum, [&](int v, int c, float value_now) { m.state[(value + v) * kKeys + key + c] = value_now; });
+      ForTileElements(sum, [&](int v, int c, float value_now) {
+        m.state[(value + v) * kKeys + key + c] = RoundedTo<Stored>(value_now);
+      });
     }
   }
   __syncthreads();
   constexpr int kFours = kK / 4;
   for (int i = thread; i < values * kFours; i += Layout::kThreads) {
-    const float* const four = m.state + i / kFours * kKeys + i % kFours * 4;
-    reinterpret_cast<float4*>(state)[i] = *reinterpret_cast<const float4*>(four);
+    StoreFour(LoadFour(m.state + i / kFours * kKeys + i % kFours * 4, true), state + 4 * i);
   }
 }
 

@@ -14,10 +14,6 @@ struct FastWeightRowsConfig {
   static constexpr int32_t kRowFloats = 16;
   static constexpr int32_t kRowsPerThread = 4;
   static constexpr int32_t kMostThreads = 128;
-  // That a multiprocessor is to hold at once, which leaves 128 registers to a thread: while one block waits for its
-  // loads, others compute and store.
-  static constexpr int32_t kBlocks = 4;
-  static constexpr int32_t kReplayBlocks = 3;  // in the replay form, which needs more registers
 
   int32_t key_dim = 0;  // 0: any; a row then stays in memory and is read and written by one warp
   int32_t threads = 0;
@@ -25,14 +21,22 @@ struct FastWeightRowsConfig {
   int32_t blocks_per_head = 0;
 };
 
-// Whether the key size has a compiled form of its own.
-constexpr bool HasRowsForm(const FastWeightShape& shape) { return HasReplayForm(shape); }
+// Forms of the kernel: one row at most, the same in the replay form, or any number.
+enum class RowsForm : uint8_t { kStep, kReplayStep, kRows };
+
+// Blocks that a multiprocessor is to hold at once: while one waits for its loads, others compute and store. Four leave
+// 128 registers to a thread, three 168, two 255. Entries of the replay form and decays by channel take some, and so
+// does going from row to row, where loads are few.
+constexpr int32_t RowsBlocksOf(UpdateRule rule, RowsForm form) {
+  if (form == RowsForm::kRows) return 2;
+  return form == RowsForm::kReplayStep || DecaysChannels(rule) ? 3 : 4;
+}
 
 constexpr FastWeightRowsConfig ChooseRowsConfig(const FastWeightShape& shape) {
   using Config = FastWeightRowsConfig;
   Config config;
   int32_t lanes = 32, rows_per_thread = 1;
-  if (HasRowsForm(shape)) {
+  if (HasRegisterForm(shape.key_dim)) {
     config.key_dim = shape.key_dim;
     lanes = shape.key_dim / Config::kRowFloats;
     rows_per_thread = Config::kRowsPerThread;
@@ -85,8 +89,9 @@ constexpr int32_t ChunkBlocksOf(int32_t key_dim) {
 }
 
 // Else chunks are taken row by row, with the state kept in registers.
-constexpr bool HasChunkForm(int32_t key_dim, int64_t shared_bytes_per_block) {
-  return (key_dim == 64 || key_dim == 128 || key_dim == 256) && ChunkLayoutOf(key_dim).bytes <= shared_bytes_per_block;
+constexpr bool HasChunkForm(int32_t key_dim, UpdateRule rule, int64_t shared_bytes_per_block) {
+  return (key_dim == 64 || key_dim == 128 || key_dim == 256) && !DecaysChannels(rule) &&
+         ChunkLayoutOf(key_dim).bytes <= shared_bytes_per_block;
 }
 
 }  // namespace palimpsest

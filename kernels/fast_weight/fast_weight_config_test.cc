@@ -20,7 +20,7 @@ TEST(FastWeightConfig, EveryRowOfAStateHasOneThreadGroup) {
       const int32_t lanes = config.key_dim == 0 ? 32 : K / FastWeightRowsConfig::kRowFloats;
       const int32_t rows = config.key_dim == 0 ? 1 : FastWeightRowsConfig::kRowsPerThread;
       ASSERT_EQ(config.rows_per_block, config.threads / lanes * rows);
-      ASSERT_EQ(config.key_dim, HasRowsForm(shape) ? K : 0);
+      ASSERT_EQ(config.key_dim, HasRegisterForm(K) ? K : 0);
     }
   }
 }
@@ -35,9 +35,10 @@ TEST(FastWeightConfig, AChunksArraysLieApartAndFitTheDevicesTheyAreFor) {
     EXPECT_EQ(layout.key_stride % 32, 4) << "lanes of 8 rows and 4 columns meet no bank twice";
     EXPECT_LE(layout.bytes, 227 << 10) << "a block of compute capability 9.0";
   }
-  EXPECT_TRUE(HasChunkForm(128, 163 << 10)) << "a block of compute capability 8.0";
-  EXPECT_FALSE(HasChunkForm(256, 163 << 10));
-  EXPECT_FALSE(HasChunkForm(48, 227 << 10));
+  EXPECT_TRUE(HasChunkForm(128, UpdateRule::kDelta, 163 << 10)) << "a block of compute capability 8.0";
+  EXPECT_FALSE(HasChunkForm(256, UpdateRule::kDelta, 163 << 10));
+  EXPECT_FALSE(HasChunkForm(48, UpdateRule::kDelta, 227 << 10));
+  EXPECT_FALSE(HasChunkForm(128, UpdateRule::kChannelGatedDelta, 227 << 10));
 }
 
 }  // namespace

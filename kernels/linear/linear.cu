@@ -9,6 +9,7 @@
 //                            their sums as a butterfly.
 //   chunks                   cuBLASLt, if matrix and strides suit it; else as steps
 #include "kernels/cuda/group.h"
+#include "kernels/cuda/math.h"
 #include "kernels/cuda/mma.h"
 #include "kernels/linear/linear_device.h"
 
@@ -144,9 +145,7 @@ __device__ __forceinline__ void LoadRounded(const RowsParams& params, int64_t ro
     }
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    pairs[i] = uint32_t{BF16FromFloat(x[2 * i])} | uint32_t{BF16FromFloat(x[2 * i + 1])} << 16;
-  }
+  for (int i = 0; i < 4; ++i) pairs[i] = PackBF16(x[2 * i], x[2 * i + 1]);
 }
 
 // With g = lane / 4 and t = lane % 4, a lane has values 8t to 8t + 7 of each 32, of rows g and g + 8 of W and of row g

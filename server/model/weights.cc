@@ -326,7 +326,8 @@ absl::Status LayOutSlots(const std::string& folder, const ModelOptions& options,
   }
   weights.slot_bytes = round_up(weights.layout.bytes());
   const MixerConfig& mixer = weights.config.mixer;
-  if (weights.device == nullptr || mixer.is_window() || !HasReplayForm(mixer.shape)) return absl::OkStatus();
+  if (weights.device == nullptr || mixer.is_window() || !HasReplayForm(mixer.shape, mixer.rule))
+    return absl::OkStatus();
   weights.write_interval = options.write_interval;
   if (weights.write_interval == 1) return absl::OkStatus();
   weights.pending_offset = weights.slot_bytes;
