@@ -121,7 +121,7 @@ struct AdvanceReplayParams {
 };
 void AdvanceReplay(const ExecContext& ctx, const AdvanceReplayParams& params);
 
-// The truth: the recurrence above row by row in double precision, rounded to float at the end of the call only.
+// The truth: the recurrence above row by row in double precision, rounded at the end of the call only.
 void FastWeightReference(const FastWeightParams& params);
 
 }  // namespace palimpsest

@@ -1,13 +1,15 @@
 // Inside fast_weight: one value head of one sequence, as the kernels see it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/fast_weight/fast_weight.h"
 
 namespace palimpsest {
 
-// The rows of one sequence, reduced to one head. Pointers are to the first row; gates are `ldgate` floats apart.
+// The rows of one sequence, reduced to one head. Pointers are to the first row; gates are `ldgate` floats apart, what
+// comes by channel, log-decays among it then, `ldchannels`.
 struct HeadRows {
   UpdateRule rule = UpdateRule::kDelta;
   int32_t key_dim = 0;
@@ -22,9 +24,17 @@ struct HeadRows {
   const float* beta = nullptr;
   const float* log_decay = nullptr;
   int64_t ldgate = 0;
+  const float* remove = nullptr;
+  const float* insert = nullptr;
+  int64_t ldchannels = 0;
   float* out = nullptr;
   int64_t ldout = 0;
-  float* state = nullptr;  // [value_dim, key_dim]
+  std::byte* state = nullptr;  // [value_dim, key_dim]
+
+  template <typename T>
+  T* state_as() const {
+    return reinterpret_cast<T*>(state);
+  }
 
   HeadRows From(int64_t row) const {
     HeadRows rest = *this;
@@ -33,7 +43,9 @@ struct HeadRows {
     rest.k += row * ldk;
     rest.v += row * ldv;
     if (beta != nullptr) rest.beta += row * ldgate;
-    if (log_decay != nullptr) rest.log_decay += row * ldgate;
+    if (log_decay != nullptr) rest.log_decay += row * (DecaysChannels(rule) ? ldchannels : ldgate);
+    if (remove != nullptr) rest.remove += row * ldchannels;
+    if (insert != nullptr) rest.insert += row * ldchannels;
     rest.out += row * ldout;
     return rest;
   }
@@ -41,9 +53,10 @@ struct HeadRows {
 
 struct FastWeightKernels {
   // The first row of `head`, for rows [v_begin, v_end) of its state.
-  void (*step)(const HeadRows& head, int32_t v_begin, int32_t v_end);
-  // All rows of `head`, chunk by chunk, with `scratch_floats(key_dim)` floats of scratch aligned to 64 bytes.
+  void (*step)(const HeadRows& head, int32_t v_begin, int32_t v_end, float* scratch);
+  // All rows of `head`, chunk by chunk.
   void (*chunks)(const HeadRows& head, float* scratch);
+  // Of both, aligned to 64 bytes.
   int64_t (*scratch_floats)(int32_t key_dim);
 };
 

@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <ostream>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/common/aligned_buffer.h"
@@ -53,13 +55,14 @@ struct Case {
   float max_beta = 1.0f;
   Keys keys = Keys::kUnit;
   Decay decay = Decay::kMild;
+  DType dtype = DType::kF32;  // of the states
   double tolerance = 3e-6;
   friend void PrintTo(const Case& c, std::ostream* os) { *os << c.name; }
 };
 
 // The inputs of a call, and its outputs, which start as NaN. Sequence s uses slot (3 s + 1) of twice as many as needed.
 struct Call {
-  explicit Call(const Case& c, uint32_t seed = 1) : shape(c.shape), rule(c.rule) {
+  explicit Call(const Case& c, uint32_t seed = 1) : shape(c.shape), rule(c.rule), dtype(c.dtype) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
@@ -85,32 +88,69 @@ struct Call {
     for (float& value : v) value = normal(random);
     beta.resize(rows * shape.value_heads);
     for (float& value : beta) value = c.max_beta * uniform(random);
-    log_decay.resize(beta.size());
+    log_decay.resize(beta.size() * (DecaysChannels(rule) ? K : 1));
     for (float& value : log_decay) {
       value = c.decay == Decay::kStrong ? -5.0f - 15.0f * uniform(random) : -0.1f * uniform(random);
       if (c.decay == Decay::kMixed && uniform(random) < 0.1f) value = -1000.0f;
     }
+    if (rule == UpdateRule::kLowRank) {
+      // As RWKV-7 has them: what is removed lies along a unit vector, with a strength of up to max_beta for each channel.
+      remove.resize(log_decay.size());
+      insert.resize(remove.size());
+      for (int64_t at = 0; at < static_cast<int64_t>(remove.size()); at += K) {
+        double squares = 0.0;
+        for (int32_t i = 0; i < K; ++i) {
+          remove[at + i] = normal(random);
+          squares += double{remove[at + i]} * remove[at + i];
+        }
+        for (int32_t i = 0; i < K; ++i) {
+          remove[at + i] = static_cast<float>(-remove[at + i] / std::sqrt(squares));
+          insert[at + i] = -remove[at + i] * c.max_beta * uniform(random);
+        }
+      }
+    }
     out.assign(v.size(), kNaN);
-    states.resize((3 * slot.size() + 1) * slot_floats());
-    for (float& value : states) value = normal(random);
+    std::vector<float> before((3 * slot.size() + 1) * slot_floats());
+    for (float& value : before) value = normal(random);
+    SetStates(before);
   }
 
   int64_t slot_floats() const { return (shape.state_floats() + 15) / 16 * 16; }
+
+  // The states as float32, whatever they are kept as; slots are as many values apart.
+  std::vector<float> States() const {
+    if (dtype == DType::kF32) return states;
+    std::vector<float> floats(rounded_states.size());
+    std::ranges::transform(rounded_states, floats.begin(), FloatFromBF16);
+    return floats;
+  }
+  void SetStates(const std::vector<float>& floats) {
+    if (dtype == DType::kF32) {
+      states = floats;
+      return;
+    }
+    rounded_states.resize(floats.size());
+    std::ranges::transform(floats, rounded_states.begin(), BF16FromFloat);
+  }
 
   FastWeightParams Params() {
     FastWeightParams params;
     params.shape = shape;
     params.rule = rule;
     params.rows = {static_cast<int32_t>(slot.size()), row_begin.data(), slot.data()};
-    params.state = {reinterpret_cast<std::byte*>(states.data()), slot_floats() * int64_t{sizeof(float)}};
+    params.state = {dtype == DType::kF32 ? reinterpret_cast<std::byte*>(states.data())
+                                         : reinterpret_cast<std::byte*>(rounded_states.data()),
+                    slot_floats() * SizeOf(dtype), dtype};
     params.q = q.data();
     params.ldq = shape.heads * shape.key_dim;
     params.k = k.data();
     params.ldk = params.ldq;
     params.v = v.data();
     params.ldv = shape.value_heads * shape.value_dim;
-    params.beta = rule == UpdateRule::kSum ? nullptr : beta.data();
-    params.log_decay = rule == UpdateRule::kGatedDelta ? log_decay.data() : nullptr;
+    params.beta = Corrects(rule) ? beta.data() : nullptr;
+    params.log_decay = Decays(rule) ? log_decay.data() : nullptr;
+    params.remove = rule == UpdateRule::kLowRank ? remove.data() : nullptr;
+    params.insert = rule == UpdateRule::kLowRank ? insert.data() : nullptr;
     params.out = out.data();
     params.ldout = params.ldv;
     return params;
@@ -125,8 +165,11 @@ struct Call {
     params.q += row * params.ldq;
     params.k += row * params.ldk;
     params.v += row * params.ldv;
+    const int64_t channels = int64_t{shape.value_heads} * shape.key_dim;
     if (params.beta != nullptr) params.beta += row * shape.value_heads;
-    if (params.log_decay != nullptr) params.log_decay += row * shape.value_heads;
+    if (params.log_decay != nullptr) params.log_decay += row * (DecaysChannels(rule) ? channels : shape.value_heads);
+    if (params.remove != nullptr) params.remove += row * channels;
+    if (params.insert != nullptr) params.insert += row * channels;
     params.out += row * params.ldout;
     return params;
   }
@@ -150,12 +193,17 @@ struct Call {
 
   FastWeightShape shape;
   UpdateRule rule;
+  DType dtype;
   std::vector<int32_t> row_begin, slot;
-  std::vector<float> q, k, v, beta, log_decay, out, states;
+  std::vector<float> q, k, v, beta, log_decay, remove, insert, out;
+  std::vector<float> states;          // as the dtype says, this one or
+  std::vector<BF16> rounded_states;
 };
 
+// A device does not care.
 std::vector<std::string> Targets() {
   const std::string best = SimdTargetName();
+  if (TestDevice() != nullptr) return {best};
   std::vector<std::string> names;
   for (const char* name : {"AVX3", "AVX2", "PORTABLE"}) {
     if (UseSimdTarget(name)) names.push_back(name);
@@ -172,6 +220,9 @@ constexpr FastWeightShape kShapeOdd = {.heads = 1, .value_heads = 2, .key_dim = 
 constexpr FastWeightShape kShapeOne = {.heads = 1, .value_heads = 1, .key_dim = 1, .value_dim = 1};
 
 const UpdateRule kSum = UpdateRule::kSum, kDelta = UpdateRule::kDelta, kGated = UpdateRule::kGatedDelta;
+const UpdateRule kChannel = UpdateRule::kChannelGatedDelta, kLowRank = UpdateRule::kLowRank;
+const DType kBF16 = DType::kBF16;
+constexpr double kHalfUnit = 0x1p-8;  // of bfloat16, relative: the most that one rounding does
 const Case kCases[] = {
     {.name = "base"},
     {.name = "sum", .rule = kSum},
@@ -214,6 +265,59 @@ const Case kCases[] = {
      .keys = Keys::kNearlyEqual,
      .decay = Decay::kMixed,
      .tolerance = 1e-5},
+    {.name = "channel", .rule = kChannel},
+    {.name = "channel_length_1", .rule = kChannel, .lengths = {1}},
+    {.name = "channel_ragged", .rule = kChannel, .lengths = {1, 0, 70, 1, 3, 64, 1, 130}},
+    {.name = "channel_k24_v40", .rule = kChannel, .shape = kShape24x40, .lengths = {1, 2, 65, 130}},
+    {.name = "channel_k128_v128", .rule = kChannel, .shape = kShape128, .lengths = {1, 2, 65}},
+    {.name = "channel_k7_v5", .rule = kChannel, .shape = kShapeOdd, .lengths = {1, 2, 65}, .tolerance = 1e-5},
+    {.name = "channel_shared_keys", .rule = kChannel, .shape = kShapeShared, .lengths = {1, 2, 65}},
+    {.name = "channel_everything_hard",
+     .rule = kChannel,
+     .shape = kShape24x40,
+     .lengths = {1, 2, 64, 130},
+     .max_beta = 2.0f,
+     .keys = Keys::kNearlyEqual,
+     .decay = Decay::kMixed,
+     .tolerance = 1e-5},
+    {.name = "low_rank", .rule = kLowRank},
+    {.name = "low_rank_length_1", .rule = kLowRank, .lengths = {1}},
+    {.name = "low_rank_ragged", .rule = kLowRank, .lengths = {1, 0, 70, 1, 3, 64, 1, 130}},
+    {.name = "low_rank_k24_v40", .rule = kLowRank, .shape = kShape24x40, .lengths = {1, 2, 65, 130}},
+    {.name = "low_rank_k128_v128", .rule = kLowRank, .shape = kShape128, .lengths = {1, 2, 65}},
+    {.name = "low_rank_k7_v5", .rule = kLowRank, .shape = kShapeOdd, .lengths = {1, 2, 65}, .tolerance = 1e-5},
+    {.name = "low_rank_shared_keys", .rule = kLowRank, .shape = kShapeShared, .lengths = {1, 2, 65}},
+    {.name = "low_rank_strong_decay", .rule = kLowRank, .lengths = {1, 65}, .decay = Decay::kMixed},
+    // One rounding at the end, or one after each chunk: what the first did to later rows adds to it.
+    {.name = "bf16_sum", .rule = kSum, .lengths = {1, 64}, .dtype = kBF16, .tolerance = kHalfUnit},
+    {.name = "bf16_delta", .lengths = {1, 2, 64}, .dtype = kBF16, .tolerance = kHalfUnit},
+    {.name = "bf16_gated", .rule = kGated, .lengths = {1, 2, 64, 65, 130}, .dtype = kBF16, .tolerance = 3 * kHalfUnit},
+    {.name = "bf16_channel", .rule = kChannel, .lengths = {1, 2, 64, 130}, .dtype = kBF16, .tolerance = 3 * kHalfUnit},
+    {.name = "bf16_low_rank", .rule = kLowRank, .lengths = {1, 64, 130}, .dtype = kBF16, .tolerance = 3 * kHalfUnit},
+    {.name = "bf16_k128_v128",
+     .rule = kGated,
+     .shape = kShape128,
+     .lengths = {1, 2, 65},
+     .dtype = kBF16,
+     .tolerance = 3 * kHalfUnit},
+    {.name = "bf16_k16_v16",
+     .rule = kGated,
+     .shape = kShape16,
+     .lengths = {1, 2, 65},
+     .dtype = kBF16,
+     .tolerance = 3 * kHalfUnit},
+    {.name = "bf16_k24_v40",
+     .rule = kGated,
+     .shape = kShape24x40,
+     .lengths = {1, 2, 5},
+     .dtype = kBF16,
+     .tolerance = 3 * kHalfUnit},
+    {.name = "bf16_k7_v5",
+     .rule = kGated,
+     .shape = kShapeOdd,
+     .lengths = {1, 2, 5},
+     .dtype = kBF16,
+     .tolerance = 3 * kHalfUnit},
 };
 
 class FastWeightCase : public testing::TestWithParam<Case> {
@@ -232,7 +336,7 @@ TEST_P(FastWeightCase, AgreesWithTheRecurrenceInDoublePrecisionOnEveryTarget) {
     Call call(GetParam());
     call.Run();
     EXPECT_LT(RelativeError(call.out, expected.out), GetParam().tolerance);
-    EXPECT_LT(RelativeError(call.states, expected.states), GetParam().tolerance);
+    EXPECT_LT(RelativeError(call.States(), expected.States()), GetParam().tolerance);
   }
 }
 
@@ -241,8 +345,10 @@ TEST_P(FastWeightCase, ChunksAgreeWithSteps) {
   chunks.Run();
   Call steps(GetParam());
   steps.RunInCallsOf(1);
-  EXPECT_LT(RelativeError(chunks.out, steps.out), 2 * GetParam().tolerance);
-  EXPECT_LT(RelativeError(chunks.states, steps.states), 2 * GetParam().tolerance);
+  // Steps round a state of bfloat16 after every row.
+  const double tolerance = GetParam().dtype == kBF16 ? 8 * kHalfUnit : 2 * GetParam().tolerance;
+  EXPECT_LT(RelativeError(chunks.out, steps.out), tolerance);
+  EXPECT_LT(RelativeError(chunks.States(), steps.States()), tolerance);
 }
 
 TEST_P(FastWeightCase, BitsDependNeitherOnThreadsNorOnNeighboursNorOnTheCutIntoCalls) {
@@ -255,13 +361,13 @@ TEST_P(FastWeightCase, BitsDependNeitherOnThreadsNorOnNeighboursNorOnTheCutIntoC
       Call call(GetParam());
       call.Run(threads);
       ASSERT_TRUE(SameBits(call.out, together.out)) << threads << " threads";
-      ASSERT_TRUE(SameBits(call.states, together.states)) << threads << " threads";
+      ASSERT_TRUE(SameBits(call.States(), together.States())) << threads << " threads";
     }
     for (const int32_t rows : {64, 128, 1 << 20}) {
       Call call(GetParam());
       call.RunInCallsOf(rows);
       ASSERT_TRUE(SameBits(call.out, together.out)) << "in calls of " << rows << " rows";
-      ASSERT_TRUE(SameBits(call.states, together.states)) << "in calls of " << rows << " rows";
+      ASSERT_TRUE(SameBits(call.States(), together.States())) << "in calls of " << rows << " rows";
     }
   }
 }
@@ -275,13 +381,15 @@ TEST_P(FastWeightCase, ASequenceOfNaNStaysAlone) {
   std::fill(poisoned.v.begin() + poisoned.row_begin[last] * value_floats, poisoned.v.end(), kNaN);
   poisoned.Run();
   const auto own_out = poisoned.out.begin() + poisoned.row_begin[last] * value_floats;
-  const auto own_state = poisoned.states.begin() + poisoned.slot[last] * poisoned.slot_floats();
+  const std::vector<float> expected = clean.States();
+  std::vector<float> states = poisoned.States();
+  const int64_t own_state = poisoned.slot[last] * poisoned.slot_floats();
   EXPECT_TRUE(std::all_of(own_out, poisoned.out.end(), [](float value) { return std::isnan(value); }));
-  EXPECT_TRUE(std::isnan(*own_state));
+  EXPECT_TRUE(std::isnan(states[own_state]));
   std::copy(clean.out.begin() + poisoned.row_begin[last] * value_floats, clean.out.end(), own_out);
-  std::copy_n(clean.states.begin() + poisoned.slot[last] * poisoned.slot_floats(), poisoned.slot_floats(), own_state);
+  std::copy_n(expected.begin() + own_state, poisoned.slot_floats(), states.begin() + own_state);
   EXPECT_TRUE(SameBits(poisoned.out, clean.out));
-  EXPECT_TRUE(SameBits(poisoned.states, clean.states));
+  EXPECT_TRUE(SameBits(states, expected));
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, FastWeightCase, testing::ValuesIn(kCases),
@@ -296,6 +404,10 @@ Call OrthonormalKeys(UpdateRule rule, int32_t K) {
   for (int32_t row = 0; row < K; ++row) call.k[row * K + (row * 5 + 3) % K] = 1.0f;
   std::fill(call.beta.begin(), call.beta.end(), 1.0f);
   std::fill(call.log_decay.begin(), call.log_decay.end(), 0.0f);
+  if (rule == UpdateRule::kLowRank) {  // as the delta rule
+    call.insert = call.k;
+    std::ranges::transform(call.k, call.remove.begin(), std::negate<>());
+  }
   std::fill(call.states.begin(), call.states.end(), 0.0f);
   return call;
 }
@@ -320,7 +432,8 @@ TEST_P(EveryRule, ARowReadsNothingOfTheRowsAfterIt) {
     Call clean({.name = "", .rule = GetParam(), .shape = kShape24x40, .lengths = {130}});
     clean.Run();
     Call poisoned({.name = "", .rule = GetParam(), .shape = kShape24x40, .lengths = {130}});
-    for (std::vector<float>* values : {&poisoned.q, &poisoned.k, &poisoned.v, &poisoned.beta, &poisoned.log_decay}) {
+    for (std::vector<float>* values : {&poisoned.q, &poisoned.k, &poisoned.v, &poisoned.beta, &poisoned.log_decay,
+                                       &poisoned.remove, &poisoned.insert}) {
       std::fill(values->begin() + values->size() / 130 * good_rows, values->end(), kNaN);
     }
     poisoned.Run();
@@ -331,7 +444,7 @@ TEST_P(EveryRule, ARowReadsNothingOfTheRowsAfterIt) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rules, EveryRule, testing::Values(kSum, kDelta, kGated));
+INSTANTIATE_TEST_SUITE_P(Rules, EveryRule, testing::Values(kSum, kDelta, kGated, kChannel, kLowRank));
 
 TEST(FastWeightLaws, WhatIsWrittenWithFullStrengthIsReadInTheSameRow) {
   for (const int32_t rows_per_call : {1, 64}) {
@@ -386,6 +499,23 @@ TEST(FastWeightLaws, TotalDecayForgetsAllThatWasBefore) {
   }
 }
 
+TEST(FastWeightTest, ABF16StateIsRoundedOnceAtTheEndOfAChunk) {
+  for (const UpdateRule rule : {kSum, kDelta, kGated, kChannel, kLowRank}) {
+    for (const int32_t length : {1, 64}) {
+      Call rounded({.name = "", .rule = rule, .lengths = {length}, .dtype = kBF16});
+      Call exact({.name = "", .rule = rule, .lengths = {length}});
+      exact.states = rounded.States();
+      rounded.Run();
+      FastWeightReference(exact.Params());
+      EXPECT_LT(RelativeError(rounded.out, exact.out), 3e-6) << "it is read before it is rounded";
+      const std::vector<float> states = rounded.States();
+      for (size_t i = 0; i < states.size(); ++i) {
+        ASSERT_LE(std::abs(states[i] - exact.states[i]), std::abs(exact.states[i]) * kHalfUnit + 1e-5) << i;
+      }
+    }
+  }
+}
+
 TEST(FastWeightTest, ADecayThatIsNotANumberIsNotHidden) {
   Call call({.name = "", .rule = kGated, .lengths = {1, 2, 65}});
   std::fill(call.log_decay.begin(), call.log_decay.end(), kNaN);
@@ -435,7 +565,7 @@ TEST(FastWeightTest, RowsMayLieFurtherApartThanTheyAreLong) {
 }
 
 // Steps of several sequences, now and then a chunk of some of them, with and without the replay form.
-class ReplayTest : public testing::TestWithParam<UpdateRule> {
+class ReplayTest : public testing::TestWithParam<std::tuple<UpdateRule, DType>> {
  protected:
   static constexpr int32_t kInterval = 4;
   static constexpr FastWeightShape kShapes[] = {
@@ -464,9 +594,10 @@ class ReplayTest : public testing::TestWithParam<UpdateRule> {
 TEST_P(ReplayTest, GivesTheBitsOfWritingAtEveryStep) {
   if (TestDevice() == nullptr) GTEST_SKIP() << "a device's form";
   ThreadPool pool(1);
+  const auto [rule, dtype] = GetParam();
   for (const FastWeightShape& shape : kShapes) {
-    const Case steps = {.name = "", .rule = GetParam(), .shape = shape, .lengths = {1, 1, 1}};
-    const Case mixture = {.name = "", .rule = GetParam(), .shape = shape, .lengths = {1, 5, 1}};
+    const Case steps = {.name = "", .rule = rule, .shape = shape, .lengths = {1, 1, 1}, .dtype = dtype};
+    const Case mixture = {.name = "", .rule = rule, .shape = shape, .lengths = {1, 5, 1}, .dtype = dtype};
     Call plain(steps, 0), replayed(steps, 0);
     Kept kept(shape, 3 * 3 + 1);
     const auto flush = [&](const FastWeightParams& p) {
@@ -475,8 +606,8 @@ TEST_P(ReplayTest, GivesTheBitsOfWritingAtEveryStep) {
     for (uint32_t pass = 1; pass <= 13; ++pass) {
       const bool chunk = pass % 5 == 0;
       Call a(chunk ? mixture : steps, pass), b(chunk ? mixture : steps, pass);
-      a.states = plain.states;
-      b.states = replayed.states;
+      a.SetStates(plain.States());
+      b.SetStates(replayed.States());
       a.Run();
       FastWeightParams p = b.Params();
       p.rows.num_steps = chunk ? 1 : 3;  // of the mixture, the last sequence's one row counts among the rest
@@ -484,23 +615,25 @@ TEST_P(ReplayTest, GivesTheBitsOfWritingAtEveryStep) {
       FastWeight(On(pool), p);
       AdvanceReplay(On(pool), {.rows = p.rows, .interval = kInterval, .pending = p.replay.pending});
       ASSERT_TRUE(SameBits(b.out, a.out)) << "K " << shape.key_dim << ", pass " << pass;
-      plain.states = a.states;
-      replayed.states = b.states;
+      plain.SetStates(a.States());
+      replayed.SetStates(b.States());
     }
     // The last write was some steps ago.
-    EXPECT_FALSE(SameBits(replayed.states, plain.states));
+    EXPECT_FALSE(SameBits(replayed.States(), plain.States()));
     FastWeightParams p = replayed.Params();
     p.replay = kept.Replay();
     p.rows.num_steps = 0;
     flush(p);
     AdvanceReplay(On(pool), {.rows = p.rows, .interval = kInterval, .pending = p.replay.pending});
-    EXPECT_TRUE(SameBits(replayed.states, plain.states)) << "K " << shape.key_dim;
+    EXPECT_TRUE(SameBits(replayed.States(), plain.States())) << "K " << shape.key_dim;
     flush(p);  // there is nothing left to add
-    EXPECT_TRUE(SameBits(replayed.states, plain.states)) << "K " << shape.key_dim;
+    EXPECT_TRUE(SameBits(replayed.States(), plain.States())) << "K " << shape.key_dim;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rules, ReplayTest, testing::Values(kSum, kDelta, kGated));
+INSTANTIATE_TEST_SUITE_P(Rules, ReplayTest,
+                         testing::Combine(testing::Values(kSum, kDelta, kGated),
+                                          testing::Values(DType::kF32, DType::kBF16)));
 
 }  // namespace
 }  // namespace palimpsest

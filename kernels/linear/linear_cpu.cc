@@ -7,6 +7,7 @@
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/common/device.h"
+#include "kernels/common/simd_math-inl.h"
 #include "kernels/linear/linear_tile.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -129,27 +130,16 @@ void MultiplyTile(const TileArgs& args) {
 using D4 = hn::FixedTag<float, 4>;
 using U4 = hn::FixedTag<uint32_t, 4>;
 
-// BF16FromFloat on lanes, the result in the upper half of each; the lower half is zero.
-HWY_INLINE hn::Vec<U4> RoundedBits(hn::Vec<D4> x) {
-  const U4 du;
-  const auto bits = hn::BitCast(du, x);
-  const auto tie = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-  const auto rounded = hn::Add(bits, hn::Add(tie, hn::Set(du, 0x7FFF)));
-  const auto quiet = hn::Or(bits, hn::Set(du, 0x400000));
-  const auto either = hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(x)), quiet, rounded);
-  return hn::And(either, hn::Set(du, 0xFFFF0000u));
-}
-
 // Words j .. j+3 of a row.
 template <TileWord kWord>
 HWY_INLINE hn::Vec<U4> LoadWords(const float* row, int64_t j) {
   const D4 d4;
   const U4 du;
   if constexpr (kWord == TileWord::kFloat) return hn::BitCast(du, hn::LoadU(d4, row + j));
-  if constexpr (kWord == TileWord::kRoundedFloat) return RoundedBits(hn::LoadU(d4, row + j));
+  if constexpr (kWord == TileWord::kRoundedFloat) return RoundedBits(d4, hn::LoadU(d4, row + j));
   if constexpr (kWord == TileWord::kBF16Pair) {
-    const auto low = RoundedBits(hn::LoadU(d4, row + 2 * j));
-    const auto high = RoundedBits(hn::LoadU(d4, row + 2 * j + 4));
+    const auto low = RoundedBits(d4, hn::LoadU(d4, row + 2 * j));
+    const auto high = RoundedBits(d4, hn::LoadU(d4, row + 2 * j + 4));
     return hn::Or(hn::ShiftRight<16>(hn::ConcatEven(du, high, low)), hn::ConcatOdd(du, high, low));
   }
 }
