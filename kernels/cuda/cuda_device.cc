@@ -47,7 +47,11 @@ class CudaDevice : public Device {
           info_.name, " has too little free memory to begin with: ", kWorkspaceBytes + kScratchBytes, " bytes"));
     }
     blas_ = cuda::Blas::Create(products_.data(), kWorkspaceBytes);
-    if (blas_ == nullptr) return absl::InternalError(absl::StrCat("cuBLASLt does not start on ", info_.name));
+    if (blas_ == nullptr) {
+      return absl::InternalError(absl::StrCat(
+          "cuBLASLt does not start on ", info_.name,
+          "; its library, CUDA's libcublasLt.so, must be where the dynamic loader looks: see LD_LIBRARY_PATH"));
+    }
     resources_ = {.blas = blas_.get(), .scratch = products_.data() + kWorkspaceBytes, .scratch_bytes = kScratchBytes};
     sampler_ = std::make_unique<cuda::DeviceSampler>(*this);
     return absl::OkStatus();
