@@ -110,7 +110,8 @@ absl::Status CheckRequest(const EngineRequest& request, const StateFormat& forma
     if (given != format || request.initial->data.size() != format.bytes) {
       return absl::FailedPreconditionError(absl::StrCat(
           "the state is of another model or layout: it is of model ", given.model_fingerprint, " and has ", given.bytes,
-          " bytes, this model is ", format.model_fingerprint, " and its states have ", format.bytes));
+          " bytes, this model is ", format.model_fingerprint, " and its states have ", format.bytes,
+          "; of the same model, it was made with another --state_dtype, which this server would need, too"));
     }
     const SequenceHead& head = request.initial->head;
     for (int64_t i = 0; i < std::ssize(head.recent); ++i) {

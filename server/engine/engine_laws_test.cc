@@ -234,6 +234,32 @@ TEST(EngineLaws, ASnapshotTakenUpElsewhereGoesOnAsIfNothingHadHappened) {
   EXPECT_EQ(OutcomeOf(*RunToEnd(*engine, Generate({}, 20, *state))), straight);
 }
 
+TEST(EngineLaws, StatesOfBFloat16KeepTheLaws) {
+  const std::shared_ptr<const Model> model = LoadModel(TestSpec(), DType::kBF16);
+  std::vector<EngineRequest> requests;
+  for (int32_t i = 0; i < 6; ++i) requests.push_back(Generate(RandomTokens(1 + 37 * i, 40 + i), 12));
+  std::vector<Outcome> alone;
+  std::string bytes;
+  {
+    const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 1}, {}, model);
+    for (const EngineRequest& request : requests) alone.push_back(OutcomeOf(*RunToEnd(*engine, Copy(request))));
+    bytes = SerializeSnapshot(*RunToEnd(*engine, Copy(requests[0]))->Wait().state);
+  }
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 4, .prefill_budget = 100}, {}, model);
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (const EngineRequest& request : requests) sinks.push_back(Submit(*engine, Copy(request)));
+  for (size_t i = 0; i < sinks.size(); ++i) EXPECT_TRUE(OutcomeOf(*sinks[i]) == alone[i]) << "request " << i;
+  // A snapshot goes on where its state went on, and is of no use where states are float32.
+  const auto state = ParseSnapshot(bytes, engine->state_format());
+  ASSERT_TRUE(state.ok()) << state.status();
+  EXPECT_EQ(OutcomeOf(*RunToEnd(*engine, Generate({}, 9, *state))),
+            OutcomeOf(*RunToEnd(*engine, Generate({}, 9, sinks[0]->Wait().state))));
+  const std::unique_ptr<Engine> other = StartEngine({.threads = 1, .slots = 1});
+  const auto refused = ParseSnapshot(bytes, other->state_format());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.status().message()), ::testing::HasSubstr("--state_dtype"));
+}
+
 TEST(EngineLaws, AScoreInPiecesIsTheScoreOfTheWhole) {
   const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 2});
   const std::vector<int32_t> text = RandomTokens(400, 9);

@@ -31,13 +31,13 @@ RandomCheckpointSpec TestSpec() {
   return spec;
 }
 
-std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec) {
+std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec, DType state_dtype) {
   static std::atomic<int> counter = 0;
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / absl::StrCat("palimpsest_engine_test_", getpid(), "_", ++counter);
   WriteRandomCheckpoint(folder.string(), spec);
   absl::StatusOr<std::unique_ptr<Model>> model =
-      Model::Load(folder.string(), {.device = OpenTestDevice(), .write_interval = 3});
+      Model::Load(folder.string(), {.state_dtype = state_dtype, .device = OpenTestDevice(), .write_interval = 3});
   std::filesystem::remove_all(folder);
   EXPECT_TRUE(model.ok()) << model.status();
   PALIMPSEST_CHECK(model.ok());

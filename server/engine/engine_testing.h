@@ -21,7 +21,7 @@ namespace palimpsest::testing {
 constexpr int32_t kPoisonToken = 255;
 
 RandomCheckpointSpec TestSpec();
-std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec);
+std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec, DType state_dtype = DType::kF32);
 // The model of TestSpec(), loaded once.
 std::shared_ptr<const Model> TestModel();
 

@@ -122,7 +122,7 @@ void ReadFastWeights(const Pass& pass, const LayerWeights& layer) {
   float* const projected = buffers.projected.data();
   const int64_t ld = layer.projections.out();
   const int32_t rows = pass.num_rows();
-  const bool delta = mixer.rule != UpdateRule::kSum, gated_delta = mixer.rule == UpdateRule::kGatedDelta;
+  const bool delta = Corrects(mixer.rule), gated_delta = DecaysHeads(mixer.rule);
   const QueryKeyValue mapped = MapQueryKeyValue(pass, layer);
   const bool values_mapped = mixer.conv_width > 0 || mixer.silu_values;
   if (delta) {
@@ -156,7 +156,7 @@ void ReadFastWeights(const Pass& pass, const LayerWeights& layer) {
   FastWeight(pass.ctx, {.shape = shape,
                         .rule = mixer.rule,
                         .rows = pass.rows,
-                        .state = pass.Piece(layer.fast_weight_offset),
+                        .state = pass.FastWeights(layer),
                         .q = mapped.q,
                         .ldq = mapped.ld,
                         .k = mapped.k,
@@ -439,7 +439,7 @@ void Model::MakeWhole(const ExecContext& ctx, std::byte* states, int64_t state_s
     FlushReplay(ctx, {.shape = config().mixer.shape,
                       .rule = config().mixer.rule,
                       .rows = pass.rows,
-                      .state = pass.Piece(layer.fast_weight_offset),
+                      .state = pass.FastWeights(layer),
                       .replay = pass.Replay(layer)});
   }
   pass.AdvanceReplays();

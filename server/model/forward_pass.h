@@ -72,6 +72,9 @@ struct Pass {
   int32_t num_rows() const { return count.rows; }
   bool on_device() const { return ctx.device != nullptr; }
   StatePiece Piece(int64_t offset) const { return {batch.states + offset, batch.state_stride}; }
+  StatePiece FastWeights(const LayerWeights& layer) const {
+    return {batch.states + layer.fast_weight_offset, batch.state_stride, weights.state_dtype};
+  }
   FastWeightReplay Replay(const LayerWeights& layer) const {
     if (weights.write_interval == 1) return {};
     return {.interval = weights.write_interval,

@@ -22,6 +22,9 @@ struct ModelOptions {
   // activations to bf16 before each projection, about 3 significant digits), else kF32.
   enum class Math { kAuto, kF32, kBF16 };
   Math math = Math::kAuto;
+  // What a session's fast weights are kept as: kF32, or kBF16, which halves them and the traffic of a step, and is less
+  // exact (docs/numerics.md). It is part of the state layout: states of one kind are of no use to the other.
+  DType state_dtype = DType::kF32;
   // Where weights and arithmetic go; null: the processor. A device multiplies bf16 natively, and rounds factors of a
   // chunk's products to tf32 then. A model has a device of its own: nobody else may use it.
   std::shared_ptr<Device> device = nullptr;
@@ -85,7 +88,8 @@ class Model {
   // Reads and checks config.json and the safetensors of the folder, and packs the weights.
   // RESOURCE_EXHAUSTED: the device has too little free memory.
   // INVALID_ARGUMENT: configuration (see ModelConfig::FromJson), or a tensor that is missing, unknown, of another shape
-  // than the configuration says, or that holds NaN or infinity; or bf16 arithmetic asked of other weights.  NOT_FOUND:
+  // than the configuration says, or that holds NaN or infinity; or bf16 arithmetic asked of other weights; or options out
+  // of their ranges.  NOT_FOUND:
   // no such folder or file.  DATA_LOSS: a weight file is truncated or damaged.
   static absl::StatusOr<std::unique_ptr<Model>> Load(const std::string& folder, const ModelOptions& options = {});
   ~Model();

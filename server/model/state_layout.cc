@@ -48,11 +48,11 @@ uint64_t Hash(const std::vector<StatePieceSpec>& pieces, int64_t bytes) {
 
 }  // namespace
 
-StateLayout StateLayout::FromConfig(const ModelConfig& config) {
+StateLayout StateLayout::FromConfig(const ModelConfig& config, DType fast_weights) {
   const MixerConfig& mixer = config.mixer;
   StateLayout layout;
-  const auto add = [&](std::string name, std::vector<int64_t> shape) {
-    StatePieceSpec piece{.name = std::move(name), .dtype = DType::kF32, .shape = std::move(shape)};
+  const auto add = [&](std::string name, std::vector<int64_t> shape, DType dtype = DType::kF32) {
+    StatePieceSpec piece{.name = std::move(name), .dtype = dtype, .shape = std::move(shape)};
     piece.offset = layout.bytes_;
     piece.bytes = SizeOf(piece.dtype);
     for (int64_t dim : piece.shape) piece.bytes *= dim;
@@ -65,7 +65,8 @@ StateLayout StateLayout::FromConfig(const ModelConfig& config) {
       add(layer + "window", {2, mixer.shape.heads, mixer.window_capacity(), mixer.head_dim});
       continue;
     }
-    add(layer + "fast_weight", {mixer.shape.value_heads, mixer.shape.value_dim, mixer.shape.key_dim});
+    add(layer + "fast_weight", {mixer.shape.value_heads, mixer.shape.value_dim, mixer.shape.key_dim},
+        fast_weights);
     if (mixer.attention_norm != AttentionNormKind::kNone) {
       add(layer + "key_sum", {mixer.shape.heads, mixer.shape.key_dim});
     }

@@ -1,4 +1,5 @@
-// Where the pieces of a state are. Computed from the config alone: the same config gives the same layout everywhere.
+// Where the pieces of a state are. Computed from the config, and the type that fast weights are kept in, alone: the same
+// of both gives the same layout everywhere.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,8 @@ struct StatePieceSpec {
 
 class StateLayout {
  public:
-  static StateLayout FromConfig(const ModelConfig& config);
+  // `fast_weights`: kF32 or kBF16. All other pieces are float32.
+  static StateLayout FromConfig(const ModelConfig& config, DType fast_weights = DType::kF32);
 
   const std::vector<StatePieceSpec>& pieces() const { return pieces_; }
   // Bytes of one state, a multiple of 64.

@@ -48,6 +48,15 @@ TEST(StateLayout, HasTheSizesOfPublishedModels) {
   EXPECT_EQ(StateLayout::FromConfig(Parsed(R"({"model_type": "gated_deltanet"})")).bytes(), 66'060'288 + 2 * 774'144);
 }
 
+TEST(StateLayout, KeepsFastWeightsAsBFloat16IfAsked) {
+  const ModelConfig config = Parsed(R"({"model_type": "delta_net"})");
+  const StateLayout floats = StateLayout::FromConfig(config), halves = StateLayout::FromConfig(config, DType::kBF16);
+  EXPECT_EQ(halves.pieces()[0].dtype, DType::kBF16);
+  EXPECT_EQ(halves.pieces()[1].dtype, DType::kF32) << halves.pieces()[1].name;
+  EXPECT_EQ(halves.bytes(), 25'165'824 / 2 + 2 * 884'736);
+  EXPECT_NE(halves.hash(), floats.hash());
+}
+
 TEST(StateLayout, HasNoTailWithoutPastInputs) {
   for (const char* text :
        {R"({"model_type": "delta_net", "use_short_conv": false})", R"({"model_type": "delta_net", "conv_size": 1})"}) {

@@ -324,10 +324,14 @@ absl::Status LayOutSlots(const std::string& folder, const ModelOptions& options,
     return absl::InvalidArgumentError(
         absl::StrCat(folder, ": write_interval is ", options.write_interval, ", expected 1 to ", kMostInterval));
   }
+  if (options.state_dtype != DType::kF32 && options.state_dtype != DType::kBF16) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(folder, ": state_dtype is ", std::string(NameOf(options.state_dtype)), ", expected f32 or bf16"));
+  }
   weights.slot_bytes = round_up(weights.layout.bytes());
   const MixerConfig& mixer = weights.config.mixer;
-  if (weights.device == nullptr || mixer.is_window() || !HasReplayForm(mixer.shape, mixer.rule))
-    return absl::OkStatus();
+  const bool replays = weights.device != nullptr && !mixer.is_window() && HasReplayForm(mixer.shape, mixer.rule);
+  if (!replays) return absl::OkStatus();
   weights.write_interval = options.write_interval;
   if (weights.write_interval == 1) return absl::OkStatus();
   weights.pending_offset = weights.slot_bytes;
@@ -447,7 +451,8 @@ absl::StatusOr<std::unique_ptr<const ModelWeights>> LoadWeights(const std::strin
   auto weights = std::make_unique<ModelWeights>();
   weights->device = options.device;
   weights->config = *config;
-  weights->layout = StateLayout::FromConfig(*config);
+  weights->state_dtype = options.state_dtype;
+  weights->layout = StateLayout::FromConfig(*config, options.state_dtype);
   weights->fingerprint = *std::move(fingerprint);
   for (const auto& [name, tensor] : table.taken()) weights->parameter_count += tensor->elements();
   RunTasks(pool, PackTasks(*tensors, *weights));

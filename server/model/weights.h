@@ -80,6 +80,7 @@ struct ModelWeights {
   AlignedArray<float> position_bias;  // [H, d]
   AlignedArray<float> frequencies;    // [D / 2] of the sinusoids
 
+  DType state_dtype = DType::kF32;
   int32_t write_interval = 1;
   int64_t pending_offset = 0;  // in a slot: how much the state lacks
   int64_t slot_bytes = 0;

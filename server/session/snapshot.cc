@@ -265,7 +265,8 @@ absl::StatusOr<StatePtr> ParseSnapshot(std::string_view bytes, const StateFormat
   if (state->format.layout_hash != expected.layout_hash) {
     return absl::FailedPreconditionError(absl::StrCat(
         "snapshot has another state layout: its hash is ", absl::Hex(state->format.layout_hash, absl::kZeroPad16),
-        ", this server's is ", absl::Hex(expected.layout_hash, absl::kZeroPad16)));
+        ", this server's is ", absl::Hex(expected.layout_hash, absl::kZeroPad16),
+        "; of the same model, it was made with another --state_dtype, which this server would need, too"));
   }
   if (rest != expected.bytes) {
     return absl::FailedPreconditionError(absl::StrCat("snapshot has another state layout: its state has ", rest,
