@@ -34,11 +34,13 @@ PACK = ROOT / "build" / "gpu" / "pack.tar.xz"
 UNPACKED = ROOT / "build" / "gpu" / "unpacked"
 STAGE_SECONDS = 540
 PACK_LIMIT = 64 << 20
-PROGRAMS = ["device_bench", "model_bench"]  # beside the device tests
+PROGRAMS = ["device_bench", "model_bench", "palimpsest-server", "palimpsest"]  # beside the device tests
 FLA = ["fla-core==0.6.0", "einops==0.8.2"]  # the comparison; PyTorch and Triton are the machine's
-# Libraries that come with the system, the driver or a CUDA toolkit.
-NOT_PACKED = ("linux-vdso", "ld-linux", "libc.", "libm.", "libdl.", "librt.", "libpthread.", "libstdc++", "libgcc_s")
 CUBLAS = "libcublasLt.so.13"
+# Libraries that come with the system or a CUDA toolkit. glibc cannot come from elsewhere, and our libstdc++ would help
+# nobody: it needs glibc 2.36, and systems with that have a libstdc++ as new.
+GLIBC = ("linux-vdso", "ld-linux", "libc.", "libm.", "libdl.", "librt.", "libpthread.", "libresolv.")
+NOT_PACKED = (*GLIBC, "libstdc++", "libgcc_s", CUBLAS)
 
 
 def say(text: str) -> None:
@@ -224,7 +226,7 @@ def find_machine() -> Machine:
         if (here := head()) not in (commit, "unknown"):
             say(f"the pack is of commit {commit}, this checkout is {here}: --pack makes a new one")
         return Machine(UNPACKED / "bin", [UNPACKED / "lib", *cublas_folders()], UNPACKED / "site", commit)
-    if not (BUILT / "device_bench").exists():
+    if not all((BUILT / name).exists() for name in PROGRAMS):
         missing = [tool for tool in ("cmake", "ninja", "ccache", "g++") if shutil.which(tool) is None]
         if missing:
             die(f"nothing is packed in {PACK.relative_to(ROOT)} or built, and building needs {', '.join(missing)}")
@@ -244,7 +246,7 @@ def pack() -> None:
         listed = subprocess.run(["ldd", str(program)], stdout=subprocess.PIPE, text=True, check=True).stdout
         for line in listed.splitlines():
             name, _, place = line.strip().partition(" => ")
-            if place and not name.startswith((*NOT_PACKED, "libcu")):
+            if place and not name.startswith(NOT_PACKED):
                 if place == "not found":
                     die(f"{program.name} lacks {name}")
                 shutil.copy(place.split(" (")[0], folder / "lib" / name)
