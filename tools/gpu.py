@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""Everything that wants a GPU: device tests, sanitizers, benchmarks, and a report of them.
+"""Everything that wants a GPU: device tests, sanitizers, benchmarks, a served system, and a report of them.
 
   ./dev gpu [STAGE...]   stages: see STAGES, or all (the default); each ends within 9 minutes
   ./dev gpu --dry-run    what would run, with its time limits
   ./dev gpu --pack       where there is no GPU: builds, and packs the programs into build/gpu/pack.tar.xz, for a machine
                          with a driver and Python alone (PyTorch, too, for the comparison with fla)
+  ./dev gpu serve --backend=cpu   where there is no GPU: rehearses the stage on the processor, with smaller weights
 
 Programs come from that pack if it is there, else from build/cuda, else they are built. After each stage the report and
-its numbers are written anew: OUT/<gpu>-<date>.md and .json, where OUT is bench/results or what --out says.
+its numbers are written anew: OUT/<gpu>-<date>.md and .json, where OUT is bench/results or what --out says. A rehearsal
+writes to build/gpu/rehearsal.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import importlib.util
@@ -32,13 +35,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build" / "cuda" / "bin"
 PACK = ROOT / "build" / "gpu" / "pack.tar.xz"
 UNPACKED = ROOT / "build" / "gpu" / "unpacked"
+BOOKS = ROOT / "checkpoints" / "books-5m"
 STAGE_SECONDS = 540
 PACK_LIMIT = 64 << 20
-PROGRAMS = ["device_bench", "model_bench"]  # beside the device tests
+PROGRAMS = ["device_bench", "model_bench", "palimpsest-server", "palimpsest"]  # beside the device tests
 FLA = ["fla-core==0.6.0", "einops==0.8.2"]  # the comparison; PyTorch and Triton are the machine's
-# Libraries that come with the system, the driver or a CUDA toolkit.
-NOT_PACKED = ("linux-vdso", "ld-linux", "libc.", "libm.", "libdl.", "librt.", "libpthread.", "libstdc++", "libgcc_s")
 CUBLAS = "libcublasLt.so.13"
+# Libraries that come with the system or a CUDA toolkit. glibc cannot come from elsewhere, and our libstdc++ would help
+# nobody: it needs glibc 2.36, and systems with that have a libstdc++ as new.
+GLIBC = ("linux-vdso", "ld-linux", "libc.", "libm.", "libdl.", "librt.", "libpthread.", "libresolv.")
+NOT_PACKED = (*GLIBC, "libstdc++", "libgcc_s", CUBLAS)
 
 
 def say(text: str) -> None:
@@ -70,6 +76,7 @@ class Machine:
     libraries: list[pathlib.Path]
     site: pathlib.Path | None  # of Python packages that were packed
     commit: str
+    backend: str = "cuda"  # cpu: for a rehearsal
 
     def program(self, name: str, *arguments: str) -> list[str]:
         """The command that runs one of ours."""
@@ -125,20 +132,42 @@ def bench_steps(machine: Machine) -> list[Step]:
     ]
 
 
+def random_weights(preset: str) -> tuple[pathlib.Path, list[Step]]:
+    """The folder of a model with random weights, and what makes it if it is not there."""
+    folder = ROOT / "build" / "bench" / preset
+    make = [sys.executable, "-m", "training.random_checkpoint", "--preset", preset, "--out", str(folder)]
+    there = (folder / "config.json").exists()
+    return folder, [] if there else [Step(f"random weights, {preset}", make, 120)]
+
+
 def model_steps(machine: Machine) -> list[Step] | str:
     """Whole models: the bundled one, and random weights in the shape of one of 1.3 billion parameters."""
     if importlib.util.find_spec("numpy") is None:
         return f"{sys.executable} has no numpy, which makes the random weights"
-    large = ROOT / "build" / "bench" / "1.3b"
-    make = [sys.executable, "-m", "training.random_checkpoint", "--preset", "1.3b", "--out", str(large)]
+    large, steps = random_weights("1.3b")
 
     def measure(name: str, folder: pathlib.Path) -> Step:
         flags = ["--backend=cuda", f"--checkpoint={folder}", "--batches=1,8,64,256", "--far_position=20000"]
         command = machine.program("model_bench", *flags)
         return Step(name, command, 200, json=True, environment=machine.environment())
 
-    steps = [] if (large / "config.json").exists() else [Step("random weights, 1.3b", make, 120)]
-    return [*steps, measure("1.3b", large), measure("books-5m", ROOT / "checkpoints" / "books-5m")]
+    return [*steps, measure("1.3b", large), measure("books-5m", BOOKS)]
+
+
+def serve_steps(machine: Machine) -> list[Step]:
+    """What servers on both backends say, then load: on the bundled model, and on random weights."""
+
+    def serve(name: str, what: str, folder: pathlib.Path, seconds: int) -> Step:
+        # The library path is for our programs alone: Python has libraries of its own.
+        library_path = machine.environment()["LD_LIBRARY_PATH"]
+        command = [sys.executable, str(ROOT / "tools" / "gpu_serve.py"), what, f"--bin={machine.bin}"]
+        command += [f"--checkpoint={folder}", f"--backend={machine.backend}", f"--library_path={library_path}"]
+        return Step(name, [*command, f"--seconds={seconds - 25}"], seconds, json=True)  # less what stopping may take
+
+    preset = "1.3b" if machine.backend == "cuda" else "30m"
+    large, make = random_weights(preset)
+    first = [serve("text", "text", BOOKS, 90), serve("books-5m", "load", BOOKS, 150)]
+    return [*first, *make, serve(preset, "load", large, 180)]
 
 
 def fla_steps(machine: Machine) -> list[Step] | str:
@@ -169,6 +198,7 @@ STAGES = [
     Stage("sanitizers", "compute-sanitizer: memcheck, racecheck, initcheck, synccheck", sanitizer_steps),
     Stage("bench", "device_bench: ops against the measured bounds", bench_steps),
     Stage("models", "model_bench: whole models on the GPU, decode, prefill and the engine", model_steps),
+    Stage("serve", "palimpsest-server on the GPU and on the processor, and the load it bears", serve_steps),
     Stage("fla", "flash-linear-attention's Triton kernels at the same shapes", fla_steps),
 ]
 
@@ -224,7 +254,7 @@ def find_machine() -> Machine:
         if (here := head()) not in (commit, "unknown"):
             say(f"the pack is of commit {commit}, this checkout is {here}: --pack makes a new one")
         return Machine(UNPACKED / "bin", [UNPACKED / "lib", *cublas_folders()], UNPACKED / "site", commit)
-    if not (BUILT / "device_bench").exists():
+    if not all((BUILT / name).exists() for name in PROGRAMS):
         missing = [tool for tool in ("cmake", "ninja", "ccache", "g++") if shutil.which(tool) is None]
         if missing:
             die(f"nothing is packed in {PACK.relative_to(ROOT)} or built, and building needs {', '.join(missing)}")
@@ -244,7 +274,7 @@ def pack() -> None:
         listed = subprocess.run(["ldd", str(program)], stdout=subprocess.PIPE, text=True, check=True).stdout
         for line in listed.splitlines():
             name, _, place = line.strip().partition(" => ")
-            if place and not name.startswith((*NOT_PACKED, "libcu")):
+            if place and not name.startswith(NOT_PACKED):
                 if place == "not found":
                     die(f"{program.name} lacks {name}")
                 shutil.copy(place.split(" (")[0], folder / "lib" / name)
@@ -305,8 +335,9 @@ def run_step(step: Step, seconds: float) -> dict[str, Any]:
     except OSError as error:
         output, errors, ended, passed = "", "", str(error), False
     result: dict[str, Any] = {"name": step.name, "passed": passed, "seconds": round(time.monotonic() - begin, 1)}
-    if passed and step.json:
-        result["data"] = json.loads(output)
+    if step.json:
+        with contextlib.suppress(ValueError):  # what failed may have printed nothing, or half
+            result["data"] = json.loads(output)
     if not passed:
         result["ended"] = ended
         result["tail"] = (output + errors)[-4000:]
@@ -356,7 +387,8 @@ def main() -> int:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(s.name for s in STAGES) + "; default all")
     parser.add_argument("--pack", action="store_true", help="make the pack and stop")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench" / "results", help="folder of the report")
+    parser.add_argument("--backend", choices=["cuda", "cpu"], default="cuda", help="cpu: rehearse the stage serve")
+    parser.add_argument("--out", type=pathlib.Path, help="folder of the report; default bench/results")
     args = parser.parse_args()
     if args.pack:
         pack()
@@ -365,20 +397,25 @@ def main() -> int:
     if unknown := set(names) - {s.name for s in STAGES}:
         parser.error(f"no stage {', '.join(sorted(unknown))}: there are {', '.join(s.name for s in STAGES)}, all")
     stages = [s for s in STAGES if s.name in names]
-    gpu = {} if args.dry_run else describe_gpu()
-    machine = find_machine()
+    rehearsal = args.backend == "cpu"
+    if rehearsal and names != ["serve"]:
+        parser.error("--backend=cpu is for the stage serve alone")
+    gpu = {} if args.dry_run or rehearsal else describe_gpu()
+    machine = dataclasses.replace(find_machine(), backend=args.backend)
     if args.dry_run:
         plan(stages, machine)
         return 0
 
     date = datetime.date.today().isoformat()
-    slug = "-".join(gpu["name"].lower().replace("/", " ").split()) + "-" + date
-    args.out.mkdir(parents=True, exist_ok=True)
-    numbers = args.out / f"{slug}.json"
+    slug = "-".join(gpu.get("name", "rehearsal").lower().replace("/", " ").split()) + "-" + date
+    out = args.out or (PACK.parent / "rehearsal" if rehearsal else ROOT / "bench" / "results")
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = out / f"{slug}.json"
     results: dict[str, Any] = {"stages": {}}
     if numbers.exists() and json.loads(numbers.read_text())["commit"] == machine.commit:
         results = json.loads(numbers.read_text())  # of stages that ran before
-    results |= {"gpu": gpu, "date": date, "commit": machine.commit, "command": "./dev gpu " + " ".join(names)}
+    command = ["./dev gpu", *names, *(["--backend=cpu"] if rehearsal else [])]
+    results |= {"gpu": gpu, "date": date, "commit": machine.commit, "command": " ".join(command)}
     failed = False
     for stage in stages:
         results["stages"][stage.name] = run_stage(stage, machine)

@@ -19,7 +19,7 @@ def microseconds(seconds: float | None) -> str:
 def data_of(results: Row, stage: str) -> Row | None:
     """What the stage's program printed, if it ran and passed."""
     for step in results["stages"].get(stage, {}).get("steps", []):
-        if "data" in step:
+        if step["passed"] and "data" in step:
             data: Row = step["data"]
             return data
     return None
@@ -309,6 +309,94 @@ def models_section(results: Row) -> list[str]:
     return lines
 
 
+def milliseconds(seconds: float) -> str:
+    """A time as people read it."""
+    return f"{seconds * 1e3:.2f}"
+
+
+def text_lines(data: Row) -> list[str]:
+    """How far the servers on the device and on the processor say the same."""
+    if not data.get("replies"):
+        return []
+    rows = [(f'reply to "{row["prompt"]}"', row) for row in data.get("replies", [])]
+    rows += [
+        (f"session of the {row['begun_on']}, continued on the {row['continued_on']}", row)
+        for row in data.get("sessions", [])
+    ]
+    same = sum(row["alike"] == row["tokens"] for _, row in rows)
+    return [
+        "### The same text from both",
+        "",
+        f"Greedy, float32 products, a server on the device and one on the processor: {same} of {len(rows)} texts are "
+        "the same. The difference is the largest up to where two part; the margin is by how much the one that is "
+        "compared with preferred its token there to the next.",
+        "",
+        *table(
+            ["text", "tokens alike", "difference of log-probabilities", "margin"],
+            [
+                [
+                    name,
+                    f"{row['alike']} of {row['tokens']}",
+                    f"{row['logprob_difference']:.1e}",
+                    f"{row['margin']:.1e}" if "margin" in row else "",
+                ]
+                for name, row in rows
+            ],
+        ),
+    ]
+
+
+def load_lines(name: str, data: Row) -> list[str]:
+    """A server under load, by number of streams."""
+    if not data.get("streams"):
+        return []
+    rows = []
+    for row in data["streams"]:
+        wait = row.get("device_wait_share")
+        rows.append(
+            [
+                str(row["streams"]),
+                f"{row['tokens_per_second']:.0f}",
+                *(milliseconds(row["first_token_seconds"][q]) for q in ("p50", "p99")),
+                *(milliseconds(row["per_token_seconds"][q]) for q in ("p50", "p99")),
+                f"{row['sequences']:.1f}",
+                milliseconds(row["iteration_seconds"]),
+                percent(None if wait is None else 1 - wait),
+                percent(row["between_iterations_share"]),
+                percent(row.get("recorded_share")),
+            ]
+        )
+    head = ["streams", "tokens/s", "first token p50, ms", "p99", "token p50, ms", "p99", "sequences", "iteration, ms"]
+    head += ["not waiting", "between", "graphs"]
+    return [f"### {name}: {data['parameters'] / 1e6:.0f}M parameters, {data['backend']}", "", *table(head, rows)]
+
+
+def serve_section(results: Row) -> list[str]:
+    """The served system. What was measured before a step failed counts."""
+    stage = results["stages"].get("serve")
+    if stage is None:
+        return []
+    lines = ["## Served", ""]
+    failed = [step for step in stage["steps"] if not step["passed"]]
+    lines += [f"- failed: {step['name']}: {step.get('data', {}).get('failed', step['ended'])}" for step in failed]
+    lines += [""] if failed else []
+    data = {step["name"]: step["data"] for step in stage["steps"] if "data" in step}
+    lines += text_lines(data.get("text", {}))
+    loads = [line for name, load in data.items() for line in load_lines(name, load)]
+    if loads:
+        lines += [
+            "`palimpsest bench` on the same machine: closed loop, prompts of 32 to 128 tokens, replies of 256. An "
+            "iteration runs from handing its work to the device until the results are there. *Not waiting* is the part "
+            "of it in which the engine's thread did not wait for the device, *between* the part of all time outside of "
+            "iterations: both are the engine's overhead. *Graphs* is the part of forward passes that a CUDA graph ran.",
+            "",
+            *loads,
+        ]
+    ends = [(name, *end) for name, row in data.items() for end in row.get("exit_statuses", {}).items()]
+    told = ", ".join(f"{name}, {server}: {status}" for name, server, status in ends)
+    return [*lines, f"Exit statuses of the servers after SIGTERM: {told}.", ""] if told else lines
+
+
 def fla_section(results: Row) -> list[str]:
     """What fla ran with, or why it did not."""
     stage = results["stages"].get("fla")
@@ -331,10 +419,18 @@ def fla_section(results: Row) -> list[str]:
     ]
 
 
-def report(results: Row) -> str:
-    """The whole report, in Markdown."""
+def head_lines(results: Row) -> list[str]:
+    """Where the figures come from, and the goals. A rehearsal has none."""
     gpu = results["gpu"]
-    lines = [
+    if not gpu:
+        return [
+            f"# Rehearsal without a GPU, {results['date']}",
+            "",
+            "No GPU was used: what is called the device is a second server on the processor. "
+            f"Commit {results['commit']}, command `{results['command']}`.",
+            "",
+        ]
+    return [
         f"# {gpu['name']}, {results['date']}",
         "",
         f"Commit {results['commit']}, driver {gpu['driver_version']}, {gpu['memory.total']}, at most "
@@ -345,6 +441,11 @@ def report(results: Row) -> str:
         "",
         *table(["goal", "here"], [[goal, reach(results)] for goal, reach in GOALS]),
     ]
-    for section in (tests_section, bench_section, models_section, fla_section):
+
+
+def report(results: Row) -> str:
+    """The whole report, in Markdown."""
+    lines = head_lines(results)
+    for section in (tests_section, bench_section, models_section, serve_section, fla_section):
         lines += section(results)
     return "\n".join(lines).rstrip() + "\n"

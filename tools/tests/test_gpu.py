@@ -2,10 +2,12 @@
 
 import json
 import pathlib
+import sys
 from typing import Any
 
 import gpu
 import gpu_report
+import gpu_serve
 import pytest
 
 GPU = {
@@ -136,7 +138,8 @@ def test_a_missing_tool_skips_its_stage(
 
 def test_goals_compare_with_the_fastest_of_fla() -> None:
     stages: dict[str, Any] = {
-        name: {"steps": [{"name": name, "data": data}]} for name, data in (("bench", BENCH), ("fla", FLA))
+        name: {"steps": [{"name": name, "passed": True, "data": data}]}
+        for name, data in (("bench", BENCH), ("fla", FLA))
     }
     stages["models"] = {"steps": [{"name": "1.3b", "passed": True, "data": MODEL}]}
     results = {"gpu": GPU, "date": "2001-01-01", "commit": "c", "command": "x", "stages": stages}
@@ -149,3 +152,100 @@ def test_goals_compare_with_the_fastest_of_fla() -> None:
     assert engine == "97 % to 97 %: reached"
     assert "- engine, 64 streams: 97 % of the bare forward" in gpu_report.report(results)
     assert "| delta | tf32 | 8 x 64 | 100.0 | 1.0 | 95 % | 50.0 | 0.50x |" in gpu_report.report(results)
+
+
+SERVER = """
+import http.server, pathlib, signal, sys
+flags = dict(flag.lstrip("-").split("=", 1) for flag in sys.argv[1:])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(pathlib.Path(__file__).with_name("exit_status").read_text())))
+names = ["iterations_total", "iteration_seconds_sum", "batch_sequences_sum", "device_wait_seconds_total"]
+names += ["device_recorded_passes_total", "device_direct_passes_total", "model_parameters"]
+asked = 0
+
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        global asked
+        asked += 1
+        grown = dict.fromkeys(names, 40 * asked)
+        grown |= {"iteration_seconds_sum": 2 * asked, "device_wait_seconds_total": asked}
+        self.send_response(200)
+        self.end_headers()
+        for name, value in grown.items():
+            self.wfile.write(f'palimpsest_{name}{{model="served"}} {value}\\n'.encode())
+
+    def log_message(self, *_):
+        pass
+
+page = http.server.HTTPServer(("127.0.0.1", 0), Page)
+pathlib.Path(flags["metrics_port_file"]).write_text(str(page.server_port))
+pathlib.Path(flags["port_file"]).write_text("1")
+page.serve_forever()
+"""
+CLIENT = """
+import json, sys
+latency = {"p50": 0.001, "p99": 0.002}
+if sys.argv[1] == "generate":
+    token = {"id": 7, "logprob": -0.5, "top": [{"id": 7, "logprob": -0.5}, {"id": 8, "logprob": -1.5}]}
+    for position in range(32):
+        print(json.dumps({"text": "a", "tokens": [token], "position": str(position)}))
+if sys.argv[1] == "models":
+    print(json.dumps({"backend": "a device"}))
+if sys.argv[1] == "bench":
+    times = {"time_to_first_token_seconds": latency, "time_per_output_token_seconds": latency}
+    print(json.dumps({"seconds": 4, "completed": 3, "errors": {}, "generated_tokens_per_second": 1234, **times}))
+"""
+
+
+@pytest.fixture
+def served(machine: gpu.Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> gpu.Machine:
+    for name, text in (("palimpsest-server", SERVER), ("palimpsest", CLIENT)):
+        (machine.bin / name).write_text(f"#!{sys.executable}\n{text}")
+        (machine.bin / name).chmod(0o755)
+    (machine.bin / "exit_status").write_text("0")
+    monkeypatch.setattr(gpu, "random_weights", lambda preset: (tmp_path / preset, []))
+    return machine
+
+
+@pytest.mark.usefixtures("served")
+def test_a_served_system_is_compared_and_loaded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, report, _ = run(tmp_path, monkeypatch, "serve")
+    assert status == 0
+    assert "6 of 6 texts are the same" in report
+    assert "| session of the device, continued on the processor | 32 of 32 | 0.0e+00 |  |" in report
+    assert "### 1.3b: 0M parameters, a device" in report
+    # Two seconds of four within iterations, one of them waiting.
+    assert "| 64 | 1234 | 1.00 | 2.00 | 1.00 | 2.00 | 1.0 | 50.00 | 50 % | 50 % | 50 % |" in report
+    assert "after SIGTERM: text, device: 0, text, processor: 0, books-5m, device: 0, 1.3b, device: 0." in report
+
+
+def test_a_server_that_ends_badly_is_told_with_what_it_did(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, served: gpu.Machine
+) -> None:
+    (served.bin / "exit_status").write_text("3")
+    status, report, _ = run(tmp_path, monkeypatch, "serve")
+    assert status == 1
+    assert "- failed: books-5m: device: exit status 3 after SIGTERM:" in report
+    assert "| 256 | 1234 |" in report and "text, device: 3" in report
+
+
+def test_a_rehearsal_says_that_no_gpu_was_used(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, served: gpu.Machine
+) -> None:
+    monkeypatch.setattr(gpu, "PACK", tmp_path / "pack.tar.xz")
+    monkeypatch.setattr("sys.argv", ["gpu.py", "serve", "--backend=cpu"])
+    assert gpu.main() == 0
+    (report,) = (tmp_path / "rehearsal").glob("rehearsal-*.md")
+    assert "No GPU was used" in report.read_text() and "### 30m" in report.read_text()
+    monkeypatch.setattr("sys.argv", ["gpu.py", "serve", "bench", "--backend=cpu"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+
+
+def test_replies_are_compared_up_to_where_they_part() -> None:
+    def reply(*ids: int) -> dict[str, Any]:
+        top = [{"id": 1, "logprob": -0.25}, {"id": 2, "logprob": -0.75}]
+        return {"text": "", "position": 9, "tokens": [{"id": i, "logprob": -0.1 * i, "top": top} for i in ids]}
+
+    row = gpu_serve.compare(reply(1, 2, 3), reply(1, 2, 4))
+    assert (row["alike"], row["tokens"], row["margin"]) == (2, 3, 0.5)
+    assert "margin" not in gpu_serve.compare(reply(1, 2), reply(1, 2))
