@@ -58,9 +58,10 @@ ABSL_FLAG(double, device_memory_fraction, Defaults().engine.device_memory_fracti
 ABSL_FLAG(int32_t, state_write_interval, Defaults().model.write_interval,
           "On a GPU: a sequence's state is written at every n-th step only, and what it lacks is kept beside it. More "
           "saves memory traffic and takes memory; replies are the same.");
-ABSL_FLAG(std::string, state_dtype, "f32",
-          "What sessions' fast weights are kept as: f32, or bf16: half the memory and traffic, less exact. Sessions and "
-          "snapshots of one are of no use to the other.");
+ABSL_FLAG(
+    std::string, state_dtype, "f32",
+    "What sessions' fast weights are kept as: f32, or bf16: half the memory and traffic, less exact. Sessions and "
+    "snapshots of one are of no use to the other.");
 ABSL_FLAG(
     std::string, math, "auto",
     "Arithmetic of the projections: f32, bf16 (rounds activations), or auto: bf16 where weights and processor are.");
@@ -136,8 +137,8 @@ constexpr char kAbout[] =
 const std::vector<FlagGroup>& Groups() {
   static const std::vector<FlagGroup>& groups = *new std::vector<FlagGroup>{
       {"Models",
-       {"model", "model_root", "backend", "device", "device_memory_fraction", "state_write_interval", "state_dtype", "math",
-        "model_repository", "model_repository_poll", "model_repository_retire_after"}},
+       {"model", "model_root", "backend", "device", "device_memory_fraction", "state_write_interval", "state_dtype",
+        "math", "model_repository", "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
        {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
@@ -231,8 +232,8 @@ ServerOptions ReadOptions() {
   using Math = ModelOptions::Math;
   options.model.math = OneOf<Math>("math", absl::GetFlag(FLAGS_math),
                                    {{"auto", Math::kAuto}, {"f32", Math::kF32}, {"bf16", Math::kBF16}});
-  options.model.state_dtype = OneOf<DType>("state_dtype", absl::GetFlag(FLAGS_state_dtype),
-                                           {{"f32", DType::kF32}, {"bf16", DType::kBF16}});
+  options.model.state_dtype =
+      OneOf<DType>("state_dtype", absl::GetFlag(FLAGS_state_dtype), {{"f32", DType::kF32}, {"bf16", DType::kBF16}});
   using Backend = BackendOptions::Kind;
   options.backend.kind = OneOf<Backend>("backend", absl::GetFlag(FLAGS_backend),
                                         {{"auto", Backend::kAuto}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}});

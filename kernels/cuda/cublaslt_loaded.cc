@@ -20,10 +20,10 @@ void* FunctionOf(const char* name) {
 
 }  // namespace
 
-#define PALIMPSEST_FORWARD(name, parameters, arguments)                             \
-  cublasStatus_t name parameters {                                                  \
+#define PALIMPSEST_FORWARD(name, parameters, arguments)                                \
+  cublasStatus_t name parameters {                                                     \
     static const auto function = reinterpret_cast<decltype(&name)>(FunctionOf(#name)); \
-    return function == nullptr ? CUBLAS_STATUS_NOT_INITIALIZED : function arguments; \
+    return function == nullptr ? CUBLAS_STATUS_NOT_INITIALIZED : function arguments;   \
   }
 
 PALIMPSEST_FORWARD(cublasLtCreate, (cublasLtHandle_t * handle), (handle))

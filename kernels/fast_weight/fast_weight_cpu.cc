@@ -115,8 +115,8 @@ HeadRows HeadOf(const FastWeightParams& params, int32_t sequence, int32_t value_
   head.ldchannels = int64_t{value_heads} * K;
   head.out = params.out + row * params.ldout + int64_t{value_head} * V;
   head.ldout = params.ldout;
-  head.state = params.state.At<std::byte>(params.rows.slot[sequence]) +
-               int64_t{value_head} * V * K * SizeOf(params.state.dtype);
+  head.state =
+      params.state.At<std::byte>(params.rows.slot[sequence]) + int64_t{value_head} * V * K * SizeOf(params.state.dtype);
   return head;
 }
 

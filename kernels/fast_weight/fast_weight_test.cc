@@ -94,7 +94,8 @@ struct Call {
       if (c.decay == Decay::kMixed && uniform(random) < 0.1f) value = -1000.0f;
     }
     if (rule == UpdateRule::kLowRank) {
-      // As RWKV-7 has them: what is removed lies along a unit vector, with a strength of up to max_beta for each channel.
+      // As RWKV-7 has them: what is removed lies along a unit vector, with a strength of up to max_beta for each
+      // channel.
       remove.resize(log_decay.size());
       insert.resize(remove.size());
       for (int64_t at = 0; at < static_cast<int64_t>(remove.size()); at += K) {
@@ -196,7 +197,7 @@ struct Call {
   DType dtype;
   std::vector<int32_t> row_begin, slot;
   std::vector<float> q, k, v, beta, log_decay, remove, insert, out;
-  std::vector<float> states;          // as the dtype says, this one or
+  std::vector<float> states;  // as the dtype says, this one or
   std::vector<BF16> rounded_states;
 };
 

@@ -17,12 +17,26 @@
 #include "server/engine/admission.h"
 #include "server/engine/available_processors.h"
 #include "server/engine/least_work.h"
+#include "server/engine/outbox.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
 #include "server/engine/stepper.h"
 #include "server/session/slot_pool.h"
 
 namespace palimpsest {
+namespace {
+
+// The end of a sequence that is lost with the device.
+absl::Status LostWithDevice(const Sequence& sequence, const absl::Status& status) {
+  std::string message(status.message());
+  if (sequence.request.lease) {
+    absl::StrAppend(&message, "; the session stands where it was before the request, at position ",
+                    sequence.initial_position);
+  }
+  return absl::UnavailableError(message);
+}
+
+}  // namespace
 
 class Engine::Impl {
  public:
@@ -41,7 +55,8 @@ class Engine::Impl {
         stepper_(*model_, options.threads == 0 ? AvailableProcessors() : options.threads, slots_,
                  MaxRows(options.slots, options)),
         scheduler_(options.slots, options.prefill_budget),
-        lanes_(static_cast<size_t>(options.slots), nullptr) {}
+        lanes_(static_cast<size_t>(options.slots), nullptr),
+        outbox_(*tokenizer_, model_->layout(), observer_) {}
   ~Impl();
 
   absl::Status Start() ABSL_LOCKS_EXCLUDED(mu_);
@@ -64,11 +79,6 @@ class Engine::Impl {
     std::vector<RequestId> cancelled;
     absl::Time drain_deadline = absl::InfiniteFuture();
   };
-  enum class Ending : uint8_t { kDone, kEarly, kNotFinite, kDeviceFailed };
-  struct Finished {
-    std::unique_ptr<Sequence> sequence;
-    RequestSink::Finish finish;
-  };
 
   // Conditions to wait for.
   bool HasMail() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -79,32 +89,31 @@ class Engine::Impl {
 
   // The engine's thread, as all below.
   void Loop() ABSL_LOCKS_EXCLUDED(mu_);
-  // Replaces `mail` by what has come since. Waits for some first if `idle`, but no longer than to the next deadline.
-  // False: the engine is to stop.
-  bool TakeMail(bool idle, Mail& mail) ABSL_LOCKS_EXCLUDED(mu_);
+  // Replaces `mail` by what has come since. With nothing to run it waits for some first, but no longer than to the next
+  // deadline. False: the engine is to stop.
+  bool TakeMail(Mail& mail) ABSL_LOCKS_EXCLUDED(mu_);
   void ReadMail(Mail& mail);
   void EndLate(const Mail& mail, absl::Time now);
   void AdmitWaiting(absl::Time now);
   void HoldSlowReaders();
   void NoteOldestWaiting();
-  void RunBatch();
-  // From now on nothing is taken.
-  void NoteDeviceFailure(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
-  // And everything ends.
-  void FailDevice(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
-  void CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers);
-  void CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now);
+  void RunBatch() ABSL_LOCKS_EXCLUDED(mu_);
+  // Has the sequences of the batch go on by what came of it: all that the next batch depends on.
+  void Advance(absl::Time now);
+  void AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Time now);
+  // And the rest, which may wait until that one runs: callers and observers hear, slow readers are looked at.
+  void Tell() ABSL_LOCKS_EXCLUDED(mu_);
   void CompletePrompt(Sequence& sequence);
   void EndEarly(Sequence& sequence, absl::StatusCode code, const char* why);
   void End(Sequence& sequence, Ending ending, absl::Status status, EndReason reason = EndReason::kLength,
            std::string stop_string = "");
-  // Settles what the sequence leaves behind: its lease and the state that was asked for. False: its numbers are not
-  // finite. INTERNAL: the device failed, and the session is where it was.
-  absl::StatusOr<bool> Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish, absl::Time now);
-  // Has the sink told with the next SendDeltas: on a device, that is while the next batch runs.
-  void Deliver(Sequence& sequence, RequestSink::Delta delta);
-  void SendDeltas();
-  void DeliverFinished() ABSL_LOCKS_EXCLUDED(mu_);
+  // From now on nothing is taken.
+  void NoteDeviceFailure(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  // And everything ends.
+  void FailDevice(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  bool OnDevice() const { return model_->device() != nullptr; }
+  // Whether its reader has to catch up before it may have another token.
+  bool IsFull(const Sequence& sequence) const;
 
   // Constant after construction.
   const std::shared_ptr<const Model> model_;
@@ -120,9 +129,8 @@ class Engine::Impl {
   Scheduler scheduler_;
   std::vector<Sequence*> lanes_;  // by lane; null: free
   absl::flat_hash_map<RequestId, std::unique_ptr<Sequence>> sequences_;
-  std::vector<Finished> finished_;                                // in this iteration
-  std::vector<std::pair<Sequence*, RequestSink::Delta>> deltas_;  // not sent yet
-  std::vector<Scheduler::Item> items_;
+  std::vector<Scheduler::Item> items_;  // the batch
+  Outbox outbox_;
   EngineStats counted_;
 
   mutable absl::Mutex mu_;  // never held across a forward pass or a call to a sink
@@ -231,26 +239,24 @@ void Engine::Impl::Loop() {
     warm_ = std::move(warm);
   }
   Mail mail;
-  bool idle = false;
-  while (TakeMail(idle, mail)) {
+  for (;;) {
+    // On a device, callers hear while the next batch runs, if there is one.
+    if (!OnDevice() || !scheduler_.HasWork()) Tell();
+    // Only now, between two batches: what came while one ran is part of the next, and nothing ends that is in one.
+    if (!TakeMail(mail)) return;
     const absl::Time now = absl::Now();
     ReadMail(mail);
     EndLate(mail, now);
     AdmitWaiting(now);
-    HoldSlowReaders();
-    NoteOldestWaiting();
     scheduler_.NextBatch(items_);
     if (!items_.empty()) RunBatch();
-    if (items_.empty() || !finished_.empty() || model_->device() == nullptr) SendDeltas();
-    // What has ended makes room for what waits.
-    idle = items_.empty() && finished_.empty();
-    DeliverFinished();
   }
 }
 
-bool Engine::Impl::TakeMail(bool idle, Mail& mail) {
+bool Engine::Impl::TakeMail(Mail& mail) {
   mail.submitted.clear();
   mail.cancelled.clear();
+  const bool idle = !scheduler_.HasWork();
   absl::Time wake = absl::InfiniteFuture();
   if (idle && !sequences_.empty()) wake = std::min(scheduler_.NextDeadline(), mail.drain_deadline);
   absl::MutexLock lock(&mu_);
@@ -297,23 +303,26 @@ void Engine::Impl::AdmitWaiting(absl::Time now) {
     PALIMPSEST_CHECK(sequence.slot.index >= 0);
     sequence.request.initial = nullptr;
     lanes_[sequence.lane] = &sequence;
-    scheduler_.Hold(sequence.lane, false);
+    scheduler_.Hold(sequence.lane, IsFull(sequence));
     ++counted_.running;
     ++counted_.slots_used;
     counted_.cached_tokens += sequence.initial_position;
-    if (observer_.on_queued) observer_.on_queued(now - sequence.request.arrival);
+    outbox_.AddQueued(now - sequence.request.arrival);
     // Such a prompt has nothing to take in: it is empty, or its one token is pending at once.
     const Scheduler::Job job = sequence.MakeJob();
     if (!job.feed && job.prefill_rows == 0) CompletePrompt(sequence);
   }
 }
 
+bool Engine::Impl::IsFull(const Sequence& sequence) const {
+  return sequence.request.sink->undelivered_tokens() + sequence.coming_tokens >= options_.max_undelivered_tokens;
+}
+
 void Engine::Impl::HoldSlowReaders() {
   counted_.held = 0;
-  for (Sequence* sequence : lanes_) {
+  for (const Sequence* sequence : lanes_) {
     if (sequence == nullptr) continue;
-    const bool full =
-        sequence->request.sink->undelivered_tokens() + sequence->unsent_tokens >= options_.max_undelivered_tokens;
+    const bool full = IsFull(*sequence);
     scheduler_.Hold(sequence->lane, full);
     if (full) ++counted_.held;
   }
@@ -328,14 +337,22 @@ void Engine::Impl::RunBatch() {
   const absl::Time begin = absl::Now();
   stepper_.Begin(items_, lanes_);
   const absl::Time begun = absl::Now();
-  SendDeltas();  // of the batch before, while the device is at work on this one
-  absl::Status status = stepper_.Finish();
+  for (const Scheduler::Item& item : items_) {
+    if (item.work == Scheduler::Work::kDecode) ++lanes_[item.lane]->coming_tokens;
+  }
+  if (OnDevice()) Tell();
+  const absl::Status status = stepper_.Finish();
   const absl::Time end = absl::Now();
-  if (model_->device() != nullptr) counted_.device_wait += end - begun;
+  if (OnDevice()) counted_.device_wait += end - begun;
   ++counted_.iterations;
   counted_.recorded_passes = stepper_.passes().recorded_passes;
   counted_.direct_passes = stepper_.passes().direct_passes;
   if (!status.ok()) return FailDevice(status);
+  Advance(end);
+  outbox_.AddIteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
+}
+
+void Engine::Impl::Advance(absl::Time now) {
   int64_t logit_rows = 0;
   for (size_t i = 0; i < items_.size(); ++i) {
     const Scheduler::Item& item = items_[i];
@@ -346,16 +363,58 @@ void Engine::Impl::RunBatch() {
     if (!std::ranges::all_of(answers, &SampleRow::finite)) {
       End(sequence, Ending::kNotFinite, absl::OkStatus());
     } else if (item.work == Scheduler::Work::kDecode) {
-      CommitToken(sequence, answers.front(), end);
+      AdvanceToken(sequence, answers.front(), now);
     } else {
-      if (!answers.empty()) CommitScores(sequence, item, answers);
+      // The last row, which is scored if any of them is, predicts this token of the prompt.
+      const int64_t last = item.work == Scheduler::Work::kFeed ? 0 : item.begin + item.rows;
+      if (!answers.empty()) outbox_.AddScores(sequence, answers, sequence.initial_position + last + 1);
       if (item.completes_prompt) CompletePrompt(sequence);
     }
   }
   const LeastWork::Amount least = least_work_.Of(stepper_.rows(), std::ssize(items_), logit_rows);
   counted_.least_bytes += least.bytes;
   counted_.least_flops += least.flops;
-  if (observer_.on_iteration) observer_.on_iteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
+}
+
+void Engine::Impl::AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Time now) {
+  const EngineRequest& request = sequence.request;
+  const int32_t previous = sequence.head.pending;
+  sequence.head.Append(answer.token);
+  ++sequence.generated_tokens;
+  ++counted_.generated_tokens;
+  if (sequence.generated_tokens == 1) sequence.first_token = now;
+  outbox_.AddToken(sequence, answer, now - (sequence.generated_tokens == 1 ? request.arrival : sequence.last_token));
+  sequence.last_token = now;
+
+  if (sequence.IsStopToken(answer.token)) return End(sequence, Ending::kDone, absl::OkStatus(), EndReason::kStopToken);
+  sequence.unread_after = previous;
+  // Only a stop string makes what follows depend on the text.
+  const int32_t stop = request.stop_strings.empty() ? -1 : sequence.ReadToken(*tokenizer_);
+  if (stop >= 0) {
+    End(sequence, Ending::kDone, absl::OkStatus(), EndReason::kStopString, request.stop_strings[stop]);
+  } else if (sequence.generated_tokens >= request.max_tokens) {
+    End(sequence, Ending::kDone, absl::OkStatus(), EndReason::kLength);
+  } else if (sequence.head.position == model_->config().max_context()) {
+    End(sequence, Ending::kDone, absl::OkStatus(), EndReason::kContextFull);
+  }
+}
+
+void Engine::Impl::Tell() {
+  outbox_.SendDeltas();
+  if (outbox_.ended() > 0) {
+    outbox_.Settle(counted_, absl::Now());
+    {
+      absl::MutexLock lock(&mu_);
+      stats_ = counted_;
+      delivering_ = outbox_.ended();
+      in_flight_ -= delivering_;
+    }
+    outbox_.SendFinishes();
+    absl::MutexLock lock(&mu_);
+    delivering_ = 0;
+  }
+  HoldSlowReaders();
+  NoteOldestWaiting();
 }
 
 void Engine::Impl::NoteDeviceFailure(const absl::Status& status) {
@@ -373,82 +432,7 @@ void Engine::Impl::FailDevice(const absl::Status& status) {
   std::vector<Sequence*> rest;
   for (const auto& [id, sequence] : sequences_) rest.push_back(sequence.get());
   std::ranges::sort(rest, {}, &Sequence::id);
-  for (Sequence* sequence : rest) {
-    End(*sequence, Ending::kDeviceFailed,
-        absl::UnavailableError(absl::StrCat(
-            status.message(), sequence->request.lease
-                                  ? absl::StrCat("; the session stands where it was before the request, at position ",
-                                                 sequence->initial_position)
-                                  : "")));
-  }
-}
-
-void Engine::Impl::CommitScores(Sequence& sequence, const Scheduler::Item& item, std::span<SampleRow> answers) {
-  RequestSink::Delta delta;
-  delta.tokens.reserve(answers.size());
-  for (SampleRow& answer : answers) {
-    delta.tokens.push_back({.id = answer.token, .logprob = answer.logprob, .top = std::move(answer.top)});
-  }
-  // The last row, which is scored if any of them is, predicts this token of the prompt.
-  const int64_t last = item.work == Scheduler::Work::kFeed ? 0 : item.begin + item.rows;
-  delta.position = sequence.initial_position + last + 1;
-  Deliver(sequence, std::move(delta));
-}
-
-void Engine::Impl::CommitToken(Sequence& sequence, SampleRow& answer, absl::Time now) {
-  const EngineRequest& request = sequence.request;
-  const int32_t previous = sequence.head.pending;
-  sequence.head.Append(answer.token);
-  ++sequence.generated_tokens;
-  ++counted_.generated_tokens;
-  if (sequence.generated_tokens == 1) {
-    sequence.first_token = now;
-    if (observer_.on_first_token) observer_.on_first_token(now - request.arrival);
-  } else if (observer_.on_token) {
-    observer_.on_token(now - sequence.last_token);
-  }
-  sequence.last_token = now;
-
-  RequestSink::Delta delta;
-  delta.tokens.push_back({.id = answer.token, .logprob = answer.logprob, .top = std::move(answer.top)});
-  delta.position = sequence.head.position;
-  std::optional<EndReason> reason;
-  std::string stop_string;
-  if (sequence.IsStopToken(answer.token)) {
-    reason = EndReason::kStopToken;
-  } else {
-    ReplyText::Piece piece = sequence.reply.Push(tokenizer_->Bytes(answer.token, previous));
-    delta.text = std::move(piece.text);
-    sequence.head.undecoded = sequence.reply.undecoded();
-    if (piece.stop >= 0) {
-      reason = EndReason::kStopString;
-      stop_string = request.stop_strings[piece.stop];
-    } else if (sequence.generated_tokens >= request.max_tokens) {
-      reason = EndReason::kLength;
-    } else if (sequence.head.position == model_->config().max_context()) {
-      reason = EndReason::kContextFull;
-    }
-  }
-  if (reason && *reason != EndReason::kStopString) {
-    // With nobody to go on from here, the beginning of a character stays one.
-    const bool ends_here = !request.lease && !request.want_state;
-    delta.text += ends_here ? sequence.reply.Flush() : sequence.reply.Release();
-  }
-  Deliver(sequence, std::move(delta));
-  if (reason) End(sequence, Ending::kDone, absl::OkStatus(), *reason, std::move(stop_string));
-}
-
-void Engine::Impl::Deliver(Sequence& sequence, RequestSink::Delta delta) {
-  sequence.unsent_tokens += std::ssize(delta.tokens);
-  deltas_.emplace_back(&sequence, std::move(delta));
-}
-
-void Engine::Impl::SendDeltas() {
-  for (auto& [sequence, delta] : deltas_) {
-    sequence->unsent_tokens = 0;
-    sequence->request.sink->OnDelta(std::move(delta));
-  }
-  deltas_.clear();
+  for (Sequence* sequence : rest) End(*sequence, Ending::kDeviceFailed, LostWithDevice(*sequence, status));
 }
 
 void Engine::Impl::CompletePrompt(Sequence& sequence) {
@@ -469,43 +453,32 @@ void Engine::Impl::EndEarly(Sequence& sequence, absl::StatusCode code, const cha
 void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, EndReason reason,
                        std::string stop_string) {
   const absl::Time now = absl::Now();
-  const EngineRequest& request = sequence.request;
-  const bool leased = static_cast<bool>(request.lease);
-  if (ending != Ending::kDone) {
-    // Text that was held back belongs to tokens that were delivered.
-    std::string text = sequence.reply.Release();
-    if (!text.empty()) {
-      Deliver(sequence, {.text = std::move(text), .tokens = {}, .position = sequence.head.position});
+  // At once, since the slot is given out again. The rest of what becomes of the state can wait.
+  std::shared_ptr<State> state;
+  if (sequence.LeavesState(ending)) {
+    stepper_.MakeWhole(sequence.slot);
+    absl::StatusOr<std::shared_ptr<State>> copied = CopyState(format_, slots_, sequence.slot);
+    if (copied.ok()) {
+      state = *std::move(copied);
+    } else {
+      // The others are told by the next batch, which fails as well.
+      NoteDeviceFailure(copied.status());
+      ending = Ending::kDeviceFailed;
+      status = LostWithDevice(sequence, copied.status());
     }
   }
   RequestSink::Finish finish;
+  finish.status = std::move(status);
+  finish.device_failed = ending == Ending::kDeviceFailed;
   finish.reason = reason;
   finish.stop_string = std::move(stop_string);
-  finish.seed = request.sampling.seed;
+  finish.seed = sequence.request.sampling.seed;
   finish.prompt_tokens = sequence.prompt_tokens;
   finish.generated_tokens = sequence.generated_tokens;
   finish.cached_tokens = sequence.initial_position;
-  finish.queue_time = std::min(sequence.admitted, now) - request.arrival;
-  if (sequence.generated_tokens > 0) finish.time_to_first_token = sequence.first_token - request.arrival;
-  finish.total_time = now - request.arrival;
-  finish.status = std::move(status);
-  finish.device_failed = ending == Ending::kDeviceFailed;
-  const absl::StatusOr<bool> settled = Settle(sequence, ending, finish, now);
-  const bool kept = settled.ok() && *settled;
-  if (!kept || (ending != Ending::kDone && sequence.generated_tokens == 0)) {
-    counted_.discarded_tokens += sequence.rows_taken;
-  }
-  if (!settled.ok()) {
-    // The others are told by the next batch, which fails as well.
-    NoteDeviceFailure(settled.status());
-    finish.device_failed = true;
-    finish.status = absl::UnavailableError(settled.status().message());
-  } else if (!kept) {
-    ++counted_.quarantined;
-    finish.status = absl::InternalError(
-        absl::StrCat("the numbers of this sequence stopped being finite at position ", sequence.head.position,
-                     leased ? "; its session is quarantined: delete it or go back to a snapshot" : ""));
-  }
+  finish.queue_time = std::min(sequence.admitted, now) - sequence.request.arrival;
+  if (sequence.generated_tokens > 0) finish.time_to_first_token = sequence.first_token - sequence.request.arrival;
+  finish.total_time = now - sequence.request.arrival;
   if (sequence.lane >= 0) {
     slots_.Release(sequence.slot);
     scheduler_.Leave(sequence.lane);
@@ -513,65 +486,12 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
     --counted_.running;
     --counted_.slots_used;
   } else {
-    if (observer_.on_queued) observer_.on_queued(finish.queue_time);
+    outbox_.AddQueued(finish.queue_time);
     PALIMPSEST_CHECK(scheduler_.Withdraw(sequence.id));
   }
   const auto it = sequences_.find(sequence.id);
-  finished_.push_back({.sequence = std::move(it->second), .finish = std::move(finish)});
+  outbox_.AddEnd({.sequence = std::move(it->second), .ending = ending, .finish = std::move(finish), .state = state});
   sequences_.erase(it);
-}
-
-absl::StatusOr<bool> Engine::Impl::Settle(Sequence& sequence, Ending ending, RequestSink::Finish& finish,
-                                          absl::Time now) {
-  EngineRequest& request = sequence.request;
-  const bool changed = sequence.head.position != sequence.initial_position;
-  // A request that ends early leaves its prompt behind only if a token was sampled after it.
-  const bool keep = ending == Ending::kDone || (ending == Ending::kEarly && sequence.generated_tokens > 0);
-  const bool asked = ending == Ending::kDone && (request.want_state || request.want_digest);
-  const bool commit = keep && changed && request.lease;
-  finish.position = keep ? sequence.head.position : sequence.initial_position;
-
-  StatePtr state;
-  if (asked || commit) {
-    stepper_.MakeWhole(sequence.slot);
-    absl::StatusOr<StatePtr> made = MakeState(format_, model_->layout(), sequence.head, slots_, sequence.slot);
-    if (!made.ok()) {
-      finish.position = sequence.initial_position;
-      request.lease.Abandon(now);
-      return made.status();
-    }
-    state = *std::move(made);
-    if (state == nullptr) ending = Ending::kNotFinite;
-  }
-  if (ending == Ending::kNotFinite) {
-    if (request.lease) request.lease.Quarantine(now);
-    return false;
-  }
-  if (asked && request.want_digest) finish.state_digest = StateDigest(*state);
-  if (asked && request.want_state) finish.state = state;
-  if (commit) {
-    request.lease.Commit(std::move(state), now);
-  } else {
-    request.lease.Abandon(now);
-  }
-  return true;
-}
-
-void Engine::Impl::DeliverFinished() {
-  if (finished_.empty()) return;
-  {
-    absl::MutexLock lock(&mu_);
-    stats_ = counted_;
-    delivering_ = static_cast<int32_t>(finished_.size());
-    in_flight_ -= delivering_;
-  }
-  for (Finished& finished : finished_) {
-    if (observer_.on_finish) observer_.on_finish(finished.finish);
-    finished.sequence->request.sink->OnFinish(std::move(finished.finish));
-  }
-  finished_.clear();
-  absl::MutexLock lock(&mu_);
-  delivering_ = 0;
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

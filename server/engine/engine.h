@@ -57,7 +57,8 @@ struct GeneratedTokenValue {
 };
 
 // What the engine says of a request as it goes. The engine's thread calls these one at a time and must not be held up:
-// implementations queue and return. After OnFinish nothing more is called and the sink is let go.
+// implementations queue and return. After OnFinish nothing more is called and the sink is let go. On a device, what
+// came of a batch is told while the next one runs: who cancels then finds that one more token has been sampled.
 class RequestSink {
  public:
   struct Delta {
@@ -159,7 +160,8 @@ struct EngineStats {
   int64_t least_flops = 0;
 };
 
-// Told of each iteration and of each request as it goes; called on the engine's thread, must return quickly.
+// Told of each iteration and of each request as it goes; called on the engine's thread, as sinks are, and must return
+// quickly.
 struct EngineObserver {
   std::function<void(int32_t rows, int32_t sequences, absl::Duration time)> on_iteration;
   std::function<void(absl::Duration)> on_queued;  // from arrival until it had a slot, or its end if it never had one

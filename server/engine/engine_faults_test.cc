@@ -19,25 +19,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-// A reply so long that it cannot end by itself while a test runs.
-constexpr int64_t kEndless = 1'000'000'000;
-
-class EngineFaults : public ::testing::Test {
- protected:
-  EngineRequest OnSession(const std::string& id, EngineRequest request) {
-    absl::StatusOr<SessionLease> lease = store_.Acquire(id, absl::Now());
-    EXPECT_TRUE(lease.ok()) << lease.status();
-    request.lease = *std::move(lease);
-    request.initial = request.lease.state();
-    return request;
-  }
-  void NewSession(const std::string& id) {
-    ASSERT_TRUE(store_.Create({.id = id, .model = "m", .state_bytes = 1}, absl::Now()).ok());
-  }
-  StatePtr Parked(const std::string& id) { return store_.Peek(id, absl::Now())->state; }
-
-  SessionStore store_{{}};
-};
+class EngineFaults : public SessionsTest {};
 
 TEST_F(EngineFaults, ACancelledSessionStandsAtTheLastTokenSampled) {
   const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2});
@@ -196,7 +178,7 @@ TEST_F(EngineFaults, DrainingLetsEndWhatCanAndKeepsSessions) {
   const auto endless = Submit(*engine, OnSession("endless", Generate(RandomTokens(3, 12), kEndless)));
   const auto ends = Submit(*engine, OnSession("short", Generate(RandomTokens(3, 13), 40)));
   const auto follows = Submit(*engine, Generate(RandomTokens(3, 14), 20));
-  std::thread drain([&] { engine->Drain(absl::Now() + absl::Seconds(2)); });
+  std::thread drain([&] { engine->Drain(absl::Now() + absl::Seconds(5)); });
   const auto refused = [&] {
     EngineRequest request = Generate(RandomTokens(1, 15), 1);
     request.sink = std::make_shared<RecordingSink>();

@@ -235,7 +235,7 @@ TEST(EngineLaws, ASnapshotTakenUpElsewhereGoesOnAsIfNothingHadHappened) {
 }
 
 TEST(EngineLaws, StatesOfBFloat16KeepTheLaws) {
-  const std::shared_ptr<const Model> model = LoadModel(TestSpec(), DType::kBF16);
+  const std::shared_ptr<const Model> model = LoadModel(TestSpec(), {.state_dtype = DType::kBF16});
   std::vector<EngineRequest> requests;
   for (int32_t i = 0; i < 6; ++i) requests.push_back(Generate(RandomTokens(1 + 37 * i, 40 + i), 12));
   std::vector<Outcome> alone;

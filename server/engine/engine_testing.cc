@@ -1,16 +1,15 @@
 #include "server/engine/engine_testing.h"
 
-#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <cstring>
 #include <filesystem>
 #include <random>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/common/check.h"
-#include "kernels/common/test_device.h"
 
 namespace palimpsest::testing {
 namespace {
@@ -31,13 +30,14 @@ RandomCheckpointSpec TestSpec() {
   return spec;
 }
 
-std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec, DType state_dtype) {
+std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec, ModelOptions options) {
+  if (options.device == nullptr) options.device = OpenTestDevice();
+  options.write_interval = 3;
   static std::atomic<int> counter = 0;
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / absl::StrCat("palimpsest_engine_test_", getpid(), "_", ++counter);
   WriteRandomCheckpoint(folder.string(), spec);
-  absl::StatusOr<std::unique_ptr<Model>> model =
-      Model::Load(folder.string(), {.state_dtype = state_dtype, .device = OpenTestDevice(), .write_interval = 3});
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder.string(), options);
   std::filesystem::remove_all(folder);
   EXPECT_TRUE(model.ok()) << model.status();
   PALIMPSEST_CHECK(model.ok());
@@ -184,6 +184,18 @@ EngineRequest Score(std::vector<int32_t> text, StatePtr initial) {
   request.top_logprobs = 2;
   request.want_state = true;
   request.want_digest = true;
+  return request;
+}
+
+void SessionsTest::NewSession(const std::string& id) {
+  ASSERT_TRUE(store_.Create({.id = id, .model = "m", .state_bytes = 1}, absl::Now()).ok());
+}
+
+EngineRequest SessionsTest::OnSession(const std::string& id, EngineRequest request) {
+  absl::StatusOr<SessionLease> lease = store_.Acquire(id, absl::Now());
+  EXPECT_TRUE(lease.ok()) << lease.status();
+  request.lease = *std::move(lease);
+  request.initial = request.lease.state();
   return request;
 }
 

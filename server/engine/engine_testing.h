@@ -1,6 +1,8 @@
 // What the engine's tests share: a tiny model, a tokenizer with awkward tokens, a sink that remembers.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -12,16 +14,22 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "kernels/common/test_device.h"
 #include "server/engine/engine.h"
 #include "server/model/testing/random_checkpoint.h"
+#include "server/session/session_store.h"
 
 namespace palimpsest::testing {
 
 // Ends a sequence's numbers in the model that LoadTestModel gives.
 constexpr int32_t kPoisonToken = 255;
 
+// A reply so long that it cannot end by itself while a test runs.
+constexpr int64_t kEndless = 1'000'000'000;
+
 RandomCheckpointSpec TestSpec();
-std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec, DType state_dtype = DType::kF32);
+// On the test device, if there is one, unless the options name another.
+std::shared_ptr<const Model> LoadModel(const RandomCheckpointSpec& spec, ModelOptions options = {});
 // The model of TestSpec(), loaded once.
 std::shared_ptr<const Model> TestModel();
 
@@ -87,6 +95,16 @@ std::vector<int32_t> RandomTokens(int64_t count, uint64_t seed);
 // A request to generate, with sampling that uses all of its parts.
 EngineRequest Generate(std::vector<int32_t> prompt, int64_t max_tokens, StatePtr initial = nullptr);
 EngineRequest Score(std::vector<int32_t> text, StatePtr initial = nullptr);
+
+// Tests with sessions.
+class SessionsTest : public ::testing::Test {
+ protected:
+  void NewSession(const std::string& id);
+  EngineRequest OnSession(const std::string& id, EngineRequest request);
+  StatePtr Parked(const std::string& id) { return store_.Peek(id, absl::Now())->state; }
+
+  SessionStore store_{{}};
+};
 
 // All bits of the tokens: ids, log-probabilities, alternatives.
 std::string Bits(const std::vector<GeneratedTokenValue>& tokens);

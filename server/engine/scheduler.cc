@@ -94,6 +94,14 @@ void Scheduler::TakePrompts(std::vector<Item>& items) {
   turns_.insert(turns_.begin(), later.begin(), later.end());
 }
 
+bool Scheduler::HasWork() const {
+  if (!line_.empty() && running_ < static_cast<int32_t>(lanes_.size())) return true;
+  return std::ranges::any_of(lanes_, [](const Lane& lane) {
+    return lane.phase == Phase::kFeeding || lane.phase == Phase::kPrefilling ||
+           (lane.phase == Phase::kDecoding && !lane.held);
+  });
+}
+
 std::vector<uint64_t> Scheduler::Expired(absl::Time now) const {
   std::vector<uint64_t> expired;
   for (const Job& job : line_) {

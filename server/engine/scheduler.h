@@ -63,6 +63,9 @@ class Scheduler {
   // turn it was not comes first the next time. A last chunk of one row is a step, and never in one item with others.
   void NextBatch(std::vector<Item>& items);
 
+  // Whether Admit has a lane to give, or NextBatch something to run.
+  bool HasWork() const;
+
   // Jobs whose deadline is not after `now`, waiting ones in line first.
   std::vector<uint64_t> Expired(absl::Time now) const;
   // The earliest deadline of any job; InfiniteFuture without one.

@@ -57,6 +57,28 @@ TEST(Scheduler, AdmitsInTheOrderOfArrivalIntoFreeLanes) {
   EXPECT_EQ(scheduler.waiting(), 0);
 }
 
+TEST(Scheduler, HasWorkWhileSomeoneCanBeAdmittedOrRun) {
+  Scheduler scheduler(1, 64);
+  EXPECT_FALSE(scheduler.HasWork());
+  for (const uint64_t id : {1, 2}) scheduler.Enqueue(Prompt(id, 1));
+  EXPECT_TRUE(scheduler.HasWork());
+  const int32_t lane = scheduler.Admit()->lane;
+  EXPECT_TRUE(scheduler.HasWork()) << "a prompt to take in";
+  scheduler.Hold(lane, true);
+  EXPECT_TRUE(scheduler.HasWork()) << "which holding does not stop";
+  EXPECT_THAT(Next(scheduler), ElementsAre("0:0+1!"));
+  EXPECT_FALSE(scheduler.HasWork()) << "the one is held, the other finds no lane";
+  scheduler.Hold(lane, false);
+  EXPECT_TRUE(scheduler.HasWork());
+  scheduler.Hold(lane, true);
+  scheduler.Leave(lane);
+  EXPECT_TRUE(scheduler.HasWork()) << "a lane for the other";
+  scheduler.Admit();
+  EXPECT_THAT(Next(scheduler), ElementsAre("0:0+1!"));
+  scheduler.Leave(lane);
+  EXPECT_FALSE(scheduler.HasWork());
+}
+
 TEST(Scheduler, TakesAPromptInWholeChunksAndThenDecodes) {
   Scheduler scheduler(1, 64);
   scheduler.Enqueue(Prompt(1, 130));

@@ -67,17 +67,38 @@ void Sequence::CompletePrompt() {
 
 bool Sequence::IsStopToken(int32_t token) const { return std::ranges::binary_search(stop_tokens, token); }
 
-absl::StatusOr<StatePtr> MakeState(const StateFormat& format, const StateLayout& layout, const SequenceHead& head,
-                                   SlotPool& slots, SlotHandle slot) {
+int32_t Sequence::ReadToken(const Tokenizer& tokenizer) {
+  if (!unread_after) return -1;
+  ReplyText::Piece piece = reply.Push(tokenizer.Bytes(head.pending, *unread_after));
+  unread_after.reset();
+  delta.text += piece.text;
+  head.undecoded = reply.undecoded();
+  return piece.stop;
+}
+
+bool Sequence::Keeps(Ending ending) const {
+  return ending == Ending::kDone || (ending == Ending::kEarly && generated_tokens > 0);
+}
+
+bool Sequence::Commits(Ending ending) const {
+  return request.lease && Keeps(ending) && head.position != initial_position;
+}
+
+bool Sequence::HandsOutState(Ending ending) const {
+  return ending == Ending::kDone && (request.want_state || request.want_digest);
+}
+
+absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot) {
   auto state = std::make_shared<State>();
   state->format = format;
-  state->head = head;
   state->data = AlignedBytes(format.bytes);
   if (absl::Status status = slots.CopyOut(slot, state->data.data(), format.bytes); !status.ok()) return status;
-  for (const StatePieceSpec& piece : layout.pieces()) {
-    if (!IsFinite(piece, state->data.data())) return StatePtr();
-  }
-  return StatePtr(std::move(state));
+  return state;
+}
+
+bool IsFinite(const StateLayout& layout, const State& state) {
+  return std::ranges::all_of(layout.pieces(),
+                             [&](const StatePieceSpec& piece) { return IsFinite(piece, state.data.data()); });
 }
 
 }  // namespace palimpsest

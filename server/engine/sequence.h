@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,8 +16,12 @@
 #include "server/model/state_layout.h"
 #include "server/session/slot_pool.h"
 #include "server/session/state.h"
+#include "server/tokenizer/tokenizer.h"
 
 namespace palimpsest {
+
+// How a request ended. kEarly: cancelled, too late, or drained.
+enum class Ending : uint8_t { kDone, kEarly, kNotFinite, kDeviceFailed };
 
 // Made by the thread that submits, then the engine thread's alone.
 struct Sequence {
@@ -26,6 +32,18 @@ struct Sequence {
   // The model has taken in all of the prompt but its last token, which is pending now.
   void CompletePrompt();
   bool IsStopToken(int32_t token) const;
+  // Makes the text of the last token, if that is left to do, and adds to `delta` what of it can be sent. The index of
+  // the stop string that the reply now contains, or -1.
+  int32_t ReadToken(const Tokenizer& tokenizer);
+
+  // Whether the context stays as the request made it. One that ends early leaves its prompt behind only if a token was
+  // sampled after it.
+  bool Keeps(Ending ending) const;
+  // Whether the session gets a new state, and whether the caller is told of one.
+  bool Commits(Ending ending) const;
+  bool HandsOutState(Ending ending) const;
+  bool LeavesState(Ending ending) const { return Commits(ending) || HandsOutState(ending); }
+
   bool scores() const { return request.kind == EngineRequest::Kind::kScore; }
   bool generates() const { return !scores() && request.max_tokens > 0; }
 
@@ -37,8 +55,10 @@ struct Sequence {
 
   SequenceHead head;  // without the prompt until it is complete
   ReplyText reply;
+  std::optional<int32_t> unread_after;  // the token before the last one, while that one's text is not made
+  RequestSink::Delta delta;             // not sent yet
   int64_t generated_tokens = 0;
-  int64_t unsent_tokens = 0;  // of deltas that the sink has not been told yet
+  int64_t coming_tokens = 0;  // being sampled, or sampled and not sent yet
   int64_t rows_taken = 0;     // that the model has taken in
 
   int32_t lane = -1;  // -1: waits
@@ -48,9 +68,10 @@ struct Sequence {
   absl::Time last_token = absl::InfiniteFuture();
 };
 
-// The state that the slot, laid out by `layout`, and `head` make; null if some number in it is not finite. INTERNAL:
-// the device that has the slots failed.
-absl::StatusOr<StatePtr> MakeState(const StateFormat& format, const StateLayout& layout, const SequenceHead& head,
-                                   SlotPool& slots, SlotHandle slot);
+// What a slot holds, as a state without a head. INTERNAL: the device that has the slots failed.
+absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot);
+
+// Whether all numbers of the state, laid out by `layout`, are finite.
+bool IsFinite(const StateLayout& layout, const State& state);
 
 }  // namespace palimpsest

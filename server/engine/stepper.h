@@ -28,8 +28,8 @@ class Stepper {
   // runs every size of batch that is recorded. DATA_LOSS: the logits are not finite.  INTERNAL: the device failed.
   absl::Status WarmUp();
 
-  // Puts the batch to work; `lanes[item.lane]` is the item's sequence, which must stay as it is until Finish. A device
-  // has then begun; the processor has done it.
+  // Puts the batch to work; `lanes[item.lane]` is the item's sequence, whose request, slot and tokens must stay as they
+  // are until Finish. A device has then begun; the processor has done it.
   void Begin(std::span<const Scheduler::Item> items, std::span<Sequence* const> lanes);
   // Waits for the batch and samples. The states have moved on, nothing else of the sequences has. INTERNAL: the device
   // failed; there are no answers, and the states are lost.

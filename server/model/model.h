@@ -88,9 +88,8 @@ class Model {
   // Reads and checks config.json and the safetensors of the folder, and packs the weights.
   // RESOURCE_EXHAUSTED: the device has too little free memory.
   // INVALID_ARGUMENT: configuration (see ModelConfig::FromJson), or a tensor that is missing, unknown, of another shape
-  // than the configuration says, or that holds NaN or infinity; or bf16 arithmetic asked of other weights; or options out
-  // of their ranges.  NOT_FOUND:
-  // no such folder or file.  DATA_LOSS: a weight file is truncated or damaged.
+  // than the configuration says, or that holds NaN or infinity; or bf16 arithmetic asked of other weights; or options
+  // out of their ranges.  NOT_FOUND: no such folder or file.  DATA_LOSS: a weight file is truncated or damaged.
   static absl::StatusOr<std::unique_ptr<Model>> Load(const std::string& folder, const ModelOptions& options = {});
   ~Model();
 

@@ -65,8 +65,7 @@ StateLayout StateLayout::FromConfig(const ModelConfig& config, DType fast_weight
       add(layer + "window", {2, mixer.shape.heads, mixer.window_capacity(), mixer.head_dim});
       continue;
     }
-    add(layer + "fast_weight", {mixer.shape.value_heads, mixer.shape.value_dim, mixer.shape.key_dim},
-        fast_weights);
+    add(layer + "fast_weight", {mixer.shape.value_heads, mixer.shape.value_dim, mixer.shape.key_dim}, fast_weights);
     if (mixer.attention_norm != AttentionNormKind::kNone) {
       add(layer + "key_sum", {mixer.shape.heads, mixer.shape.key_dim});
     }

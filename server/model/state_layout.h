@@ -1,5 +1,5 @@
-// Where the pieces of a state are. Computed from the config, and the type that fast weights are kept in, alone: the same
-// of both gives the same layout everywhere.
+// Where the pieces of a state are. Computed from the config, and the type that fast weights are kept in, alone: the
+// same of both gives the same layout everywhere.
 #pragma once
 
 #include <cstdint>
