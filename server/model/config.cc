@@ -112,6 +112,10 @@ const char* NameOf(UpdateRule rule) {
       return "delta";
     case UpdateRule::kGatedDelta:
       return "gated_delta";
+    case UpdateRule::kChannelGatedDelta:
+      return "channel_gated_delta";
+    case UpdateRule::kLowRank:
+      return "low_rank";
   }
   return "?";
 }
