@@ -1,0 +1,93 @@
+// Which mixers have fused steps, and the shapes of their launches, which no device is needed for.
+#include "kernels/fast_weight_mixer/fast_weight_mixer_config.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "kernels/fast_weight_mixer/fast_weight_mixer.h"
+
+namespace palimpsest {
+namespace {
+
+constexpr int64_t kLeastShared = 99 << 10;  // of the devices that kernels are compiled for
+
+TEST(MixerStepConfig, EveryRowOfABlocksStatesHasItsLanesInOneTurn) {
+  for (const int32_t K : {16, 32, 64, 128, 256}) {
+    for (const int32_t V : {1, 5, 16, 40, 64, 128, 200, 512, 1024}) {
+      for (const int32_t shared_by : {1, 2, 3, 8}) {
+        const MixerStepConfig config = ChooseMixerStepConfig({2, 2 * shared_by, K, V});
+        ASSERT_EQ(config.value_heads, shared_by);
+        ASSERT_EQ(config.threads % 32, 0);
+        ASSERT_GE(config.threads, MixerStepConfig::kLeastThreads);
+        ASSERT_LE(config.threads, MixerStepConfig::kMostThreads);
+        ASSERT_GE(config.pieces_per_head * FastWeightRowsConfig::kRowsPerThread, V);
+        const int32_t lanes = K / FastWeightRowsConfig::kRowFloats;
+        const int32_t pieces = shared_by * config.pieces_per_head, a_turn = config.threads / lanes;
+        ASSERT_GE(config.turns * a_turn, pieces);
+        ASSERT_LT((config.turns - 1) * a_turn, pieces) << "a turn without work";
+      }
+    }
+  }
+}
+
+TEST(MixerStepConfig, ArraysLieApartAndFit) {
+  for (const int32_t K : {16, 256}) {
+    for (const int32_t V : {1, 1024}) {
+      const MixerStepConfig config = ChooseMixerStepConfig({1, 4, K, V});
+      const int32_t values = 4 * V;
+      EXPECT_EQ(config.k, K);
+      EXPECT_EQ(config.v, config.k + K);
+      EXPECT_EQ(config.k % 4, 0) << "keys are read 16 bytes at a time";
+      EXPECT_GE(config.read, config.v + values);
+      EXPECT_GE(config.gain, config.read + values);
+      EXPECT_GE(config.beta, config.gain + values);
+      EXPECT_GE(config.decay, config.beta + 4);
+      EXPECT_GE(config.bytes, 4 * (config.decay + 4));
+      EXPECT_LE(config.bytes, kLeastShared);
+    }
+  }
+}
+
+FastWeightMixerParams Plain() {
+  FastWeightMixerParams mixer;
+  mixer.gate = GateParams();
+  mixer.memory.shape = {.heads = 2, .value_heads = 4, .key_dim = 64, .value_dim = 48};
+  return mixer;
+}
+
+TEST(HasFusedSteps, OfMixersThatABlockCanDoAlone) {
+  FastWeightMixerParams mixer = Plain();
+  EXPECT_TRUE(HasFusedSteps(mixer, kLeastShared));
+  EXPECT_FALSE(HasFusedSteps(mixer, ChooseMixerStepConfig(mixer.memory.shape).bytes - 1));
+
+  mixer.memory.shape.key_dim = 48;
+  EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared)) << "no rows in registers";
+
+  for (const UpdateRule rule : {UpdateRule::kChannelGatedDelta, UpdateRule::kLowRank}) {
+    mixer = Plain();
+    mixer.memory.rule = rule;
+    EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared));
+  }
+
+  for (FeatureMapParams FastWeightMixerParams::*map : {&FastWeightMixerParams::query, &FastWeightMixerParams::key}) {
+    mixer = Plain();
+    (mixer.*map).map = FeatureMapKind::kDpfp;
+    EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared));
+    (mixer.*map).map = FeatureMapKind::kElu1;
+    EXPECT_TRUE(HasFusedSteps(mixer, kLeastShared));
+  }
+
+  mixer = Plain();
+  mixer.value = FeatureMapParams{.map = FeatureMapKind::kSilu};
+  EXPECT_TRUE(HasFusedSteps(mixer, kLeastShared));
+  mixer.value->norm = KeyNorm::kL2;
+  EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared));
+
+  mixer = Plain();
+  mixer.attention_norm = AttentionNormParams();
+  EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared));
+}
+
+}  // namespace
+}  // namespace palimpsest
