@@ -121,7 +121,7 @@ def replay_gain(results: Row) -> list[float]:
 
 
 def mixer_gain(results: Row) -> list[float]:
-    """The time of a step's ops one by one over that of their one launch."""
+    """The time of a step's ops one by one over that of their fused form."""
     data = data_of(results, "bench")
     gains = []
     for row in rows_of(data, "mixer", form="fused"):
@@ -145,7 +145,7 @@ GOALS: list[tuple[str, Callable[[Row], str]]] = [
         lambda results: verdict(replay_gain(results), 1.4, ratio),
     ),
     (
-        "a step from projections to output in one launch: no batch slower than op by op",
+        "a fused step from projections to output: no batch slower than op by op",
         lambda results: verdict(mixer_gain(results), 1.0, ratio),
     ),
     (

@@ -1,7 +1,6 @@
 #include "kernels/fast_weight_mixer/fast_weight_mixer.h"
 
 #include "kernels/common/device.h"
-#include "kernels/fast_weight_mixer/fast_weight_mixer_config.h"
 
 namespace palimpsest {
 namespace {
@@ -57,19 +56,18 @@ FastWeightMixerParams AfterSteps(FastWeightMixerParams mixer) {
 
 }  // namespace
 
-bool HasFusedSteps(const FastWeightMixerParams& mixer, int64_t shared_bytes_per_block) {
+bool HasFusedSteps(const FastWeightMixerParams& mixer) {
   const FastWeightParams& memory = mixer.memory;
   const bool values_fit = !mixer.value || (IsElementwise(mixer.value->map) && mixer.value->norm == KeyNorm::kNone);
   return HasRegisterForm(memory.shape.key_dim) && !DecaysChannels(memory.rule) && !mixer.attention_norm &&
          IsElementwise(mixer.query.map) && IsElementwise(mixer.key.map) && values_fit &&
-         ChooseMixerStepConfig(memory.shape).bytes <= shared_bytes_per_block;
+         (mixer.gate || !Corrects(memory.rule));
 }
 
 void FastWeightMixer(const ExecContext& ctx, const FastWeightMixerParams& params) {
   const OneByOne one_by_one{ctx};
   const RaggedRows& rows = params.memory.rows;
-  if (ctx.device == nullptr || rows.num_steps <= 0 ||
-      !HasFusedSteps(params, ctx.device->info().shared_bytes_per_block)) {
+  if (ctx.device == nullptr || rows.num_steps <= 0 || !HasFusedSteps(params)) {
     return ForEachOp(params, one_by_one);
   }
   ctx.device->Run(params);

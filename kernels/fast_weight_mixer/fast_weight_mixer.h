@@ -2,8 +2,8 @@
 // feature maps, the gates, the memory, and the norm of what it gives. Each is an op of its own; a mixer is their list.
 //
 // On the processor, the ops run one by one. On a device, where launches and not bytes are what a small batch of steps
-// is bound by, a step is one launch that goes from the first op's inputs to the last one's outputs and writes nothing
-// of what lies between (fast_weight_mixer.cu), if the mixer has that form; chunks go op by op. Which of the two a
+// is bound by, a step goes from the first op's inputs to the last one's outputs in one launch, or two if its heads are
+// large, and writes nothing of what lies between, if the mixer has that form; chunks go op by op. Which of the two a
 // sequence takes depends on the mixer and on whether the sequence has one row, not on the others. They differ by
 // rounding only.
 #pragma once
@@ -47,8 +47,8 @@ void ForEachOp(const FastWeightMixerParams& mixer, const Run& run) {
   if (mixer.norm) run(*mixer.norm);
 }
 
-// Whether steps are one launch, on a device whose blocks have so much shared memory: elementwise feature maps, no
-// attention normalisation, and a memory whose rows are kept in registers.
-bool HasFusedSteps(const FastWeightMixerParams& mixer, int64_t shared_bytes_per_block);
+// Whether a device has that form for its steps: elementwise feature maps, no attention normalisation, a memory whose
+// rows are kept in registers, and gates if its rule has them.
+bool HasFusedSteps(const FastWeightMixerParams& mixer);
 
 }  // namespace palimpsest

@@ -10,9 +10,7 @@
 namespace palimpsest {
 namespace {
 
-constexpr int64_t kLeastShared = 99 << 10;  // of the devices that kernels are compiled for
-
-TEST(MixerStepConfig, EveryRowOfABlocksStatesHasItsLanesInOneTurn) {
+TEST(MixerStepConfig, EveryRowOfAStateHasItsLanesInOneBlock) {
   for (const int32_t K : {16, 32, 64, 128, 256}) {
     for (const int32_t V : {1, 5, 16, 40, 64, 128, 200, 512, 1024}) {
       for (const int32_t shared_by : {1, 2, 3, 8}) {
@@ -21,30 +19,29 @@ TEST(MixerStepConfig, EveryRowOfABlocksStatesHasItsLanesInOneTurn) {
         ASSERT_EQ(config.threads % 32, 0);
         ASSERT_GE(config.threads, MixerStepConfig::kLeastThreads);
         ASSERT_LE(config.threads, MixerStepConfig::kMostThreads);
-        ASSERT_GE(config.pieces_per_head * FastWeightRowsConfig::kRowsPerThread, V);
-        const int32_t lanes = K / FastWeightRowsConfig::kRowFloats;
-        const int32_t pieces = shared_by * config.pieces_per_head, a_turn = config.threads / lanes;
-        ASSERT_GE(config.turns * a_turn, pieces);
-        ASSERT_LT((config.turns - 1) * a_turn, pieces) << "a turn without work";
+        ASSERT_GE(config.pieces_per_head * MixerStepConfig::kPieceRows, V);
+        ASSERT_GE(config.threads, config.pieces * K / FastWeightRowsConfig::kRowFloats);
+        ASSERT_GE(config.parts * config.pieces, shared_by * config.pieces_per_head);
+        ASSERT_LT((config.parts - 1) * config.pieces, shared_by * config.pieces_per_head) << "a part without work";
       }
     }
   }
+  EXPECT_EQ(ChooseMixerStepConfig({16, 16, 128, 128}).parts, 1);
+  EXPECT_EQ(ChooseMixerStepConfig({6, 6, 256, 512}).parts, 8);
 }
 
-TEST(MixerStepConfig, ArraysLieApartAndFit) {
-  for (const int32_t K : {16, 256}) {
+TEST(MixerStepConfig, ArraysLieApartAndFitEveryDevice) {
+  for (const int32_t K : {16, 64, 256}) {
     for (const int32_t V : {1, 1024}) {
       const MixerStepConfig config = ChooseMixerStepConfig({1, 4, K, V});
-      const int32_t values = 4 * V;
+      const int32_t values = config.pieces * MixerStepConfig::kPieceRows;
       EXPECT_EQ(config.k, K);
       EXPECT_EQ(config.v, config.k + K);
       EXPECT_EQ(config.k % 4, 0) << "keys are read 16 bytes at a time";
       EXPECT_GE(config.read, config.v + values);
       EXPECT_GE(config.gain, config.read + values);
-      EXPECT_GE(config.beta, config.gain + values);
-      EXPECT_GE(config.decay, config.beta + 4);
-      EXPECT_GE(config.bytes, 4 * (config.decay + 4));
-      EXPECT_LE(config.bytes, kLeastShared);
+      EXPECT_GE(config.bytes, 4 * (config.gain + values));
+      EXPECT_LE(config.bytes, 48 << 10);
     }
   }
 }
@@ -58,35 +55,40 @@ FastWeightMixerParams Plain() {
 
 TEST(HasFusedSteps, OfMixersThatABlockCanDoAlone) {
   FastWeightMixerParams mixer = Plain();
-  EXPECT_TRUE(HasFusedSteps(mixer, kLeastShared));
-  EXPECT_FALSE(HasFusedSteps(mixer, ChooseMixerStepConfig(mixer.memory.shape).bytes - 1));
+  EXPECT_TRUE(HasFusedSteps(mixer));
 
+  mixer.gate.reset();
+  EXPECT_FALSE(HasFusedSteps(mixer));
+  mixer.memory.rule = UpdateRule::kSum;
+  EXPECT_TRUE(HasFusedSteps(mixer));
+
+  mixer = Plain();
   mixer.memory.shape.key_dim = 48;
-  EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared)) << "no rows in registers";
+  EXPECT_FALSE(HasFusedSteps(mixer)) << "no rows in registers";
 
   for (const UpdateRule rule : {UpdateRule::kChannelGatedDelta, UpdateRule::kLowRank}) {
     mixer = Plain();
     mixer.memory.rule = rule;
-    EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared));
+    EXPECT_FALSE(HasFusedSteps(mixer));
   }
 
   for (FeatureMapParams FastWeightMixerParams::*map : {&FastWeightMixerParams::query, &FastWeightMixerParams::key}) {
     mixer = Plain();
     (mixer.*map).map = FeatureMapKind::kDpfp;
-    EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared));
+    EXPECT_FALSE(HasFusedSteps(mixer));
     (mixer.*map).map = FeatureMapKind::kElu1;
-    EXPECT_TRUE(HasFusedSteps(mixer, kLeastShared));
+    EXPECT_TRUE(HasFusedSteps(mixer));
   }
 
   mixer = Plain();
   mixer.value = FeatureMapParams{.map = FeatureMapKind::kSilu};
-  EXPECT_TRUE(HasFusedSteps(mixer, kLeastShared));
+  EXPECT_TRUE(HasFusedSteps(mixer));
   mixer.value->norm = KeyNorm::kL2;
-  EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared));
+  EXPECT_FALSE(HasFusedSteps(mixer));
 
   mixer = Plain();
   mixer.attention_norm = AttentionNormParams();
-  EXPECT_FALSE(HasFusedSteps(mixer, kLeastShared));
+  EXPECT_FALSE(HasFusedSteps(mixer));
 }
 
 }  // namespace

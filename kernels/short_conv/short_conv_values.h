@@ -11,6 +11,13 @@ __device__ __forceinline__ float ConvActivated(const ShortConvParams& p, int64_t
   return p.activation == ConvActivation::kSilu && c >= p.linear_channels ? Silu(sum) : sum;
 }
 
+// A tail takes in x.
+__device__ __forceinline__ void MoveTail(const ShortConvParams& p, int32_t slot, int32_t c, float x) {
+  float* const tail = p.tail.At(slot) + c;
+  const int history = p.width - 1;
+  for (int j = 0; j < history; ++j) tail[j * p.channels] = j + 1 < history ? tail[(j + 1) * p.channels] : x;
+}
+
 // One row of a sequence, one channel of it, by one thread. What it loads is asked for apart from the rest, so that the
 // thread can ask for more before it waits; of long convolutions, that is the first kHeld inputs of the tail.
 class ShortConvStep {
@@ -29,14 +36,15 @@ class ShortConvStep {
     }
   }
 
-  // Takes the row's input x into the tail and returns its output.
-  __device__ __forceinline__ float Finish(const ShortConvParams& p, int32_t slot, int32_t c, float x) const {
+  // The output of the row's input x, which the tail takes in if it is to.
+  __device__ __forceinline__ float Finish(const ShortConvParams& p, int32_t slot, int32_t c, float x,
+                                          bool moves_tail) const {
     float* const tail = p.tail.At(slot) + c;
     const int history = p.width - 1;
     float sum = sum_;
     const auto take = [&](int j, float weight, float input) {
       sum = fmaf(weight, input, sum);
-      if (j > 0) tail[(j - 1) * p.channels] = input;
+      if (moves_tail && j > 0) tail[(j - 1) * p.channels] = input;
     };
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
