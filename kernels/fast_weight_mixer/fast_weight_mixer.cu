@@ -178,8 +178,11 @@ __global__ void __launch_bounds__(MixerStepConfig::kMostThreads, MixerStepConfig
   __syncthreads();
 
   // 3.
-  if (warp == 0) NormaliseFeatures<kK>(p.mixer.query.norm, p.mixer.query.scale, lane, q);
-  if (warp == 1) NormaliseFeatures<kK>(p.mixer.key.norm, p.mixer.key.scale, lane, k);
+#pragma unroll 1
+  for (int i = warp; i < 2; i += threads / kWarp) {
+    NormaliseFeatures<kK>(i == 0 ? p.mixer.query.norm : p.mixer.key.norm,
+                          i == 0 ? p.mixer.query.scale : p.mixer.key.scale, lane, i == 0 ? q : k);
+  }
   RowInputs<kK, kRule, Stored> in;
   if constexpr (Corrects(kRule)) in.beta = Beta(*p.mixer.gate, row, head);
   if constexpr (DecaysHeads(kRule)) in.decay = DecayOf(LogDecay(*p.mixer.gate, row, head));

@@ -13,8 +13,7 @@ namespace palimpsest {
 // a second launch.
 struct MixerStepConfig {
   static constexpr int32_t kMostThreads = 256;
-  static constexpr int32_t kLeastThreads = 64;  // q and k are normalised by a warp each
-  static constexpr int32_t kBlocks = 2;         // that a multiprocessor is to hold, which leaves a thread 128 registers
+  static constexpr int32_t kBlocks = 2;  // that a multiprocessor is to hold, which leaves a thread 128 registers
   // Channels of q, k and v whose loads a thread has in flight together.
   static constexpr int32_t kChannels = 2;
   static constexpr int32_t kPieceRows = FastWeightRowsConfig::kRowsPerThread;
@@ -44,7 +43,7 @@ constexpr MixerStepConfig ChooseMixerStepConfig(const FastWeightShape& shape) {
   config.pieces = (all_pieces + config.parts - 1) / config.parts;
   const int32_t values = config.pieces * Config::kPieceRows;
   const int32_t wanted = std::max(config.pieces * lanes, (2 * shape.key_dim + values) / Config::kChannels);
-  config.threads = std::clamp((wanted + 31) / 32 * 32, Config::kLeastThreads, Config::kMostThreads);
+  config.threads = std::min((wanted + 31) / 32 * 32, Config::kMostThreads);
 
   config.k = shape.key_dim;
   config.v = config.k + shape.key_dim;

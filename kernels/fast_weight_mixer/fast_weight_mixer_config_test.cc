@@ -17,7 +17,7 @@ TEST(MixerStepConfig, EveryRowOfAStateHasItsLanesInOneBlock) {
         const MixerStepConfig config = ChooseMixerStepConfig({2, 2 * shared_by, K, V});
         ASSERT_EQ(config.value_heads, shared_by);
         ASSERT_EQ(config.threads % 32, 0);
-        ASSERT_GE(config.threads, MixerStepConfig::kLeastThreads);
+        ASSERT_GE(config.threads, 32);
         ASSERT_LE(config.threads, MixerStepConfig::kMostThreads);
         ASSERT_GE(config.pieces_per_head * MixerStepConfig::kPieceRows, V);
         ASSERT_GE(config.threads, config.pieces * K / FastWeightRowsConfig::kRowFloats);
