@@ -159,6 +159,7 @@ int main(int argc, char** argv) {
   DeviceTimer timer(**device, tiny);
   DeviceBench bench(timer, kDeviceIsEmulated, only, seconds);
   bench.FastWeights();
+  bench.Mixers();
   bench.Projections();
   bench.Layer();
   bench.Sampling();

@@ -34,6 +34,7 @@ class DeviceBench {
 
   // Each measures one group of ops and adds to the results.
   void FastWeights();  // device_bench_fast_weight.cc
+  void Mixers();       // device_bench_mixer.cc
   void Projections();  // device_bench_layer.cc, as the rest
   void Layer();
   void Sampling();

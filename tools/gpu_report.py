@@ -120,6 +120,17 @@ def replay_gain(results: Row) -> list[float]:
     return gains
 
 
+def mixer_gain(results: Row) -> list[float]:
+    """The time of a step's ops one by one over that of their fused form."""
+    data = data_of(results, "bench")
+    gains = []
+    for row in rows_of(data, "mixer", form="fused"):
+        for other in rows_of(data, "mixer", form="op_by_op", model=row["model"], batch=row["batch"]):
+            if row["seconds"] and other["seconds"]:
+                gains.append(other["seconds"] / row["seconds"])
+    return gains
+
+
 GOALS: list[tuple[str, Callable[[Row], str]]] = [
     (
         "step, 16 heads of 128 x 128, batch 64 and up: 90 % of measured copy bandwidth",
@@ -132,6 +143,10 @@ GOALS: list[tuple[str, Callable[[Row], str]]] = [
     (
         "the replay form at its best interval: 1.4 times as fast as the plain step, batch 64 and up",
         lambda results: verdict(replay_gain(results), 1.4, ratio),
+    ),
+    (
+        "a fused step from projections to output: no batch slower than op by op",
+        lambda results: verdict(mixer_gain(results), 1.0, ratio),
     ),
     (
         "chunks: as fast as fla's chunk forms",
@@ -216,6 +231,21 @@ def bench_section(results: Row) -> list[str]:
                 percent(row["bound_share"]),
             ]
             for row in rows_of(data, "replay")
+        ],
+    )
+    lines += ["### A step from projections to output, as models of 1.3B have it", ""]
+    lines += table(
+        ["model", "batch", "form", "launches", "us", "share"],
+        [
+            [
+                row["model"],
+                str(row["batch"]),
+                row["form"].replace("_", " "),
+                str(row["kernels"]),
+                microseconds(row["seconds"]),
+                percent(row["bound_share"]),
+            ]
+            for row in rows_of(data, "mixer")
         ],
     )
     lines += ["### Fast-weight chunks, 16 heads of 128 x 128", ""]

@@ -88,7 +88,7 @@ def readable(names: list[str]) -> list[str]:
     short = []
     for line in plain.splitlines():
         name = re.sub(r"palimpsest::|cuda::|\(anonymous namespace\)::|^void ", "", line)
-        name = re.sub(r"\((int|bool|unsigned char|UpdateRule|Tf32)\)", r"\1 ", name)
+        name = re.sub(r"\((int|bool|unsigned char|UpdateRule|RowsForm|Tf32)\)", r"\1 ", name)
         short.append(re.sub(r">?\([^()]*\)$", lambda end: ">" if end.group().startswith(">") else "", name))
     return short
 

@@ -28,6 +28,7 @@ struct AdvanceReplayParams;
 struct AttentionNormParams;
 struct CopyRowsParams;
 struct EmbeddingParams;
+struct FastWeightMixerParams;
 struct FastWeightParams;
 struct FeatureMapParams;
 struct FlushReplayParams;
@@ -89,6 +90,8 @@ class Device {
   virtual void Run(const AttentionNormParams& params) = 0;
   virtual void Run(const CopyRowsParams& params) = 0;
   virtual void Run(const EmbeddingParams& params) = 0;
+  // Steps alone, of a mixer that has fused steps (fast_weight_mixer.h).
+  virtual void Run(const FastWeightMixerParams& params) = 0;
   virtual void Run(const FastWeightParams& params) = 0;
   virtual void Run(const FeatureMapParams& params) = 0;
   virtual void Run(const FlushReplayParams& params) = 0;

@@ -22,6 +22,12 @@ struct RaggedRows {
   // Of arrays in host memory.
   int32_t num_rows() const { return num_sequences == 0 ? 0 : row_begin[num_sequences]; }
   int32_t length(int32_t s) const { return row_begin[s + 1] - row_begin[s]; }
+
+  // All but the steps; rows keep their numbers, so row_begin[0] is no longer 0.
+  RaggedRows AfterSteps() const {
+    const int32_t steps = num_steps < 0 ? 0 : num_steps;
+    return {num_sequences - steps, row_begin + steps, slot + steps, 0};
+  }
 };
 
 // One piece of the state, for every slot: slot i's lies at base + i * slot_stride bytes, aligned to 64. All are float32

@@ -153,6 +153,7 @@ class CudaDevice : public Device {
   void Run(const AttentionNormParams& params) override { RunOp("AttentionNorm", params); }
   void Run(const CopyRowsParams& params) override { RunOp("CopyRows", params); }
   void Run(const EmbeddingParams& params) override { RunOp("Embedding", params); }
+  void Run(const FastWeightMixerParams& params) override { RunOp("FastWeightMixer", params); }
   void Run(const FastWeightParams& params) override { RunOp("FastWeight", params); }
   void Run(const FeatureMapParams& params) override { RunOp("FeatureMap", params); }
   void Run(const FlushReplayParams& params) override { RunOp("FlushReplay", params); }

@@ -13,6 +13,7 @@ cudaError_t Run(const AdvanceReplayParams& params, const Target& target);
 cudaError_t Run(const AttentionNormParams& params, const Target& target);
 cudaError_t Run(const CopyRowsParams& params, const Target& target);
 cudaError_t Run(const EmbeddingParams& params, const Target& target);
+cudaError_t Run(const FastWeightMixerParams& params, const Target& target);
 cudaError_t Run(const FastWeightParams& params, const Target& target);
 cudaError_t Run(const FeatureMapParams& params, const Target& target);
 cudaError_t Run(const FlushReplayParams& params, const Target& target);

@@ -1,51 +1,11 @@
 #include "kernels/cuda/ops.h"
 #include "kernels/fast_weight/fast_weight.h"
 #include "kernels/fast_weight/fast_weight_chunks.h"
+#include "kernels/fast_weight/fast_weight_dispatch.h"
 #include "kernels/fast_weight/fast_weight_rows.h"
 
 namespace palimpsest::cuda {
 namespace {
-
-// Calls f.template operator()<rule>().
-template <typename F>
-cudaError_t WithRule(UpdateRule rule, F f) {
-  switch (rule) {
-    case UpdateRule::kSum:
-      return f.template operator()<UpdateRule::kSum>();
-    case UpdateRule::kDelta:
-      return f.template operator()<UpdateRule::kDelta>();
-    case UpdateRule::kGatedDelta:
-      return f.template operator()<UpdateRule::kGatedDelta>();
-    case UpdateRule::kChannelGatedDelta:
-      return f.template operator()<UpdateRule::kChannelGatedDelta>();
-    case UpdateRule::kLowRank:
-      return f.template operator()<UpdateRule::kLowRank>();
-  }
-  return cudaErrorInvalidValue;
-}
-
-// Calls f.template operator()<rule, type of what is stored>().
-template <typename F>
-cudaError_t WithRuleAndType(const FastWeightParams& p, F f) {
-  return WithRule(p.rule, [&]<UpdateRule kRule>() {
-    switch (p.state.dtype) {
-      case DType::kF32:
-        return f.template operator()<kRule, float>();
-      case DType::kBF16:
-        return f.template operator()<kRule, BF16>();
-      default:
-        return cudaErrorInvalidValue;
-    }
-  });
-}
-
-// Calls f.template operator()<kK>() for the one of kKs that `k` is.
-template <int... kKs, typename F>
-cudaError_t WithKeyDim(int32_t k, F f) {
-  cudaError_t error = cudaErrorInvalidValue;
-  (void)((k == kKs && (error = f.template operator()<kKs>(), true)) || ...);
-  return error;
-}
 
 // Whether all vectors over the channels of keys may be read 16 bytes at a time.
 bool AreAligned(const FastWeightParams& p) {
@@ -103,14 +63,6 @@ cudaError_t RunChunks(const FastWeightParams& p, const Target& target) {
   });
 }
 
-// The sequences from `first` on.
-FastWeightParams From(FastWeightParams p, int32_t first, int32_t count) {
-  p.rows.row_begin += first;
-  p.rows.slot += first;
-  p.rows.num_sequences = count;
-  return p;
-}
-
 constexpr int kAdvanceThreads = 128;
 
 __global__ void __launch_bounds__(kAdvanceThreads) AdvanceReplayKernel(AdvanceReplayParams p) {
@@ -125,12 +77,12 @@ __global__ void __launch_bounds__(kAdvanceThreads) AdvanceReplayKernel(AdvanceRe
 cudaError_t Run(const FastWeightParams& p, const Target& target) {
   const bool replay = p.replay.interval > 1;
   if (replay && !HasReplayForm(p.shape, p.rule)) return cudaErrorInvalidValue;
-  const int32_t steps = p.rows.num_steps < 0 ? 0 : p.rows.num_steps;
-  const FastWeightParams rest = From(p, steps, p.rows.num_sequences - steps);
-  const RowsForm step = replay ? RowsForm::kReplayStep : RowsForm::kStep;
-  cudaError_t error = RunRows(From(p, 0, steps), RowsTaken::kAll, step, target);
+  FastWeightParams steps = p, rest = p;
+  rest.rows = p.rows.AfterSteps();
+  steps.rows.num_sequences -= rest.rows.num_sequences;
+  cudaError_t error = RunRows(steps, RowsTaken::kAll, replay ? RowsForm::kReplayStep : RowsForm::kStep, target);
   if (error != cudaSuccess || rest.rows.num_sequences == 0) return error;
-  if (replay) error = RunRows(rest, RowsTaken::kNone, step, target);
+  if (replay) error = RunRows(rest, RowsTaken::kNone, RowsForm::kReplayStep, target);
   if (error != cudaSuccess) return error;
   if (!HasChunkForm(p.shape.key_dim, p.rule, target.shared_bytes_per_block)) {
     return RunRows(rest, RowsTaken::kAll, RowsForm::kRows, target);

@@ -22,13 +22,13 @@ struct Spread {
   static constexpr int kRun = 16 / static_cast<int>(sizeof(Stored));
   static constexpr int kRuns = kFloats / kRun;
 
-  // Of the first value of run i.
-  static __device__ __forceinline__ int At(int lane, int i) { return (i * kLanes + lane) * kRun; }
+  static constexpr int kApart = kLanes * kRun;  // runs of a lane
 
   static __device__ __forceinline__ void Load(const float* row, int lane, bool aligned, float (&to)[kFloats]) {
+    row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kFloats; i += 4) {
-      const float* const at = row + At(lane, i / kRun) + i % kRun;
+      const float* const at = row + (i / kRun * kApart + i % kRun);
       if (aligned) {
         const float4 four = *reinterpret_cast<const float4*>(at);
         to[i] = four.x;
@@ -43,18 +43,20 @@ struct Spread {
   }
 
   static __device__ __forceinline__ void Store(const float (&from)[kFloats], int lane, float* row) {
+    row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kFloats; i += 4) {
-      *reinterpret_cast<float4*>(row + At(lane, i / kRun) + i % kRun) =
+      *reinterpret_cast<float4*>(row + (i / kRun * kApart + i % kRun)) =
           make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
     }
   }
 
   // bfloat16, two to a word.
   static __device__ __forceinline__ void Load(const BF16* row, int lane, bool, float (&to)[kFloats]) {
+    row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kRuns; ++i) {
-      const uint4 run = *reinterpret_cast<const uint4*>(row + At(lane, i));
+      const uint4 run = *reinterpret_cast<const uint4*>(row + i * kApart);
       const uint32_t words[] = {run.x, run.y, run.z, run.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -65,6 +67,7 @@ struct Spread {
   }
 
   static __device__ __forceinline__ void Store(const float (&from)[kFloats], int lane, BF16* row) {
+    row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kRuns; ++i) {
       uint32_t words[4];
@@ -73,7 +76,7 @@ struct Spread {
         const float* const pair = from + i * kRun + 2 * j;
         words[j] = PackBF16(pair[0], pair[1]);
       }
-      *reinterpret_cast<uint4*>(row + At(lane, i)) = make_uint4(words[0], words[1], words[2], words[3]);
+      *reinterpret_cast<uint4*>(row + i * kApart) = make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
 };
@@ -164,6 +167,27 @@ struct RowsInRegisters {
     Add(n, u, in.k);
   }
 
+  // The first `rows` take in a row in time, with v's elements from `v` on. What is written under k goes to `written`,
+  // too, unless that is null.
+  __device__ __forceinline__ void Write(const RowInputs<kK, kRule, Stored>& in, int lane, int rows, const float* v,
+                                        float* written) {
+#pragma unroll
+    for (int n = 0; n < kRows; ++n) {
+      float u = n < rows ? v[n] : 0.0f;
+      Write(n, in, u);
+      if (written != nullptr && lane == 0 && n < rows) written[n] = u;
+    }
+  }
+
+  // What the first `rows` say of q.
+  __device__ __forceinline__ void Read(const float (&q)[In::kFloats], int lane, int rows, float* out) const {
+#pragma unroll
+    for (int n = 0; n < kRows; ++n) {
+      const float read = Read(n, q);
+      if (lane == 0 && n < rows) out[n] = read;
+    }
+  }
+
   __device__ __forceinline__ void Add(int n, float u, const float (&k)[In::kFloats]) {
 #pragma unroll
     for (int i = 0; i < In::kFloats; ++i) S[n][i] = fmaf(u, k[i], S[n][i]);
@@ -176,6 +200,49 @@ struct RowsInRegisters {
     for (int i = 0; i < In::kFloats; ++i) sum = fmaf(S[n][i], x[i], sum);
     return GroupSum<In::kLanes>(sum);
   }
+};
+
+// What the replay form keeps of one value head beside its state: `pending` entries, and room for the next.
+template <int kK, UpdateRule kRule, typename Stored>
+class ReplayEntries {
+ public:
+  using Rows = RowsInRegisters<kK, kRule, Stored>;
+
+  __device__ __forceinline__ ReplayEntries(const FastWeightParams& p, int32_t slot, int64_t value_head, int32_t pending)
+      : floats_(static_cast<int32_t>(FastWeightReplay::entry_floats(p.shape))),
+        pending_(pending),
+        first_(p.replay.written.At(slot) + value_head * (p.replay.interval - 1) * floats_) {}
+
+  // Adds what steps before have left out to `count` rows of the state, from `row` on.
+  __device__ __forceinline__ void AddTo(Rows& rows, int lane, int row, int count) const {
+    const float* entry = first_;
+    for (int32_t e = 0; e < pending_; ++e, entry += floats_) {
+      float k[Rows::In::kFloats];
+      Rows::In::Load(entry, lane, true, k);
+      const float decay = entry[kK];
+#pragma unroll
+      for (int n = 0; n < Rows::kRows; ++n) {
+        if constexpr (DecaysHeads(kRule)) {
+#pragma unroll
+          for (float& value : rows.S[n]) value *= decay;
+        }
+        rows.Add(n, n < count ? entry[kK + 4 + row + n] : 0.0f, k);
+      }
+      rows.Round();
+    }
+  }
+
+  // What a step leaves out: k and decay, and where u of the rows from `row` on goes.
+  __device__ __forceinline__ void Keep(const RowInputs<kK, kRule, Stored>& in, int lane) const {
+    float* const entry = first_ + pending_ * floats_;
+    Rows::In::Store(in.k, lane, entry);
+    if (lane == 0) entry[kK] = DecaysHeads(kRule) ? in.decay : 1.0f;
+  }
+  __device__ __forceinline__ float* Written(int row) const { return first_ + pending_ * floats_ + kK + 4 + row; }
+
+ private:
+  int32_t floats_, pending_;
+  float* first_;
 };
 
 }  // namespace palimpsest::cuda

@@ -71,50 +71,22 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, RowsBlocks
   Rows rows;
   rows.Load(state, lane, count);
   bool write = true;
-  float* entry = nullptr;
+  float* written = nullptr;
+  const ReplayEntries<kK, kRule, Stored> entries(p, task.slot, task.value_head, pending);
   if constexpr (kReplay) {
-    const int64_t entry_floats = FastWeightReplay::entry_floats(p.shape);
-    entry = p.replay.written.At(task.slot) + task.value_head * (p.replay.interval - 1) * entry_floats;
-    for (int32_t e = 0; e < pending; ++e, entry += entry_floats) {
-      float k[In::kFloats];
-      In::Load(entry, lane, true, k);
-      const float decay = entry[kK];
-#pragma unroll
-      for (int n = 0; n < Rows::kRows; ++n) {
-        if constexpr (DecaysHeads(kRule)) {
-#pragma unroll
-          for (float& value : rows.S[n]) value *= decay;
-        }
-        rows.Add(n, n < count ? entry[kK + 4 + first + n] : 0.0f, k);
-      }
-      rows.Round();
-    }
+    entries.AddTo(rows, lane, first, count);
     write = task.row_begin == task.row_end || pending == p.replay.interval - 1;
+    if (!write) written = entries.Written(first);
   }
   for (int32_t r = task.row_begin; r < task.row_end; ++r) {
     const int64_t column = int64_t{task.value_head} * V + first;
-    const float* const v = p.v + r * p.ldv + column;
-    float* const to = p.out + r * p.ldout + column;
     RowInputs<kK, kRule, Stored> in;
     in.Load(p, r, task.value_head, lane, params.aligned);
     if constexpr (kReplay) {
-      if (!write && first == 0) {
-        In::Store(in.k, lane, entry);
-        if (lane == 0) entry[kK] = DecaysHeads(kRule) ? in.decay : 1.0f;
-      }
+      if (!write && first == 0) entries.Keep(in, lane);
     }
-#pragma unroll
-    for (int n = 0; n < Rows::kRows; ++n) {
-      float u = n < count ? v[n] : 0.0f;
-      rows.Write(n, in, u);
-      const float out = rows.Read(n, in.q);
-      if (lane == 0 && n < count) {
-        to[n] = out;
-        if constexpr (kReplay) {
-          if (!write) entry[kK + 4 + first + n] = u;
-        }
-      }
-    }
+    rows.Write(in, lane, count, p.v + r * p.ldv + column, written);
+    rows.Read(in.q, lane, count, p.out + r * p.ldout + column);
     if constexpr (kForm != RowsForm::kRows) break;
     if ((r - task.row_begin) % FastWeightParams::kChunk == FastWeightParams::kChunk - 1) rows.Round();
   }

@@ -1,23 +1,12 @@
 // A warp takes one head of one row: its features to y, their sum, then the factor onto y.
 #include "kernels/cuda/group.h"
-#include "kernels/cuda/math.h"
 #include "kernels/cuda/ops.h"
-#include "kernels/feature_map/feature_map.h"
+#include "kernels/feature_map/feature_map_values.h"
 
 namespace palimpsest::cuda {
 namespace {
 
 constexpr int kHeadsPerBlock = 4;
-
-__device__ __forceinline__ float Relu(float x) { return x < 0.0f ? 0.0f : x; }
-
-template <FeatureMapKind kMap>
-__device__ __forceinline__ float Map(float x) {
-  if constexpr (kMap == FeatureMapKind::kElu1) return x > 0.0f ? x + 1.0f : expf(x);
-  if constexpr (kMap == FeatureMapKind::kRelu) return Relu(x);
-  if constexpr (kMap == FeatureMapKind::kSilu) return Silu(x);
-  return x;
-}
 
 // Calls give(j, feature j) for the features of this lane. `staged` is x in shared memory, for maps that mix its values.
 template <FeatureMapKind kMap, typename Give>
@@ -48,7 +37,7 @@ __device__ __forceinline__ void ForFeatures(const FeatureMapParams& p, const flo
       }
     }
   } else {
-    for (int j = lane; j < p.dim; j += kWarp) give(j, Map<kMap>(x[j]));
+    for (int j = lane; j < p.dim; j += kWarp) give(j, Feature(kMap, x[j]));
   }
 }
 
@@ -62,14 +51,10 @@ __global__ void __launch_bounds__(kWarp* kHeadsPerBlock) FeatureMapKernel(Featur
   float sum = 0.0f;
   ForFeatures<kMap>(p, x, Shared<float>() + int64_t{threadIdx.y} * p.dim, [&](int j, float feature) {
     y[j] = feature;
-    sum = p.norm == KeyNorm::kL2 ? fmaf(feature, feature, sum) : sum + feature;
+    sum = AddFeature(p.norm, feature, sum);
   });
-  float factor = p.scale;
-  if (p.norm != KeyNorm::kNone) {
-    sum = GroupSum<kWarp>(sum);
-    if (p.norm == KeyNorm::kL2) factor /= sqrtf(sum + 1e-6f);
-    if (p.norm == KeyNorm::kSum && sum != 0.0f) factor /= sum;
-  }
+  if (p.norm != KeyNorm::kNone) sum = GroupSum<kWarp>(sum);
+  const float factor = FeatureFactor(p.norm, p.scale, sum);
   if (factor == 1.0f) return;
   // Each lane rescales what it wrote: feature j is lane j's, or lane (j - m)'s of FAVOR+.
   const int half = kMap == FeatureMapKind::kFavor ? p.projections : features;

@@ -21,6 +21,11 @@ enum class FeatureMapKind : uint8_t {
   kFavor,
 };
 
+// Whether a feature depends on one value alone.
+constexpr bool IsElementwise(FeatureMapKind map) {
+  return map != FeatureMapKind::kDpfp && map != FeatureMapKind::kFavor;
+}
+
 enum class KeyNorm : uint8_t {
   kNone,
   kSum,  // divide by the plain sum over the head's features; features that sum to zero stay as they are

@@ -1,8 +1,7 @@
 // A group of threads normalises one vector: a warp each where they are short, a block each where they are long.
 #include "kernels/cuda/group.h"
-#include "kernels/cuda/math.h"
 #include "kernels/cuda/ops.h"
-#include "kernels/norm/norm.h"
+#include "kernels/norm/norm_values.h"
 
 namespace palimpsest::cuda {
 namespace {
@@ -17,12 +16,11 @@ __global__ void __launch_bounds__(256) RmsNormKernel(RmsNormParams p) {
   float squares = 0.0f;
   for (int i = threadIdx.x; i < p.dim; i += kThreads) squares = fmaf(x[i], x[i], squares);
   squares = GroupSum<kThreads>(squares, Shared<float>());
-  const float factor = 1.0f / sqrtf(squares / static_cast<float>(p.dim) + p.eps);
+  const float factor = RmsFactor(squares, p.dim, p.eps);
   for (int i = threadIdx.x; i < p.dim; i += kThreads) {
     float value = x[i] * factor * p.weight[i];
     if constexpr (kActivation != GateActivation::kNone) {
-      const float gate = p.gate[row * p.ldgate + column + i];
-      value *= kActivation == GateActivation::kSilu ? Silu(gate) : Sigmoid(gate);
+      value *= Activated(kActivation, p.gate[row * p.ldgate + column + i]);
     }
     y[i] = value;
   }

@@ -1,8 +1,7 @@
 // A thread takes one channel of one sequence through time; neighbours in a warp are neighbours in memory.
 #include "kernels/cuda/elementwise.h"
-#include "kernels/cuda/math.h"
 #include "kernels/cuda/ops.h"
-#include "kernels/short_conv/short_conv.h"
+#include "kernels/short_conv/short_conv_values.h"
 
 namespace palimpsest::cuda {
 namespace {
@@ -18,11 +17,10 @@ __global__ void __launch_bounds__(kElementThreads) ShortConvKernel(ShortConvPara
   const auto input = [&](int64_t time) {
     return time < 0 ? tail[(history + time) * p.channels] : p.x[(first + time) * p.ldx + c];
   };
-  const bool silu = p.activation == ConvActivation::kSilu && c >= p.linear_channels;
   for (int64_t t = 0; t < length; ++t) {
     float sum = p.bias == nullptr ? 0.0f : p.bias[c];
     for (int64_t j = 0; j < p.width; ++j) sum = fmaf(p.weight[j * p.channels + c], input(t - history + j), sum);
-    p.y[(first + t) * p.ldy + c] = silu ? Silu(sum) : sum;
+    p.y[(first + t) * p.ldy + c] = ConvActivated(p, c, sum);
   }
   // Ascending, so that what is still needed of the tail is not yet overwritten.
   for (int64_t j = 0; length > 0 && j < history; ++j) tail[j * p.channels] = input(length - history + j);

@@ -8,12 +8,9 @@
 #include <vector>
 
 #include "kernels/activation/activation.h"
-#include "kernels/attention_norm/attention_norm.h"
 #include "kernels/common/check.h"
 #include "kernels/fast_weight/fast_weight.h"
-#include "kernels/feature_map/feature_map.h"
-#include "kernels/gate/gate.h"
-#include "kernels/short_conv/short_conv.h"
+#include "kernels/fast_weight_mixer/fast_weight_mixer.h"
 #include "kernels/window_attention/window_attention.h"
 #include "server/model/forward_pass.h"
 #include "server/model/padded_steps.h"
@@ -41,147 +38,139 @@ struct ProjectionColumns {
   int64_t k, v, gate, b, a;
 };
 
-// q, k and v on their way into the memory: rows `ld` floats apart.
-struct QueryKeyValue {
-  float* q;
-  float* k;
-  float* v;
-  int64_t ld;
-};
-
-// q, k and v from their projections: short convolution, feature map, normalisation and scale.
-QueryKeyValue MapQueryKeyValue(const Pass& pass, const LayerWeights& layer) {
-  Buffers& buffers = pass.buffers;
-  const MixerConfig& mixer = pass.config().mixer;
-  const ProjectionColumns columns(mixer);
-  const int64_t query_width = mixer.query_width(), key_width = mixer.key_width();
-  FeatureMapKind map = mixer.feature_map;
-  QueryKeyValue from{buffers.projected.data(), buffers.projected.data() + columns.k,
-                     buffers.projected.data() + columns.v, layer.projections.out()};
-  const int64_t ld = mixer.mapped_channels();
-  const QueryKeyValue to{buffers.mapped.data(), buffers.mapped.data() + key_width,
-                         buffers.mapped.data() + 2 * key_width, ld};
-  bool silu_values = mixer.silu_values;
-  if (mixer.conv_width > 0) {
+// q, k and v from their projections: short convolution, feature map, normalisation and scale; and where the memory
+// finds them.
+void AddQueryKeyValue(const Pass& pass, const LayerWeights& layer, FastWeightMixerParams& mixer) {
+  const MixerConfig& config = pass.config().mixer;
+  const FastWeightShape& shape = config.shape;
+  const ProjectionColumns columns(config);
+  float* const mapped = pass.buffers.mapped.data();
+  const float* from = pass.buffers.projected.data();
+  int64_t ld_from = layer.projections.out();
+  const int64_t ld = config.mapped_channels();
+  FeatureMapKind map = config.feature_map;
+  bool silu_values = config.silu_values;
+  if (config.conv_width > 0) {
     const bool silu = map == FeatureMapKind::kSilu;
-    ShortConv(pass.ctx, {.rows = pass.rows,
-                         .channels = static_cast<int32_t>(mixer.conv_channels()),
-                         .width = mixer.conv_width,
-                         .weight = layer.conv.data(),
-                         .bias = layer.conv_bias.size() == 0 ? nullptr : layer.conv_bias.data(),
-                         .linear_channels = static_cast<int32_t>(silu ? 0 : 2 * query_width),
-                         .activation = ConvActivation::kSilu,
-                         .tail = pass.Piece(layer.conv_tail_offset),
-                         .x = from.q,
-                         .ldx = from.ld,
-                         .y = to.q,
-                         .ldy = ld});
+    mixer.conv = {.rows = pass.rows,
+                  .channels = static_cast<int32_t>(config.conv_channels()),
+                  .width = config.conv_width,
+                  .weight = layer.conv.data(),
+                  .bias = layer.conv_bias.size() == 0 ? nullptr : layer.conv_bias.data(),
+                  .linear_channels = static_cast<int32_t>(silu ? 0 : 2 * config.query_width()),
+                  .activation = ConvActivation::kSilu,
+                  .tail = pass.Piece(layer.conv_tail_offset),
+                  .x = from,
+                  .ldx = ld_from,
+                  .y = mapped,
+                  .ldy = ld};
     if (silu) map = FeatureMapKind::kIdentity;  // the convolution has done it
     silu_values = false;
-    from = to;
+    from = mapped;
+    ld_from = ld;
   }
   // A denominator is the place for the scale where there is one.
-  const bool divided = mixer.attention_norm != AttentionNormKind::kNone;
-  FeatureMapParams params{.rows = pass.num_rows(),
-                          .heads = mixer.shape.heads,
-                          .dim = mixer.head_dim,
-                          .map = map,
-                          .rolls = mixer.dpfp_rolls,
-                          .projections = mixer.favor_projections,
-                          .projection = layer.features.data(),
-                          .norm = mixer.key_norm,
-                          .scale = divided ? 1.0f : mixer.query_scale,
-                          .x = from.q,
-                          .ldx = from.ld,
-                          .y = to.q,
-                          .ldy = ld};
-  FeatureMap(pass.ctx, params);
-  params.scale = 1.0f;
-  params.x = from.k;
-  params.y = to.k;
-  FeatureMap(pass.ctx, params);
-  if (silu_values) {
-    FeatureMap(pass.ctx, {.rows = pass.num_rows(),
-                          .heads = mixer.shape.value_heads,
-                          .dim = mixer.shape.value_dim,
-                          .map = FeatureMapKind::kSilu,
-                          .x = from.v,
-                          .ldx = from.ld,
-                          .y = to.v,
-                          .ldy = ld});
-  }
-  return to;
+  const bool divided = config.attention_norm != AttentionNormKind::kNone;
+  mixer.query = {.rows = pass.num_rows(),
+                 .heads = shape.heads,
+                 .dim = config.head_dim,
+                 .map = map,
+                 .rolls = config.dpfp_rolls,
+                 .projections = config.favor_projections,
+                 .projection = layer.features.data(),
+                 .norm = config.key_norm,
+                 .scale = divided ? 1.0f : config.query_scale,
+                 .x = from,
+                 .ldx = ld_from,
+                 .y = mapped,
+                 .ldy = ld};
+  mixer.key = mixer.query;
+  mixer.key.scale = 1.0f;
+  mixer.key.x = from + columns.k;
+  mixer.key.y = mapped + config.key_width();
+  mixer.memory.q = mixer.query.y;
+  mixer.memory.k = mixer.key.y;
+  mixer.memory.v = from + columns.v;
+  mixer.memory.ldq = mixer.memory.ldk = ld;
+  mixer.memory.ldv = ld_from;
+  if (!silu_values) return;
+  mixer.value = {.rows = pass.num_rows(),
+                 .heads = shape.value_heads,
+                 .dim = shape.value_dim,
+                 .map = FeatureMapKind::kSilu,
+                 .x = mixer.memory.v,
+                 .ldx = ld_from,
+                 .y = mapped + 2 * config.key_width(),
+                 .ldy = ld};
+  mixer.memory.v = mixer.value->y;
+  mixer.memory.ldv = ld;
 }
 
 // buffers.read = what the fast weights give for the projections.
 void ReadFastWeights(const Pass& pass, const LayerWeights& layer) {
   Buffers& buffers = pass.buffers;
-  const MixerConfig& mixer = pass.config().mixer;
-  const FastWeightShape& shape = mixer.shape;
-  const ProjectionColumns columns(mixer);
-  float* const projected = buffers.projected.data();
+  const MixerConfig& config = pass.config().mixer;
+  const FastWeightShape& shape = config.shape;
+  const ProjectionColumns columns(config);
+  const float* const projected = buffers.projected.data();
   const int64_t ld = layer.projections.out();
-  const int32_t rows = pass.num_rows();
-  const bool delta = Corrects(mixer.rule), gated_delta = DecaysHeads(mixer.rule);
-  const QueryKeyValue mapped = MapQueryKeyValue(pass, layer);
-  const bool values_mapped = mixer.conv_width > 0 || mixer.silu_values;
+  const bool delta = Corrects(config.rule), gated_delta = DecaysHeads(config.rule);
+  FastWeightMixerParams mixer;
+  AddQueryKeyValue(pass, layer, mixer);
   if (delta) {
-    Gate(pass.ctx, {.rows = rows,
-                    .heads = shape.value_heads,
-                    .b = mixer.learned_beta ? projected + columns.b : nullptr,
-                    .ldb = ld,
-                    .beta_scale = mixer.beta_scale,
-                    .beta = buffers.beta.data(),
-                    .a = gated_delta ? projected + columns.a : nullptr,
-                    .lda = ld,
-                    .a_log = gated_delta ? layer.a_log.data() : nullptr,
-                    .dt_bias = gated_delta ? layer.dt_bias.data() : nullptr,
-                    .log_decay = gated_delta ? buffers.log_decay.data() : nullptr});
+    mixer.gate = {.rows = pass.num_rows(),
+                  .heads = shape.value_heads,
+                  .b = config.learned_beta ? projected + columns.b : nullptr,
+                  .ldb = ld,
+                  .beta_scale = config.beta_scale,
+                  .beta = buffers.beta.data(),
+                  .a = gated_delta ? projected + columns.a : nullptr,
+                  .lda = ld,
+                  .a_log = gated_delta ? layer.a_log.data() : nullptr,
+                  .dt_bias = gated_delta ? layer.dt_bias.data() : nullptr,
+                  .log_decay = gated_delta ? buffers.log_decay.data() : nullptr};
   }
-  if (mixer.attention_norm != AttentionNormKind::kNone) {
-    AttentionNorm(pass.ctx, {.heads = shape.heads,
-                             .dim = shape.key_dim,
-                             .rows = pass.rows,
-                             .z = pass.Piece(layer.key_sum_offset),
-                             .normalise_keys = mixer.attention_norm == AttentionNormKind::kKeyAndOutput,
-                             .scale = mixer.query_scale,
-                             .scaled_denominator = mixer.scaled_denominator,
-                             .eps = pass.config().norm_eps,
-                             .q = mapped.q,
-                             .ldq = mapped.ld,
-                             .k = mapped.k,
-                             .ldk = mapped.ld,
-                             .beta = delta ? buffers.beta.data() : nullptr});
+  if (config.attention_norm != AttentionNormKind::kNone) {
+    mixer.attention_norm = {.heads = shape.heads,
+                            .dim = shape.key_dim,
+                            .rows = pass.rows,
+                            .z = pass.Piece(layer.key_sum_offset),
+                            .normalise_keys = config.attention_norm == AttentionNormKind::kKeyAndOutput,
+                            .scale = config.query_scale,
+                            .scaled_denominator = config.scaled_denominator,
+                            .eps = pass.config().norm_eps,
+                            .q = mixer.query.y,
+                            .ldq = mixer.query.ldy,
+                            .k = mixer.key.y,
+                            .ldk = mixer.key.ldy,
+                            .beta = delta ? buffers.beta.data() : nullptr};
   }
-  FastWeight(pass.ctx, {.shape = shape,
-                        .rule = mixer.rule,
-                        .rows = pass.rows,
-                        .state = pass.FastWeights(layer),
-                        .q = mapped.q,
-                        .ldq = mapped.ld,
-                        .k = mapped.k,
-                        .ldk = mapped.ld,
-                        .v = values_mapped ? mapped.v : projected + columns.v,
-                        .ldv = values_mapped ? mapped.ld : ld,
-                        .beta = delta ? buffers.beta.data() : nullptr,
-                        .log_decay = gated_delta ? buffers.log_decay.data() : nullptr,
-                        .out = buffers.read.data(),
-                        .ldout = mixer.value_width(),
-                        .round_products = pass.weights.math == LinearMath::kBF16,
-                        .replay = pass.Replay(layer)});
-  if (!mixer.output_norm) return;
-  RmsNorm(pass.ctx, {.rows = rows,
-                     .groups = shape.value_heads,
-                     .dim = shape.value_dim,
-                     .eps = pass.config().norm_eps,
-                     .x = buffers.read.data(),
-                     .ldx = mixer.value_width(),
-                     .weight = layer.o_norm.data(),
-                     .gate_activation = mixer.gate_activation,
-                     .gate = mixer.output_gate ? projected + columns.gate : nullptr,
-                     .ldgate = ld,
-                     .y = buffers.read.data(),
-                     .ldy = mixer.value_width()});
+  FastWeightParams& memory = mixer.memory;
+  memory.shape = shape;
+  memory.rule = config.rule;
+  memory.rows = pass.rows;
+  memory.state = pass.FastWeights(layer);
+  memory.beta = delta ? buffers.beta.data() : nullptr;
+  memory.log_decay = gated_delta ? buffers.log_decay.data() : nullptr;
+  memory.out = buffers.read.data();
+  memory.ldout = config.value_width();
+  memory.round_products = pass.weights.math == LinearMath::kBF16;
+  memory.replay = pass.Replay(layer);
+  if (config.output_norm) {
+    mixer.norm = {.rows = pass.num_rows(),
+                  .groups = shape.value_heads,
+                  .dim = shape.value_dim,
+                  .eps = pass.config().norm_eps,
+                  .x = buffers.read.data(),
+                  .ldx = config.value_width(),
+                  .weight = layer.o_norm.data(),
+                  .gate_activation = config.gate_activation,
+                  .gate = config.output_gate ? projected + columns.gate : nullptr,
+                  .ldgate = ld,
+                  .y = buffers.read.data(),
+                  .ldy = config.value_width()};
+  }
+  FastWeightMixer(pass.ctx, mixer);
 }
 
 // buffers.read = what softmax attention over the window gives for the projections.

@@ -172,6 +172,7 @@ std::vector<Case> Cases() {
   return {
       {"gated", RandomCheckpointSpec()},
       {"gated_shared_keys", Gated([](S& s) { s.value_heads = 6; })},
+      {"gated_large_heads", Gated([](S& s) { s.heads = s.value_heads = 1, s.key_dim = 128, s.value_dim = 132; })},
       {"gated_without_output_gate", Gated([](S& s) { s.use_gate = false; })},
       {"gated_negative_eigenvalues", Gated([](S& s) { s.allow_neg_eigval = true; })},
       {"gated_without_convolution", Gated([](S& s) { s.conv_size = 0; })},

@@ -1,0 +1,95 @@
+// Which mixers have fused steps, and the shapes of their launches, which no device is needed for.
+#include "kernels/fast_weight_mixer/fast_weight_mixer_config.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "kernels/fast_weight_mixer/fast_weight_mixer.h"
+
+namespace palimpsest {
+namespace {
+
+TEST(MixerStepConfig, EveryRowOfAStateHasItsLanesInOneBlock) {
+  for (const int32_t K : {16, 32, 64, 128, 256}) {
+    for (const int32_t V : {1, 5, 16, 40, 64, 128, 200, 512, 1024}) {
+      for (const int32_t shared_by : {1, 2, 3, 8}) {
+        const MixerStepConfig config = ChooseMixerStepConfig({2, 2 * shared_by, K, V});
+        ASSERT_EQ(config.value_heads, shared_by);
+        ASSERT_EQ(config.threads % 32, 0);
+        ASSERT_GE(config.threads, 32);
+        ASSERT_LE(config.threads, MixerStepConfig::kMostThreads);
+        ASSERT_GE(config.pieces_per_head * MixerStepConfig::kPieceRows, V);
+        ASSERT_GE(config.threads, config.pieces * K / FastWeightRowsConfig::kRowFloats);
+        ASSERT_GE(config.parts * config.pieces, shared_by * config.pieces_per_head);
+        ASSERT_LT((config.parts - 1) * config.pieces, shared_by * config.pieces_per_head) << "a part without work";
+      }
+    }
+  }
+  EXPECT_EQ(ChooseMixerStepConfig({16, 16, 128, 128}).parts, 1);
+  EXPECT_EQ(ChooseMixerStepConfig({6, 6, 256, 512}).parts, 8);
+}
+
+TEST(MixerStepConfig, ArraysLieApartAndFitEveryDevice) {
+  for (const int32_t K : {16, 64, 256}) {
+    for (const int32_t V : {1, 1024}) {
+      const MixerStepConfig config = ChooseMixerStepConfig({1, 4, K, V});
+      const int32_t values = config.pieces * MixerStepConfig::kPieceRows;
+      EXPECT_EQ(config.k, K);
+      EXPECT_EQ(config.v, config.k + K);
+      EXPECT_EQ(config.k % 4, 0) << "keys are read 16 bytes at a time";
+      EXPECT_GE(config.read, config.v + values);
+      EXPECT_GE(config.gain, config.read + values);
+      EXPECT_GE(config.bytes, 4 * (config.gain + values));
+      EXPECT_LE(config.bytes, 48 << 10);
+    }
+  }
+}
+
+FastWeightMixerParams Plain() {
+  FastWeightMixerParams mixer;
+  mixer.gate = GateParams();
+  mixer.memory.shape = {.heads = 2, .value_heads = 4, .key_dim = 64, .value_dim = 48};
+  return mixer;
+}
+
+TEST(HasFusedSteps, OfMixersThatABlockCanDoAlone) {
+  FastWeightMixerParams mixer = Plain();
+  EXPECT_TRUE(HasFusedSteps(mixer));
+
+  mixer.gate.reset();
+  EXPECT_FALSE(HasFusedSteps(mixer));
+  mixer.memory.rule = UpdateRule::kSum;
+  EXPECT_TRUE(HasFusedSteps(mixer));
+
+  mixer = Plain();
+  mixer.memory.shape.key_dim = 48;
+  EXPECT_FALSE(HasFusedSteps(mixer)) << "no rows in registers";
+
+  for (const UpdateRule rule : {UpdateRule::kChannelGatedDelta, UpdateRule::kLowRank}) {
+    mixer = Plain();
+    mixer.memory.rule = rule;
+    EXPECT_FALSE(HasFusedSteps(mixer));
+  }
+
+  for (FeatureMapParams FastWeightMixerParams::*map : {&FastWeightMixerParams::query, &FastWeightMixerParams::key}) {
+    mixer = Plain();
+    (mixer.*map).map = FeatureMapKind::kDpfp;
+    EXPECT_FALSE(HasFusedSteps(mixer));
+    (mixer.*map).map = FeatureMapKind::kElu1;
+    EXPECT_TRUE(HasFusedSteps(mixer));
+  }
+
+  mixer = Plain();
+  mixer.value = FeatureMapParams{.map = FeatureMapKind::kSilu};
+  EXPECT_TRUE(HasFusedSteps(mixer));
+  mixer.value->norm = KeyNorm::kL2;
+  EXPECT_FALSE(HasFusedSteps(mixer));
+
+  mixer = Plain();
+  mixer.attention_norm = AttentionNormParams();
+  EXPECT_FALSE(HasFusedSteps(mixer));
+}
+
+}  // namespace
+}  // namespace palimpsest
