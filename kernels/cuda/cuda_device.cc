@@ -170,12 +170,18 @@ class CudaDevice : public Device {
     Do("Linear", [&] { return cuda::Run(params, resources_, target_); });
   }
 
-  void Sample(std::span<SampleRow> rows, int32_t vocabulary) override {
+  void BeginSample(std::span<const SampleRow> rows, int32_t vocabulary) override {
     if (rows.empty()) return;
-    Do("Sample",
-       [&] { return sampler_->Pack(rows, vocabulary) ? sampler_->Launch(target_) : cudaErrorMemoryAllocation; });
-    sampler_->CopyAnswers();
-    if (Synchronize().ok()) sampler_->Unpack(rows);
+    bool packed = false;
+    Do("Sample", [&] {
+      packed = sampler_->Pack(rows, vocabulary);
+      return packed ? sampler_->Launch(target_) : cudaErrorMemoryAllocation;
+    });
+    if (packed) sampler_->CopyAnswers();
+  }
+
+  void FinishSample(std::span<SampleRow> rows) override {
+    if (!rows.empty() && Synchronize().ok()) sampler_->Unpack(rows);
   }
 
  private:

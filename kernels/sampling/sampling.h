@@ -50,6 +50,11 @@ struct SampleRow {
 // Fills in the answers. Rows are independent; they are spread over the pool's threads.
 void Sample(const ExecContext& ctx, std::span<SampleRow> rows, int32_t vocabulary);
 
+// The same in two calls: a device has begun after the first, the answers are there after the second. The rows, and what
+// they point to, must stay between the two, and no other rows may begin.
+void BeginSample(const ExecContext& ctx, std::span<const SampleRow> rows, int32_t vocabulary);
+void FinishSample(const ExecContext& ctx, std::span<SampleRow> rows, int32_t vocabulary);
+
 // The truth, in double precision with a full sort: probabilities after all steps, [vocabulary]. What `Sample` draws
 // from.
 std::vector<double> SamplingDistributionReference(std::span<const float> logits, const SamplingSettings& settings,

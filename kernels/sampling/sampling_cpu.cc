@@ -220,8 +220,17 @@ double UniformAt(uint64_t seed, int64_t position) {
 }
 
 void Sample(const ExecContext& ctx, std::span<SampleRow> rows, int32_t vocabulary) {
+  BeginSample(ctx, rows, vocabulary);
+  FinishSample(ctx, rows, vocabulary);
+}
+
+void BeginSample(const ExecContext& ctx, std::span<const SampleRow> rows, int32_t vocabulary) {
   PALIMPSEST_CHECK(vocabulary >= 1);
-  if (ctx.device != nullptr) return ctx.device->Sample(rows, vocabulary);
+  if (ctx.device != nullptr) ctx.device->BeginSample(rows, vocabulary);
+}
+
+void FinishSample(const ExecContext& ctx, std::span<SampleRow> rows, int32_t vocabulary) {
+  if (ctx.device != nullptr) return ctx.device->FinishSample(rows);
   // A row is passed over several times.
   ctx.pool->ParallelFor(rows.size(), RowsPerTask(int64_t{4} * vocabulary), [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;

@@ -18,11 +18,13 @@ float ScaleOf(float temperature) {
 int64_t RoundUp(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 template <typename T>
-int64_t Append(std::vector<std::byte>& bytes, const std::vector<T>& values) {
-  const auto at = static_cast<int64_t>(bytes.size());
-  bytes.resize(static_cast<size_t>(at + RoundUp(std::ssize(values) * int64_t{sizeof(T)})));
-  if (!values.empty()) std::memcpy(bytes.data() + at, values.data(), values.size() * sizeof(T));
-  return at;
+void Put(const std::vector<T>& values, std::byte* to) {
+  if (!values.empty()) std::memcpy(to, values.data(), values.size() * sizeof(T));
+}
+
+template <typename T>
+int64_t BytesOf(int64_t count) {
+  return RoundUp(count * int64_t{sizeof(T)});
 }
 
 }  // namespace
@@ -73,37 +75,43 @@ bool DeviceSampler::Pack(std::span<const SampleRow> rows, int32_t vocabulary) {
     task.adjusted = next;
     next += vocabulary;
   }
-  packed_.clear();
-  Append(packed_, tasks_);
-  const int64_t bias_at = Append(packed_, biases), recent_at = Append(packed_, recent);
-  const int64_t answers_at = std::ssize(packed_),
-                answer_bytes = RoundUp(std::ssize(rows) * int64_t{sizeof(SampleAnswer)});
-  answered_.resize(static_cast<size_t>(answer_bytes + tops * int64_t{sizeof(TokenLogprobValue)}));
-  const int64_t bytes = answers_at + std::ssize(answered_);
-  if (memory_.size() < bytes) {
+  const int64_t bias_at = BytesOf<SampleTask>(std::ssize(tasks_));
+  const int64_t recent_at = bias_at + BytesOf<SampleBias>(std::ssize(biases));
+  answers_at_ = recent_at + BytesOf<int32_t>(std::ssize(recent));
+  tops_at_ = answers_at_ + BytesOf<SampleAnswer>(std::ssize(rows));
+  bytes_ = tops_at_ + BytesOf<TokenLogprobValue>(tops);
+  if (memory_.size() < bytes_) {
     memory_ = {};
-    memory_ = AlignedBytes(2 * bytes, &device_);
-    if (memory_.data() == nullptr) return false;
+    memory_ = AlignedBytes(2 * bytes_, &device_);
+    pinned_ = AllocatePinned(device_, 2 * bytes_);
+    if (memory_.data() == nullptr || pinned_ == nullptr) {
+      memory_ = {};
+      return false;
+    }
   }
-  device_.CopyToDevice(memory_.data(), packed_.data(), std::ssize(packed_));
+  Put(tasks_, pinned_.get());
+  Put(biases, pinned_.get() + bias_at);
+  Put(recent, pinned_.get() + recent_at);
+  device_.CopyToDevice(memory_.data(), pinned_.get(), answers_at_);
   launch_ = {.tasks = reinterpret_cast<const SampleTask*>(memory_.data()),
              .biases = reinterpret_cast<const SampleBias*>(memory_.data() + bias_at),
              .recent = reinterpret_cast<const int32_t*>(memory_.data() + recent_at),
-             .answers = reinterpret_cast<SampleAnswer*>(memory_.data() + answers_at),
-             .tops = reinterpret_cast<TokenLogprobValue*>(memory_.data() + answers_at + answer_bytes),
+             .answers = reinterpret_cast<SampleAnswer*>(memory_.data() + answers_at_),
+             .tops = reinterpret_cast<TokenLogprobValue*>(memory_.data() + tops_at_),
              .rows = static_cast<int32_t>(rows.size()),
              .vocabulary = vocabulary};
   return true;
 }
 
-void DeviceSampler::CopyAnswers() { device_.CopyToHost(answered_.data(), launch_.answers, std::ssize(answered_)); }
+void DeviceSampler::CopyAnswers() {
+  device_.CopyToHost(pinned_.get() + answers_at_, launch_.answers, bytes_ - answers_at_);
+}
 
 void DeviceSampler::Unpack(std::span<SampleRow> rows) const {
-  const auto* const tops = reinterpret_cast<const TokenLogprobValue*>(
-      answered_.data() + RoundUp(std::ssize(rows) * int64_t{sizeof(SampleAnswer)}));
+  const auto* const answers = reinterpret_cast<const SampleAnswer*>(pinned_.get() + answers_at_);
+  const auto* const tops = reinterpret_cast<const TokenLogprobValue*>(pinned_.get() + tops_at_);
   for (size_t r = 0; r < rows.size(); ++r) {
-    SampleAnswer answer;
-    std::memcpy(&answer, answered_.data() + r * sizeof answer, sizeof answer);
+    const SampleAnswer& answer = answers[r];
     SampleRow& row = rows[r];
     row.top.clear();
     row.finite = answer.finite != 0;

@@ -7,6 +7,7 @@
 
 #include "kernels/common/aligned_buffer.h"
 #include "kernels/common/device.h"
+#include "kernels/common/pinned_bytes.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/sampling/sampling.h"
 
@@ -52,24 +53,26 @@ struct SampleLaunch {
 
 cudaError_t RunSample(const SampleLaunch& launch, const Target& target);
 
-// Packs rows, has them sampled and unpacks the answers. Keeps its device memory, which grows to the largest batch.
+// Packs rows, has them sampled and unpacks the answers. Keeps its memory, which grows to the largest batch.
 class DeviceSampler {
  public:
   explicit DeviceSampler(Device& device) : device_(device) {}
-  // The error of the launch; the device keeps those of copies. False: no device memory.
-  bool Pack(std::span<const SampleRow> rows, int32_t vocabulary);
+  // In this order, with a Synchronize of the device before Unpack. All but that return at once.
+  bool Pack(std::span<const SampleRow> rows, int32_t vocabulary);  // false: there is too little memory
   cudaError_t Launch(const Target& target) { return RunSample(launch_, target); }
-  // Between the two, CopyAnswers and a Synchronize of the device.
   void CopyAnswers();
   void Unpack(std::span<SampleRow> rows) const;
 
  private:
   Device& device_;
   SampleLaunch launch_{};
-  AlignedBytes memory_;              // all that follows, on the device
-  AlignedArray<float> adjusted_;     // [rows with bias or penalties, vocabulary], on the device
-  std::vector<std::byte> packed_;    // tasks, biases and recent tokens
-  std::vector<std::byte> answered_;  // answers and tops
+  // Tasks, biases, recent tokens, and from here on answers and tops: on the device, and in pinned memory.
+  int64_t answers_at_ = 0;
+  int64_t tops_at_ = 0;
+  int64_t bytes_ = 0;
+  AlignedBytes memory_;
+  PinnedBytes pinned_;
+  AlignedArray<float> adjusted_;  // [rows with bias or penalties, vocabulary], on the device
   std::vector<SampleTask> tasks_;
 };
 

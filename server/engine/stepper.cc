@@ -86,10 +86,11 @@ void Stepper::Begin(std::span<const Scheduler::Item> items, std::span<Sequence* 
     }
   }
   Forward();
+  BeginSample(context_, answers_, model_.config().vocabulary);
 }
 
 absl::Status Stepper::Finish() {
-  SampleAll();
+  FinishSampling();
   return Synchronize();
 }
 
@@ -101,10 +102,10 @@ absl::Status Stepper::Synchronize() {
   return context_.device == nullptr ? absl::OkStatus() : context_.device->Synchronize();
 }
 
-void Stepper::SampleAll() {
+void Stepper::FinishSampling() {
   if (answers_.empty()) return;
   const ModelConfig& config = model_.config();
-  Sample(context_, answers_, config.vocabulary);
+  FinishSample(context_, answers_, config.vocabulary);
   if (config.clusters() == 1) return;
   // Where a draw fell on a cluster that was left out, the draw is made again with that cluster there. It falls into it
   // then, or, if rounding will have it, into a neighbour: hence the loop, which ends when no cluster is left.

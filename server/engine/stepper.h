@@ -52,8 +52,8 @@ class Stepper {
   SampleRow& AddAnswer(int32_t row);
   void Forward();
   absl::Status Synchronize();
-  // Samples all answers, computing what they turn out to need of the logits.
-  void SampleAll();
+  // Waits for all answers, and computes what they turn out to need of the logits.
+  void FinishSampling();
 
   void GrowLogits(int64_t rows);
 

@@ -4,12 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <span>
 
 #include "kernels/common/aligned_buffer.h"
 #include "kernels/common/check.h"
 #include "kernels/common/device.h"
+#include "kernels/common/pinned_bytes.h"
 
 namespace palimpsest {
 
@@ -25,7 +25,7 @@ class BatchArrays {
     if (bytes <= memory_.size()) return false;
     memory_ = {};
     memory_ = AlignedBytes(2 * bytes, &device);
-    pinned_ = Pinned(device.AllocatePinned(2 * bytes), {&device});
+    pinned_ = AllocatePinned(device, 2 * bytes);
     PALIMPSEST_CHECK(memory_.data() != nullptr && pinned_ != nullptr);
     return true;
   }
@@ -51,14 +51,8 @@ class BatchArrays {
   }
 
  private:
-  struct FreePinned {
-    Device* device;
-    void operator()(std::byte* memory) const { device->FreePinned(memory); }
-  };
-  using Pinned = std::unique_ptr<std::byte, FreePinned>;
-
   AlignedBytes memory_;
-  Pinned pinned_{nullptr, FreePinned{nullptr}};
+  PinnedBytes pinned_;
   int64_t used_ = 0;
   int64_t sent_ = 0;
 };
