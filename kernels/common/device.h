@@ -105,8 +105,8 @@ class Device {
   virtual void Run(const SinusoidParams& params) = 0;
   virtual void Run(const SwigluParams& params) = 0;
   virtual void Run(const WindowAttentionParams& params) = 0;
-  // Has rows sampled, and waits for the answers to the same rows, which are the host's; after a failure they are as they
-  // were. What rows point to must stay until then. One batch of rows at a time.
+  // Has rows sampled, and waits for the answers to the same rows, which are the host's; after a failure they are as
+  // they were. What rows point to must stay until then. One batch of rows at a time.
   virtual void BeginSample(std::span<const SampleRow> rows, int32_t vocabulary) = 0;
   virtual void FinishSample(std::span<SampleRow> rows) = 0;
 };
