@@ -61,7 +61,7 @@ def verdict(values: list[float], least: float, show: Callable[[float], str]) -> 
 
 def step_shares(results: Row) -> list[float]:
     """Of copy bandwidth, at batch 64 and up."""
-    rows = rows_of(data_of(results, "bench"), "step")
+    rows = rows_of(data_of(results, "bench"), "step", states="f32")
     return [row["bound_share"] for row in rows if row["batch"] >= 64 and row["bound_share"]]
 
 
@@ -69,7 +69,7 @@ def step_against_fla(results: Row) -> list[float]:
     """fla's time over ours, at batch 64 and up."""
     fla = data_of(results, "fla")
     ratios = []
-    for row in rows_of(data_of(results, "bench"), "step"):
+    for row in rows_of(data_of(results, "bench"), "step", states="f32"):
         other = fla_seconds(fla, "step", rule=row["rule"], batch=row["batch"])
         if other and row["seconds"] and row["batch"] >= 64:
             ratios.append(other / row["seconds"])
@@ -113,8 +113,8 @@ def replay_gain(results: Row) -> list[float]:
     """The plain step's time over the best of the replay form, at batch 64 and up."""
     data = data_of(results, "bench")
     gains = []
-    for row in rows_of(data, "step"):
-        others = rows_of(data, "replay", rule=row["rule"], batch=row["batch"])
+    for row in rows_of(data, "step", states="f32"):
+        others = rows_of(data, "replay", states="f32", rule=row["rule"], batch=row["batch"])
         if row["batch"] >= 64 and row["seconds"] and others:
             gains.append(row["seconds"] / min(other["seconds"] for other in others))
     return gains
@@ -133,7 +133,7 @@ def mixer_gain(results: Row) -> list[float]:
 
 GOALS: list[tuple[str, Callable[[Row], str]]] = [
     (
-        "step, 16 heads of 128 x 128, batch 64 and up: 90 % of measured copy bandwidth",
+        "step, 16 heads of 128 x 128, float32 states, batch 64 and up: 90 % of measured copy bandwidth",
         lambda results: verdict(step_shares(results), 0.9, percent),
     ),
     (
@@ -185,6 +185,15 @@ def tests_section(results: Row) -> list[str]:
     return lines
 
 
+def against_float32(data: Row, row: Row) -> str:
+    """The time with float32 states over that with these, all else alike; nothing for float32 itself."""
+    if row["states"] == "f32":
+        return ""
+    labels = {key: row[key] for key in ("rule", "batch", "interval") if key in row}
+    others = rows_of(data, row["group"], states="f32", **labels)
+    return ratio(others[0]["seconds"] / row["seconds"]) if others else ""
+
+
 def bench_section(results: Row) -> list[str]:
     """The ops against the bounds."""
     data = data_of(results, "bench")
@@ -206,29 +215,35 @@ def bench_section(results: Row) -> list[str]:
     fla = data_of(results, "fla")
     step_rows = []
     for row in rows_of(data, "step"):
-        other = fla_seconds(fla, "step", rule=row["rule"], batch=row["batch"])
+        alike = row["states"] == "f32"  # as fla's are
+        other = fla_seconds(fla, "step", rule=row["rule"], batch=row["batch"]) if alike else None
         step_rows.append(
             [
-                row["rule"],
+                row["rule"].replace("_", " "),
+                row["states"],
                 str(row["batch"]),
                 microseconds(row["seconds"]),
                 f"{row['bytes_per_second'] / 1e9:.0f}",
                 percent(row["bound_share"]),
+                against_float32(data, row),
                 microseconds(other),
                 ratio(other / row["seconds"]) if other else "",
             ]
         )
-    lines += table(["rule", "batch", "us", "GB/s", "share", "fla, us", "fla / ours"], step_rows)
+    head = ["rule", "states", "batch", "us", "GB/s", "share", "f32 / bf16", "fla, us", "fla / ours"]
+    lines += table(head, step_rows)
     lines += ["### The same step in the replay form", ""]
     lines += table(
-        ["rule", "batch", "interval", "us", "share"],
+        ["rule", "states", "batch", "interval", "us", "share", "f32 / bf16"],
         [
             [
-                row["rule"],
+                row["rule"].replace("_", " "),
+                row["states"],
                 str(row["batch"]),
                 str(row["interval"]),
                 microseconds(row["seconds"]),
                 percent(row["bound_share"]),
+                against_float32(data, row),
             ]
             for row in rows_of(data, "replay")
         ],
@@ -248,13 +263,18 @@ def bench_section(results: Row) -> list[str]:
             for row in rows_of(data, "mixer")
         ],
     )
-    lines += ["### Fast-weight chunks, 16 heads of 128 x 128", ""]
+    lines += [
+        "### Fast-weight chunks, 16 heads of 128 x 128, float32 states",
+        "",
+        "Channel gated delta and low rank go row by row.",
+        "",
+    ]
     chunk_rows = []
     for row in rows_of(data, "chunks"):
         other = fla_seconds(fla, "chunks", rule=row["rule"], sequences=row["sequences"], tokens=row["tokens"])
         chunk_rows.append(
             [
-                row["rule"],
+                row["rule"].replace("_", " "),
                 row["products"],
                 f"{row['sequences']} x {row['tokens']}",
                 microseconds(row["seconds"]),

@@ -28,14 +28,19 @@ def op(group: str, **labels: Any) -> dict[str, Any]:
 BENCH = {
     "ceilings": {"copy_bytes_per_second": 1e12, "bf16_flops_per_second": 2e14, "tf32_flops_per_second": 1e14},
     "measurements": [
-        op("step", rule="delta", batch=1, bound_share=0.2),
-        op("step", rule="delta", batch=64),
-        op("step", rule="sum", batch=128),
-        op("replay", rule="delta", batch=64, interval=8, seconds=6e-5),
-        op("replay", rule="delta", batch=64, interval=4, seconds=8e-5),
+        op("step", rule="delta", states="f32", batch=1, bound_share=0.2),
+        op("step", rule="delta", states="f32", batch=64),
+        op("step", rule="delta", states="bf16", batch=64, seconds=6.25e-5, bound_share=0.8),
+        op("step", rule="sum", states="f32", batch=128),
+        op("step", rule="low_rank", states="f32", batch=64),
+        op("replay", rule="delta", states="f32", batch=64, interval=8, seconds=6e-5),
+        op("replay", rule="delta", states="f32", batch=64, interval=4, seconds=8e-5),
+        op("replay", rule="delta", states="bf16", batch=64, interval=4, seconds=5e-5),
+        op("replay", rule="delta", states="bf16", batch=64, interval=16, seconds=5e-5),
         op("mixer", model="delta_net", form="fused", batch=1, kernels=1, seconds=4e-5),
         op("mixer", model="delta_net", form="op_by_op", batch=1, kernels=6),
         op("chunks", rule="delta", products="tf32", tokens=64, sequences=8),
+        op("chunks", rule="channel_gated_delta", products="f32", tokens=64, sequences=8),
         op("linear_steps", projection="qkv", kind="bf16", rows=8),
         op("layer", op="gate", batch=1),
         op("sample", kind="greedy"),
@@ -95,7 +100,7 @@ def test_stages_run_one_by_one_fill_one_report(tmp_path: pathlib.Path, monkeypat
     status, report, results = run(tmp_path, monkeypatch, "bench")
     assert status == 0
     assert "1 of 1 programs passed" in report
-    assert "| delta | 64 | 100.0 | 950 | 95 % |" in report
+    assert "| delta | f32 | 64 | 100.0 | 950 | 95 % |" in report
     assert "95 % to 95 %: reached" in report
     assert set(results["stages"]) == {"tests", "bench"}
 
@@ -155,6 +160,23 @@ def test_goals_compare_with_the_fastest_of_fla() -> None:
     assert engine == "97 % to 97 %: reached"
     assert "- engine, 64 streams: 97 % of the bare forward" in gpu_report.report(results)
     assert "| delta | tf32 | 8 x 64 | 100.0 | 1.0 | 95 % | 50.0 | 0.50x |" in gpu_report.report(results)
+
+
+@pytest.mark.usefixtures("machine")
+def test_rules_and_states_stand_side_by_side(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, report, results = run(tmp_path, monkeypatch, "bench")
+    assert "| delta | f32 | 64 | 100.0 | 950 | 95 % |  |" in report
+    assert "| delta | bf16 | 64 | 62.5 | 950 | 80 % | 1.60x |" in report
+    assert "| low rank | f32 | 64 | 100.0 | 950 | 95 % |  |" in report
+    # A replay against the one of the same interval, if there is one.
+    assert "| delta | bf16 | 64 | 4 | 50.0 | 95 % | 1.60x |" in report
+    assert "| delta | bf16 | 64 | 16 | 50.0 | 95 % |  |" in report
+    assert "| channel gated delta | f32 | 8 x 64 | 100.0 |" in report
+    # fla keeps its states as float32.
+    results["stages"]["fla"] = {"steps": [{"name": "fla", "passed": True, "data": FLA}]}
+    report = gpu_report.report(results)
+    assert "| delta | f32 | 64 | 100.0 | 950 | 95 % |  | 140.0 | 1.40x |" in report
+    assert "| delta | bf16 | 64 | 62.5 | 950 | 80 % | 1.60x |  |  |" in report
 
 
 SERVER = """
