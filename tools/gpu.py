@@ -140,10 +140,17 @@ def random_weights(preset: str) -> tuple[pathlib.Path, list[Step]]:
     return folder, [] if there else [Step(f"random weights, {preset}", make, 120)]
 
 
-def model_steps(machine: Machine) -> list[Step] | str:
-    """Whole models: the bundled one, and random weights in the shape of one of 1.3 billion parameters."""
+def no_random_weights() -> str | None:
+    """Why there can be none."""
     if importlib.util.find_spec("numpy") is None:
         return f"{sys.executable} has no numpy, which makes the random weights"
+    return None
+
+
+def model_steps(machine: Machine) -> list[Step] | str:
+    """Whole models: the bundled one, and random weights in the shape of one of 1.3 billion parameters."""
+    if reason := no_random_weights():
+        return reason
     large, steps = random_weights("1.3b")
 
     def measure(name: str, folder: pathlib.Path) -> Step:
@@ -164,9 +171,12 @@ def serve_steps(machine: Machine) -> list[Step]:
         command += [f"--checkpoint={folder}", f"--backend={machine.backend}", f"--library_path={library_path}"]
         return Step(name, [*command, f"--seconds={seconds - 25}"], seconds, json=True)  # less what stopping may take
 
+    first = [serve("text", "text", BOOKS, 90), serve("books-5m", "load", BOOKS, 150)]
+    if reason := no_random_weights():
+        say(f"{reason}: the bundled model alone is served")
+        return first
     preset = "1.3b" if machine.backend == "cuda" else "30m"
     large, make = random_weights(preset)
-    first = [serve("text", "text", BOOKS, 90), serve("books-5m", "load", BOOKS, 150)]
     return [*first, *make, serve(preset, "load", large, 180)]
 
 
