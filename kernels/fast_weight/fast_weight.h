@@ -92,7 +92,7 @@ struct FastWeightParams {
   const float* insert = nullptr;     // [rows, value_heads, K], of kLowRank
   float* out = nullptr;              // [rows, value_heads, V]
   int64_t ldout = 0;
-  // A device may round the factors of a chunk's products to tf32 (11 bits), the state's not among what it stores.
+  // A device may round the factors of a chunk's products to tf32 (11 bits). The state that it stores is not rounded so.
   bool round_products = false;
   // A device's; the first rows.num_steps sequences use it. The states of the others are whole after the call.
   // AdvanceReplay must follow once all layers are done.

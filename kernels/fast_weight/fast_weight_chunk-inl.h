@@ -74,7 +74,7 @@ struct ChunkScratch {
   float* value;           // [kChunk, kBlock]        first the right sides, then the corrected values u_j[v]
   float* from_start;      // [kChunk]                e^(G_i)
   float* to_end;          // [kChunk]                e^(G_last - G_i)
-  float* by_rows;         // [kBlock, K]             the state as it lies in memory, where that is not as floats
+  float* by_rows;         // [kBlock, K]             for LoadTransposed
 
   static int64_t Floats(int32_t key_dim) {
     return int64_t{key_dim} * (kChunk + 2 * kBlock) + kChunk * PaddedKeyDim(key_dim) + 3 * kChunk * kChunk +
@@ -181,14 +181,7 @@ void UpdateColumns(const HeadRows& head, int64_t n, int32_t v, int32_t width, in
 template <typename T, int kVectors>
 void ChunkBlock(const HeadRows& head, int64_t n, int32_t v, int32_t width, const ChunkScratch& scratch) {
   const int32_t K = head.key_dim;
-  if (width < kBlock) std::fill_n(scratch.state, int64_t{K} * kBlock, 0.0f);
-  const T* const stored = head.state_as<T>() + int64_t{v} * K;
-  if constexpr (std::is_same_v<T, float>) {
-    Transpose(stored, K, width, K, scratch.state, kBlock);
-  } else {
-    Convert(stored, int64_t{width} * K, scratch.by_rows);
-    Transpose(scratch.by_rows, K, width, K, scratch.state, kBlock);
-  }
+  LoadTransposed(head.state_as<T>() + int64_t{v} * K, K, width, scratch.by_rows, scratch.state);
 
   // Right sides, r_i = beta_i (v_i - e^(G_i) S k_i), then forward substitution, u_i = r_i - sum_{j<i} L_ij u_j. For the
   // sum rule u = v.

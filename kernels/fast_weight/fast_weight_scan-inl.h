@@ -24,7 +24,7 @@ struct ScanScratch {
   float* state;    // [K, kBlock]     S[v][c] at (c, v - first v)
   float* decay;    // [kChunk, K]     a_i
   float* look;     // [kChunk, K]     what is read of S: a_i k_i, or what is removed
-  float* by_rows;  // [kBlock, K]     the state as it lies in memory
+  float* by_rows;  // [kBlock, K]     for LoadTransposed and StoreTransposed
 
   static int64_t Floats(int32_t key_dim) { return 2 * (kBlock + kChunk) * int64_t{key_dim}; }
 
@@ -62,9 +62,7 @@ template <UpdateRule kRule, typename T, int kVectors>
 void ScanBlock(const HeadRows& head, int64_t n, int32_t v, int32_t width, const ScanScratch& scratch) {
   const int32_t K = head.key_dim;
   T* const state = head.state_as<T>() + int64_t{v} * K;
-  Convert(state, int64_t{width} * K, scratch.by_rows);
-  if (width < kBlock) std::fill_n(scratch.state, int64_t{K} * kBlock, 0.0f);
-  Transpose(scratch.by_rows, K, width, K, scratch.state, kBlock);
+  LoadTransposed(state, K, width, scratch.by_rows, scratch.state);
   float* HWY_RESTRICT S = scratch.state;
   for (int64_t i = 0; i < n; ++i) {
     const float* const k = head.k + i * head.ldk;
@@ -105,8 +103,7 @@ void ScanBlock(const HeadRows& head, int64_t n, int32_t v, int32_t width, const 
       StorePart(out[m], head.out + i * head.ldout + v + m * kLanes, width - m * kLanes);
     }
   }
-  Transpose(scratch.state, kBlock, K, width, scratch.by_rows, K);
-  Convert(scratch.by_rows, int64_t{width} * K, state);
+  StoreTransposed(scratch.state, K, width, scratch.by_rows, state);
 }
 
 // The first n rows of `head`, 2 <= n <= kChunk.

@@ -593,7 +593,7 @@ class ReplayTest : public testing::TestWithParam<std::tuple<UpdateRule, DType>> 
 };
 
 TEST_P(ReplayTest, GivesTheBitsOfWritingAtEveryStep) {
-  if (TestDevice() == nullptr) GTEST_SKIP() << "a device's form";
+  if (TestDevice() == nullptr) GTEST_SKIP() << "only a device leaves out writes";
   ThreadPool pool(1);
   const auto [rule, dtype] = GetParam();
   for (const FastWeightShape& shape : kShapes) {

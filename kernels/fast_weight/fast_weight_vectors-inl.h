@@ -123,6 +123,30 @@ void Transpose(const float* HWY_RESTRICT from, int64_t ldfrom, int64_t rows, int
   }
 }
 
+// Rows of the state with values across the lanes: to[c][r] = stored[r][c] for `width` rows, zeros up to kBlock of them.
+// `by_rows`: [kBlock, K] floats, for what is not stored as floats.
+template <typename T>
+HWY_INLINE void LoadTransposed(const T* stored, int32_t K, int32_t width, float* by_rows, float* to) {
+  if (width < kBlock) std::fill_n(to, int64_t{K} * kBlock, 0.0f);
+  if constexpr (std::is_same_v<T, float>) {
+    Transpose(stored, K, width, K, to, kBlock);
+  } else {
+    Convert(stored, int64_t{width} * K, by_rows);
+    Transpose(by_rows, K, width, K, to, kBlock);
+  }
+}
+
+// The way back.
+template <typename T>
+HWY_INLINE void StoreTransposed(const float* from, int32_t K, int32_t width, float* by_rows, T* stored) {
+  if constexpr (std::is_same_v<T, float>) {
+    Transpose(from, kBlock, K, width, stored, K);
+  } else {
+    Transpose(from, kBlock, K, width, by_rows, K);
+    Convert(by_rows, int64_t{width} * K, stored);
+  }
+}
+
 }  // namespace
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

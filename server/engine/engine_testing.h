@@ -21,7 +21,7 @@
 
 namespace palimpsest::testing {
 
-// Ends a sequence's numbers in the model that LoadTestModel gives.
+// Ends a sequence's numbers in the model of TestSpec().
 constexpr int32_t kPoisonToken = 255;
 
 // A reply so long that it cannot end by itself while a test runs.
