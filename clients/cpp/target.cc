@@ -32,8 +32,9 @@ std::string HostOf(absl::string_view address) {
 
 Parsed Parse(absl::string_view target) {
   const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(target, absl::MaxSplits(':', 1));
-  const bool has_scheme = std::find(std::begin(kSchemes), std::end(kSchemes), parts.first) != std::end(kSchemes);
-  absl::string_view rest = has_scheme && absl::StrContains(target, ":") ? parts.second : target;
+  const bool has_scheme = absl::StrContains(target, ":") &&
+                          std::find(std::begin(kSchemes), std::end(kSchemes), parts.first) != std::end(kSchemes);
+  absl::string_view rest = has_scheme ? parts.second : target;
   Parsed parsed;
   parsed.socket = has_scheme && (absl::StartsWith(parts.first, "unix") || parts.first == "vsock");
   if (absl::ConsumePrefix(&rest, "//")) {  // dns://authority/host:port

@@ -25,13 +25,16 @@ absl::StatusOr<WholeFile> WholeFile::Create(const std::string& path, mode_t mode
       in_place ? "" : absl::StrCat(real, ".", absl::Hex(absl::Uniform<uint64_t>(gen), absl::kZeroPad16), ".partial");
   const int fd = in_place ? open(real.c_str(), O_WRONLY | O_CLOEXEC)
                           : open(partial.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
-  WholeFile file(real, fd < 0 ? "" : partial, fd);
+  WholeFile file(path, real, fd < 0 ? "" : partial, fd);
   if (fd < 0) return file.Error();
   return file;
 }
 
 WholeFile::WholeFile(WholeFile&& other) noexcept
-    : path_(other.path_), partial_(std::exchange(other.partial_, "")), fd_(std::exchange(other.fd_, -1)) {}
+    : path_(other.path_),
+      real_(other.real_),
+      partial_(std::exchange(other.partial_, "")),
+      fd_(std::exchange(other.fd_, -1)) {}
 
 WholeFile::~WholeFile() {
   if (fd_ >= 0) close(fd_);
@@ -52,7 +55,7 @@ absl::Status WholeFile::Commit() {
   if (!partial_.empty() && fsync(fd_) != 0) return Error();
   if (close(std::exchange(fd_, -1)) != 0) return Error();
   if (partial_.empty()) return absl::OkStatus();
-  if (std::rename(partial_.c_str(), path_.c_str()) != 0) return Error();
+  if (std::rename(partial_.c_str(), real_.c_str()) != 0) return Error();
   partial_.clear();
   return absl::OkStatus();
 }

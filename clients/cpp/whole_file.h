@@ -29,13 +29,14 @@ class WholeFile {
   absl::Status Commit();
 
  private:
-  WholeFile(std::string path, std::string partial, int fd)
-      : path_(std::move(path)), partial_(std::move(partial)), fd_(fd) {}
+  WholeFile(std::string path, std::string real, std::string partial, int fd)
+      : path_(std::move(path)), real_(std::move(real)), partial_(std::move(partial)), fd_(fd) {}
   absl::Status Error() const;
 
   const std::string path_;
-  std::string partial_;  // the name until Commit; empty: written in place, or done
-  int fd_;               // -1: closed
+  const std::string real_;  // where its symbolic links lead
+  std::string partial_;     // the name until Commit; empty: written in place, or done
+  int fd_;                  // -1: closed
 };
 
 }  // namespace palimpsest::client
