@@ -23,9 +23,9 @@ Out = TypeVar("Out")
 class Replies:
     """The replies of one client that may still hold their session: of each session the last. Thread-safe.
 
-    An exception in the body of a loop leaves an iterator that has a name alive for as long as anybody keeps the frame or
-    its traceback, and the call with it: in a notebook that may be for ever. So the next call on the session stops such
-    a reply first, see `make_way`.
+    An exception in the body of a loop leaves an iterator that has a name alive for as long as anybody keeps the frame
+    or its traceback, and the call with it: in a notebook that may be for ever. So the next call on the session stops
+    such a reply first, see `make_way`.
     """
 
     def __init__(self) -> None:
