@@ -76,7 +76,7 @@ TEST_F(CliE2eConnectionTest, AfterAnInterruptedReplyTheChatGoesOnAtOnce) {
   EXPECT_THAT(result.out, HasSubstr("tokens read"));
 }
 
-TEST_F(CliE2eConnectionTest, AFullDiskIsAnErrorAndLeavesWhatWasThere) {
+TEST_F(CliE2eConnectionTest, AFullDiskIsAnError) {
   const Result full = Run({"generate", "The sea", "--max_tokens", "2", "--state_out", "/dev/full"});
   EXPECT_EQ(full.exit_code, 1);
   EXPECT_THAT(full.err, HasSubstr("cannot write /dev/full"));
