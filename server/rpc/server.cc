@@ -20,6 +20,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "base/log.h"
 #include "server/engine/available_processors.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/call.h"
@@ -238,8 +239,10 @@ absl::Status Server::Impl::Listen() {
   services.push_back(MakeSnapshotService(core));
   services.push_back(MakeModelService(core));
   for (const auto& service : services) builder.RegisterService(service.get());
+  QuietLibraries quiet;
   server = builder.BuildAndStart();
   if (server == nullptr || port == 0) {
+    quiet.Drop();
     return absl::UnavailableError(absl::StrCat(
         "port ", address, " cannot be bound: in use, or not an address of this machine",
         options.tls_certificate_file.empty() ? "" : ", or the TLS files do not hold a key and its certificate"));
