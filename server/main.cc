@@ -98,6 +98,9 @@ ABSL_FLAG(std::string, metrics_port_file, "", "File to write the port of /metric
 ABSL_FLAG(std::string, tls_cert, "", "PEM file with the server's certificate. With --tls_key: TLS. Empty: plain text.");
 ABSL_FLAG(std::string, tls_key, "", "PEM file with the certificate's private key.");
 ABSL_FLAG(std::string, tls_client_ca, "", "PEM file. Given, clients must show a certificate signed by one in it.");
+ABSL_FLAG(std::string, metrics_tls, "auto",
+          "TLS of /metrics: auto: as the server's own port, certificates of clients included; on: with the server's "
+          "certificate, asking for none; off: plain text.");
 
 ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
           "Threads of the arithmetic, for each model. 0: one for each whole processor that the process may use: its "
@@ -164,7 +167,8 @@ const std::vector<FlagGroup>& Groups() {
        {"model", "model_root", "backend", "device", "device_memory_fraction", "state_write_interval", "state_dtype",
         "math", "model_repository", "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
-       {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
+       {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca",
+        "metrics_tls"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
       {"Sessions", {"session_ttl", "max_sessions", "max_snapshots"}},
       {"Limits",
@@ -278,6 +282,10 @@ ServerOptions ReadOptions() {
   options.tls_certificate_file = absl::GetFlag(FLAGS_tls_cert);
   options.tls_key_file = absl::GetFlag(FLAGS_tls_key);
   options.tls_client_ca_file = absl::GetFlag(FLAGS_tls_client_ca);
+  using MetricsTls = ServerOptions::MetricsTls;
+  options.metrics_tls =
+      OneOf<MetricsTls>("metrics_tls", absl::GetFlag(FLAGS_metrics_tls),
+                        {{"auto", MetricsTls::kAuto}, {"on", MetricsTls::kOn}, {"off", MetricsTls::kOff}});
   options.engine.threads = absl::GetFlag(FLAGS_threads);
   options.engine.slots = absl::GetFlag(FLAGS_slots);
   options.engine.max_queue = absl::GetFlag(FLAGS_max_queue);
