@@ -2,16 +2,21 @@
 //
 // Exit codes: 0 drained and stopped. 1 failed at run time (a port in use, no memory for the slots), or a second signal
 // cut the drain short. 2 a flag or a model is wrong; one line on standard error says which and why.
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <filesystem>
-#include <fstream>
 #include <initializer_list>
+#include <new>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -21,12 +26,31 @@
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "server/engine/available_processors.h"
 #include "server/flags/command_line.h"
 #include "server/rpc/log.h"
 #include "server/rpc/server.h"
 #ifdef PALIMPSEST_CUDA
 #include "kernels/cuda/cuda_device.h"
 #endif
+
+namespace {
+
+// A descriptor that is closed at the start would be given to the next file or connection that is opened, and what is
+// meant for standard error would be written there. The first to open some are the libraries when they are loaded, so
+// this comes before them, and before sanitizers are ready, which therefore are to look away.
+__attribute__((no_sanitize("address", "thread", "undefined"))) void OpenStandardDescriptors() {
+  for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; ++descriptor) {
+    if (syscall(SYS_fcntl, descriptor, F_GETFD) < 0) {
+      syscall(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR);  // takes the lowest number that is free: this one
+    }
+  }
+}
+__attribute__((section(".preinit_array"), used)) void (*const before_libraries)() = OpenStandardDescriptors;
+
+}  // namespace
 
 // Defaults are those of the option structs, so that they are written once.
 namespace {
@@ -74,6 +98,9 @@ ABSL_FLAG(std::string, metrics_port_file, "", "File to write the port of /metric
 ABSL_FLAG(std::string, tls_cert, "", "PEM file with the server's certificate. With --tls_key: TLS. Empty: plain text.");
 ABSL_FLAG(std::string, tls_key, "", "PEM file with the certificate's private key.");
 ABSL_FLAG(std::string, tls_client_ca, "", "PEM file. Given, clients must show a certificate signed by one in it.");
+ABSL_FLAG(std::string, metrics_tls, "auto",
+          "TLS of /metrics: auto: as the server's own port, certificates of clients included; on: with the server's "
+          "certificate, asking for none; off: plain text.");
 
 ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
           "Threads of the arithmetic, for each model. 0: one for each whole processor that the process may use: its "
@@ -145,7 +172,8 @@ const std::vector<FlagGroup>& Groups() {
        {"model", "model_root", "backend", "device", "device_memory_fraction", "state_write_interval", "state_dtype",
         "math", "model_repository", "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
-       {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
+       {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca",
+        "metrics_tls"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
       {"Sessions", {"session_ttl", "max_sessions", "max_snapshots"}},
       {"Limits",
@@ -161,8 +189,13 @@ CommandLine& Flags() {
   return flags;
 }
 
+// How long the end of the process waits for whoever reads standard error.
+constexpr absl::Duration kLogFlush = absl::Seconds(1);
+
+// Why the server does not start, for the person who started it: plain whatever the log's form is, and the last line.
 void PrintError(absl::string_view reason) {
-  std::fprintf(stderr, "palimpsest-server: %s\n", Flags().WithOrigin(reason).c_str());
+  LogPlain(absl::StrCat("palimpsest-server: ", Flags().WithOrigin(reason)));
+  FlushLog(kLogFlush);
 }
 
 // An error in a flag, a model or the environment: one line, exit code 2.
@@ -254,6 +287,10 @@ ServerOptions ReadOptions() {
   options.tls_certificate_file = absl::GetFlag(FLAGS_tls_cert);
   options.tls_key_file = absl::GetFlag(FLAGS_tls_key);
   options.tls_client_ca_file = absl::GetFlag(FLAGS_tls_client_ca);
+  using MetricsTls = ServerOptions::MetricsTls;
+  options.metrics_tls =
+      OneOf<MetricsTls>("metrics_tls", absl::GetFlag(FLAGS_metrics_tls),
+                        {{"auto", MetricsTls::kAuto}, {"on", MetricsTls::kOn}, {"off", MetricsTls::kOff}});
   options.engine.threads = absl::GetFlag(FLAGS_threads);
   options.engine.slots = absl::GetFlag(FLAGS_slots);
   options.engine.max_queue = absl::GetFlag(FLAGS_max_queue);
@@ -279,18 +316,41 @@ ServerOptions ReadOptions() {
   return options;
 }
 
-// Whole or not at all: who waits for the file never reads half of it.
 bool WritePort(const std::string& path, int32_t port) {
   if (path.empty()) return true;
-  const std::string temporary = absl::StrCat(path, ".", getpid());
-  std::ofstream file(temporary);
-  file << port << "\n";
-  file.close();
-  std::error_code error;
-  if (file) std::filesystem::rename(temporary, path, error);
-  if (file && !error) return true;
-  PrintError(absl::StrCat(path, " cannot be written"));
-  return false;
+  const absl::Status written = WriteFile(path, absl::StrCat(port, "\n"));
+  if (!written.ok()) PrintError(absl::StrCat(written.message(), ", so the port cannot be written there"));
+  return written.ok();
+}
+
+// What is thrown and not caught, in one line. While the server starts nothing is lost, and it is most likely the system
+// that has no more threads or memory to give: exit code 1, as for other such failures. Later it is an error of ours.
+std::atomic<bool> g_started{false};
+[[noreturn]] void OnUncaught() {
+  std::string reason = "terminated without an exception";
+  bool of_system = false;
+  if (const std::exception_ptr thrown = std::current_exception()) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::system_error& error) {
+      of_system = true;
+      reason = error.what();
+    } catch (const std::bad_alloc& error) {
+      of_system = true;
+      reason = "out of memory";
+    } catch (const std::exception& error) {
+      reason = error.what();
+    } catch (...) {
+      reason = "an exception of an unknown type";
+    }
+  }
+  if (of_system && !g_started) {
+    PrintError(absl::StrCat("cannot start: ", reason));
+    _exit(1);
+  }
+  LogError("aborted", {{"reason", reason}});
+  FlushLog(kLogFlush);
+  std::abort();
 }
 
 // Waits for SIGTERM and SIGINT, which all threads have blocked. While the server starts, there is nothing to lose: the
@@ -299,13 +359,13 @@ class Signals {
  public:
   Signals() {
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);  // a file at its limit is an error of a write
     sigemptyset(&set_);
     sigaddset(&set_, SIGTERM);
     sigaddset(&set_, SIGINT);
     pthread_sigmask(SIG_BLOCK, &set_, nullptr);
     std::thread([this] { Watch(); }).detach();
   }
-  void SetReady() { ready_ = true; }
   void Wait() { first_.WaitForNotification(); }
 
  private:
@@ -313,18 +373,45 @@ class Signals {
     for (;;) {
       int number = 0;
       if (sigwait(&set_, &number) != 0) continue;
-      if (!ready_) _exit(0);
-      if (first_.HasBeenNotified()) _exit(1);
-      first_.Notify();
+      if (g_started && !first_.HasBeenNotified()) {
+        first_.Notify();
+        continue;
+      }
+      const int code = g_started ? 1 : 0;
+      FlushLog(kLogFlush);
+      _exit(code);
     }
   }
 
   sigset_t set_;
-  std::atomic<bool> ready_{false};
   absl::Notification first_;
 };
 
+// gRPC ends the process when the system does not let it have a thread, and the limit is nobody's but the operator's: so
+// it is found out before, with as many threads as there will be. Under a limit on memory, their stacks count.
+bool CheckThreads(const ServerOptions& options) {
+  constexpr int kOfServer = 24;  // gRPC's, timers, the log, the metrics, with some to spare
+  const int of_engines =
+      options.engine.threads == 0 ? AvailableProcessors() : std::clamp(options.engine.threads, 1, 1024);
+  const int wanted = kOfServer + of_engines * std::max<int>(1, static_cast<int>(options.models.size()));
+  std::vector<std::thread> threads;
+  absl::Notification tried;
+  std::string reason;
+  try {
+    while (static_cast<int>(threads.size()) < wanted) threads.emplace_back([&tried] { tried.WaitForNotification(); });
+  } catch (const std::system_error& error) {
+    reason = error.code().message();
+  }
+  tried.Notify();
+  for (std::thread& thread : threads) thread.join();
+  if (reason.empty()) return true;
+  PrintError(absl::StrCat("cannot start: ", threads.size(), " more threads are to be had, ", wanted, " are needed (",
+                          reason, "); raise the limit (ulimit -u, ulimit -v, pids.max), or use fewer --threads"));
+  return false;
+}
+
 int Main(int argc, char** argv) {
+  std::set_terminate(OnUncaught);
   const absl::StatusOr<CommandLine::Asked> asked = Flags().Read(argc, argv);
   if (!asked.ok()) Refuse(asked.status().message());
   if (*asked == CommandLine::Asked::kHelp) {
@@ -337,11 +424,13 @@ int Main(int argc, char** argv) {
   }
   SetLogFormat(OneOf<LogFormat>("log_format", absl::GetFlag(FLAGS_log_format),
                                 {{"json", LogFormat::kJson}, {"text", LogFormat::kText}}));
+  LogLibraries();
   const absl::Duration lame_duck = NotNegative("lame_duck", absl::GetFlag(FLAGS_lame_duck));
   const absl::Duration grace = NotNegative("grace", absl::GetFlag(FLAGS_grace));
   CheckFileToWrite("port_file", absl::GetFlag(FLAGS_port_file));
   CheckFileToWrite("metrics_port_file", absl::GetFlag(FLAGS_metrics_port_file));
   ServerOptions options = ReadOptions();
+  if (!CheckThreads(options)) return 1;
   static Signals& signals = *new Signals;  // its thread outlives main's frame
 
   std::vector<std::pair<std::string, std::string>> configuration = Flags().Values();
@@ -363,13 +452,14 @@ int Main(int argc, char** argv) {
       case absl::StatusCode::kDataLoss:
       case absl::StatusCode::kAlreadyExists:
       case absl::StatusCode::kFailedPrecondition:
+      case absl::StatusCode::kPermissionDenied:
       case absl::StatusCode::kUnimplemented:
         return 2;
       default:
         return 1;
     }
   }
-  signals.SetReady();
+  g_started = true;
   if (!WritePort(absl::GetFlag(FLAGS_port_file), (*server)->port()) ||
       !WritePort(absl::GetFlag(FLAGS_metrics_port_file), (*server)->metrics_port())) {
     return 1;
@@ -381,6 +471,7 @@ int Main(int argc, char** argv) {
   (*server)->Drain(grace, lame_duck);
   server->reset();
   LogEvent("stopped");
+  FlushLog(kLogFlush);
   return 0;
 }
 

@@ -36,6 +36,8 @@ REFUSED: tuple[tuple[Object, str], ...] = (
     ({"replicas": -1}, "minimum"),
     ({"image": {"repository": ""}}, "repository"),
     ({"flags": {"port": 1}}, "'port'"),
+    ({"flags": {"metrics_address": "0.0.0.0:1"}}, "metrics_address"),
+    ({"flags": {"metrics_tls": "mutual"}}, "metrics_tls"),
     ({"models": [{"name": "a=b", "path": "x"}]}, "pattern"),
     ({"models": [{"name": "a", "path": "/x"}]}, "pattern"),
     ({"autoscaling": {"slotsUsed": 80}}, "slotsUsed"),
@@ -160,8 +162,16 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
     for monitor in kinds.get("ServiceMonitor", []):
         if not monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items():
             yield "the ServiceMonitor does not find the Service"
-        if monitor["spec"]["endpoints"][0]["port"] not in {port["name"] for port in service["spec"]["ports"]}:
+        endpoint = monitor["spec"]["endpoints"][0]
+        if endpoint["port"] not in {port["name"] for port in service["spec"]["ports"]}:
             yield "the ServiceMonitor asks a port that the Service does not have"
+        arguments = server["args"]
+        has_tls = "--tls_cert=/tls/tls.crt" in arguments and "--metrics_tls=off" not in arguments
+        asks_clients = "--tls_client_ca=/tls/ca.crt" in arguments and "--metrics_tls=on" not in arguments
+        if (endpoint.get("scheme") == "https") != has_tls:
+            yield "the ServiceMonitor and the server do not agree about TLS"
+        if has_tls and ("keySecret" in endpoint["tlsConfig"]) != asks_clients:
+            yield "the ServiceMonitor and the server do not agree about the scraper's certificate"
     for data in (data for data in configs if "config.yaml" not in data):
         wanted = {f"palimpsest-{file.name}": file.read_text() for file in DASHBOARDS.glob("*.json")}
         if not wanted or data != wanted:

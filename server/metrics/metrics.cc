@@ -1,31 +1,24 @@
 #include "server/metrics/metrics.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <prometheus/collectable.h>
 #include <prometheus/counter.h>
-#include <prometheus/exposer.h>
 #include <prometheus/family.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <atomic>
-#include <exception>
 #include <map>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "base/log.h"
+#include "server/metrics/page_server.h"
 #include "server/metrics/process_collector.h"
 
 namespace palimpsest {
@@ -102,18 +95,6 @@ const char* ReasonOf(const RequestSink::Finish& finish) {
       return "context_full";
   }
   return "length";
-}
-
-// Connects to a port of this machine and hangs up.
-void ConnectOnce(int port) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (fd < 0) return;
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  (void)connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
-  close(fd);
 }
 
 }  // namespace
@@ -239,6 +220,10 @@ struct Metrics::Impl {
     family("palimpsest_ready", "Whether the server takes requests: 1, or 0 while it starts or drains.",
            MetricType::Gauge)
         .metric.push_back(Value(ready ? 1 : 0, {}, MetricType::Gauge));
+
+    family("palimpsest_log_lines_dropped_total", "Lines of the log that were lost, because nobody took them.",
+           MetricType::Counter)
+        .metric.push_back(Value(static_cast<double>(LogLinesDropped()), {}, MetricType::Counter));
 
     absl::MutexLock lock(&mu);
     if (readiness) {
@@ -372,54 +357,21 @@ struct Metrics::Impl {
   SessionStoreOptions session_limits ABSL_GUARDED_BY(mu);
   std::function<int64_t()> reply_bytes ABSL_GUARDED_BY(mu);
   int64_t max_reply_bytes ABSL_GUARDED_BY(mu) = 0;
-  std::unique_ptr<prometheus::Exposer> exposer ABSL_GUARDED_BY(mu);
+  std::unique_ptr<PageServer> page_server;  // constant after Expose
 };
 
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
 
-Metrics::~Metrics() {
-  // The exposer's threads read through `impl_`: they end first, and not under the lock that they take.
-  std::unique_ptr<prometheus::Exposer> exposer;
-  {
-    absl::MutexLock lock(&impl_->mu);
-    exposer = std::move(impl_->exposer);
-  }
-  if (exposer == nullptr) return;
-  // Its web server looks only every two seconds whether it is to stop, or when somebody connects.
-  absl::Notification stopped;
-  const int port = exposer->GetListeningPorts().front();
-  std::thread waker([&stopped, port] {
-    do {
-      ConnectOnce(port);
-    } while (!stopped.WaitForNotificationWithTimeout(absl::Milliseconds(10)));
-  });
-  exposer.reset();
-  stopped.Notify();
-  waker.join();
-}
+// The page's server ends first: its thread reads through `impl_`.
+Metrics::~Metrics() { impl_->page_server.reset(); }
 
-absl::StatusOr<int32_t> Metrics::Expose(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  int32_t wanted = 0;
-  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(address.substr(colon + 1), &wanted) || wanted < 0 ||
-      wanted > 65535) {
-    return absl::InvalidArgumentError(absl::StrCat("metrics_address is \"", address, "\"; accepted: host:port"));
-  }
-  std::unique_ptr<prometheus::Exposer> exposer;
-  try {
-    exposer = std::make_unique<prometheus::Exposer>(address, 1);
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(absl::StrCat("metrics_address ", address, " cannot be bound: in use, or not an ",
-                                               "address of this machine (", error.what(), ")"));
-  }
-  const std::vector<int> ports = exposer->GetListeningPorts();
-  if (ports.empty()) return absl::UnavailableError(absl::StrCat("metrics_address ", address, " cannot be bound"));
-  exposer->RegisterCollectable(impl_->registry);
-  exposer->RegisterCollectable(impl_->scraped);
-  exposer->RegisterCollectable(impl_->process);
-  absl::MutexLock lock(&impl_->mu);
-  impl_->exposer = std::move(exposer);
-  return ports.front();
+absl::StatusOr<int32_t> Metrics::Expose(const PageServerOptions& options) {
+  PageServerOptions with_page = options;
+  with_page.page = [this] { return Page(); };
+  absl::StatusOr<std::unique_ptr<PageServer>> server = PageServer::Start(with_page);
+  if (!server.ok()) return server.status();
+  impl_->page_server = *std::move(server);
+  return impl_->page_server->port();
 }
 
 std::string Metrics::Page() const {

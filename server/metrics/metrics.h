@@ -19,6 +19,8 @@
 
 namespace palimpsest {
 
+struct PageServerOptions;  // page_server.h
+
 // What the build knows of itself.
 struct BuildInfo {
   std::string version;
@@ -43,9 +45,9 @@ class Metrics {
   Metrics();
   ~Metrics();
 
-  // Serves GET /metrics on "host:port" from threads of its own and returns the port; port 0 takes a free one.
-  // INVALID_ARGUMENT: not such an address.  UNAVAILABLE: it cannot be bound.
-  absl::StatusOr<int32_t> Expose(const std::string& address);
+  // Serves the page at GET /metrics, as the options say but for `page`, and returns the port. Call at most once.
+  // Statuses as PageServer::Start.
+  absl::StatusOr<int32_t> Expose(const PageServerOptions& options);
   // The page as text.
   std::string Page() const;
 

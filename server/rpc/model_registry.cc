@@ -8,10 +8,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/errno_status.h"
+#include "base/log.h"
 #include "kernels/common/check.h"
 #include "kernels/common/simd.h"
 #include "server/engine/available_memory.h"
-#include "server/rpc/log.h"
 #include "server/rpc/status.h"
 
 namespace palimpsest {
@@ -468,9 +469,14 @@ absl::StatusOr<std::string> ModelRegistry::ResolvePath(const std::string& relati
   std::error_code error;
   const std::filesystem::path root = std::filesystem::canonical(options_.root, error);
   if (error) {
-    return absl::FailedPreconditionError("the server's --model_root is not there any more");
+    return absl::FailedPreconditionError(
+        absl::StrCat("the server's --model_root is not there any more: ", error.message()));
   }
   const std::filesystem::path folder = std::filesystem::canonical(root / path, error);
+  const absl::StatusCode code = ErrnoCode(error.default_error_condition().value());
+  if (error && code != absl::StatusCode::kNotFound) {
+    return ErrnoStatus(error, absl::StrCat("path ", Quoted(relative), " below the server's --model_root"));
+  }
   if (error || !std::filesystem::is_directory(folder, error)) {
     return WithReason(absl::NotFoundError(absl::StrCat("path ", Quoted(relative), " is not a folder below the ",
                                                        "server's --model_root")),

@@ -9,9 +9,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/errno_status.h"
+#include "base/log.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/checks.h"
-#include "server/rpc/log.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/status.h"
 
@@ -30,7 +31,7 @@ absl::StatusOr<std::vector<std::string>> Entries(const std::string& folder) {
     std::string name = it->path().filename().string();
     if (name[0] != '.') names.push_back(std::move(name));
   }
-  if (error) return absl::NotFoundError(absl::StrCat(folder, " cannot be read: ", error.message()));
+  if (error) return ErrnoStatus(error, absl::StrCat(folder, " cannot be read"));
   std::sort(names.begin(), names.end());
   return names;
 }

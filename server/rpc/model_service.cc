@@ -2,6 +2,7 @@
 // end can watch the model's condition.
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/log.h"
 #include "palimpsest/v1/model.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"

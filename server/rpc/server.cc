@@ -9,19 +9,22 @@
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "base/file.h"
+#include "base/log.h"
 #include "server/engine/available_processors.h"
 #include "server/metrics/metrics.h"
+#include "server/metrics/page_server.h"
+#include "server/metrics/tls.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/log.h"
@@ -36,6 +39,7 @@ constexpr const char* kServiceNames[] = {"palimpsest.v1.GenerationService", "pal
 
 // How often sessions and snapshots that nobody asks for are looked at.
 constexpr absl::Duration kSweepEvery = absl::Seconds(1);
+constexpr int64_t kMaxPemBytes = 1 << 20;
 // For the last messages to leave, after the last call has ended.
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
 // Nobody has called for so long: the callers have gone elsewhere.
@@ -105,6 +109,10 @@ absl::Status CheckOptions(const ServerOptions& options) {
                                                        : "--tls_key is given without --tls_cert",
                                                    "; accepted: both, or neither"));
   }
+  if (options.metrics_tls == ServerOptions::MetricsTls::kOn && options.tls_certificate_file.empty()) {
+    return absl::InvalidArgumentError(
+        "--metrics_tls is on without --tls_cert and --tls_key; accepted: all three, or --metrics_tls=auto");
+  }
   if (!options.tls_client_ca_file.empty() && options.tls_certificate_file.empty()) {
     return absl::InvalidArgumentError(
         "--tls_client_ca is given without --tls_cert and --tls_key; accepted: all three, or without it");
@@ -112,31 +120,63 @@ absl::Status CheckOptions(const ServerOptions& options) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> ReadFile(absl::string_view option, const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file || text.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--", option, " is ", path, ", which cannot be read, or is empty; accepted: a PEM file"));
-  }
-  return text;
+absl::StatusOr<std::string> ReadPem(absl::string_view option, const std::string& path) {
+  const absl::StatusOr<std::string> text = ReadFile(path, kMaxPemBytes);
+  absl::string_view problem = text.status().message();
+  absl::ConsumePrefix(&problem, absl::StrCat(path, ": "));
+  if (text.ok() && text->empty()) problem = "it is empty";
+  if (problem.empty()) return text;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", option, " is ", path, ", which cannot be read: ", problem, "; accepted: a PEM file"));
 }
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(const ServerOptions& options) {
-  if (options.tls_certificate_file.empty()) return grpc::InsecureServerCredentials();
-  absl::StatusOr<std::string> certificate = ReadFile("tls_cert", options.tls_certificate_file);
-  if (!certificate.ok()) return certificate.status();
-  absl::StatusOr<std::string> key = ReadFile("tls_key", options.tls_key_file);
-  if (!key.ok()) return key.status();
+// The texts of the files that the options name; those that they do not name are empty.
+struct Tls {
+  std::string certificate, key, client_authority;
+};
+
+absl::StatusOr<Tls> ReadTls(const ServerOptions& options) {
+  Tls tls;
+  const struct {
+    const char* option;
+    const std::string& path;
+    std::string& text;
+  } files[] = {{"tls_cert", options.tls_certificate_file, tls.certificate},
+               {"tls_key", options.tls_key_file, tls.key},
+               {"tls_client_ca", options.tls_client_ca_file, tls.client_authority}};
+  for (const auto& file : files) {
+    if (file.path.empty()) continue;
+    absl::StatusOr<std::string> text = ReadPem(file.option, file.path);
+    if (!text.ok()) return text.status();
+    file.text = *std::move(text);
+  }
+  if (!tls.certificate.empty()) {
+    const absl::StatusOr<TlsContext> tried = MakeTlsContext(tls.certificate, tls.key, tls.client_authority);
+    if (!tried.ok()) return tried.status();
+  }
+  return tls;
+}
+
+std::shared_ptr<grpc::ServerCredentials> MakeCredentials(const Tls& tls) {
+  if (tls.certificate.empty()) return grpc::InsecureServerCredentials();
   grpc::SslServerCredentialsOptions ssl;
-  ssl.pem_key_cert_pairs.push_back({*key, *certificate});
-  if (!options.tls_client_ca_file.empty()) {
-    absl::StatusOr<std::string> authority = ReadFile("tls_client_ca", options.tls_client_ca_file);
-    if (!authority.ok()) return authority.status();
-    ssl.pem_root_certs = *authority;
+  ssl.pem_key_cert_pairs.push_back({tls.key, tls.certificate});
+  if (!tls.client_authority.empty()) {
+    ssl.pem_root_certs = tls.client_authority;
     ssl.client_certificate_request = GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY;
   }
   return grpc::SslServerCredentials(ssl);
+}
+
+PageServerOptions MetricsPage(const ServerOptions& options, const Tls& tls) {
+  PageServerOptions page;
+  page.address = options.metrics_address;
+  page.authorize = options.authorize_metrics;
+  if (options.metrics_tls == ServerOptions::MetricsTls::kOff) return page;
+  page.certificate = tls.certificate;
+  page.key = tls.key;
+  if (options.metrics_tls == ServerOptions::MetricsTls::kAuto) page.client_authority = tls.client_authority;
+  return page;
 }
 
 EngineOptions Resolved(EngineOptions options) {
@@ -208,16 +248,13 @@ struct Server::Impl {
 };
 
 absl::Status Server::Impl::Listen() {
+  const absl::StatusOr<Tls> tls = ReadTls(options);
+  if (!tls.ok()) return tls.status();
   if (!options.metrics_address.empty()) {
-    absl::StatusOr<int32_t> exposed = core.metrics.Expose(options.metrics_address);
-    if (absl::IsInvalidArgument(exposed.status())) {
-      return absl::InvalidArgumentError(absl::StrCat("--", exposed.status().message()));
-    }
+    absl::StatusOr<int32_t> exposed = core.metrics.Expose(MetricsPage(options, *tls));
     if (!exposed.ok()) return exposed.status();
     metrics_port = *exposed;
   }
-  absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials = MakeCredentials(options);
-  if (!credentials.ok()) return credentials.status();
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -225,7 +262,7 @@ absl::Status Server::Impl::Listen() {
   const bool bare_v6 = absl::StrContains(options.host, ':') && !absl::StartsWith(options.host, "[");
   const std::string address =
       absl::StrCat(bare_v6 ? absl::StrCat("[", options.host, "]") : options.host, ":", options.port);
-  builder.AddListeningPort(address, *credentials, &port);
+  builder.AddListeningPort(address, MakeCredentials(*tls), &port);
   // A port in use is an error, not something to share with another server by chance.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.limits.max_message_bytes));
@@ -245,11 +282,12 @@ absl::Status Server::Impl::Listen() {
   services.push_back(MakeSnapshotService(core));
   services.push_back(MakeModelService(core));
   for (const auto& service : services) builder.RegisterService(service.get());
+  QuietLibraries quiet;
   server = builder.BuildAndStart();
   if (server == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat(
-        "port ", address, " cannot be bound: in use, or not an address of this machine",
-        options.tls_certificate_file.empty() ? "" : ", or the TLS files do not hold a key and its certificate"));
+    quiet.Drop();
+    return absl::UnavailableError(
+        absl::StrCat("port ", address, " cannot be bound: in use, or not an address of this machine"));
   }
   SetHealth(false);
   return absl::OkStatus();

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -39,6 +40,12 @@ struct ServerOptions {
 
   // Address of /metrics, "host:port"; port 0: any that is free. Empty: none.
   std::string metrics_address;
+  // Whether /metrics has TLS: kAuto: as the server's own port, client certificates included; kOn: with the server's
+  // certificate, asking clients for none.
+  enum class MetricsTls { kAuto, kOn, kOff };
+  MetricsTls metrics_tls = MetricsTls::kAuto;
+  // Who may read /metrics, by the request's Authorization header. Null: whoever reaches it.
+  std::function<bool(std::string_view authorization)> authorize_metrics;
 
   // PEM files. Certificate and key: TLS. Client authority as well: clients must show a certificate that it signed.
   std::string tls_certificate_file;

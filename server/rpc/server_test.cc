@@ -372,6 +372,30 @@ TEST(Tls, ServesThoseWhoTrustTheCertificateAndMayAskForTheirs) {
   const grpc::Status status = list(grpc::SslCredentials(mine));
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(list(grpc::InsecureChannelCredentials()).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(server.Scrape(), "") << "the metrics are there in plain text";
+}
+
+TEST(Tls, TheMetricsMayBePlainText) {
+  TemporaryFolder folder;
+  ASSERT_TRUE(MakeCertificate(folder.path())) << "needs the openssl tool: ./dev setup";
+  TestServer server([&](ServerOptions& options) {
+    options.tls_certificate_file = folder.path() + "/cert.pem";
+    options.tls_key_file = folder.path() + "/key.pem";
+    options.metrics_tls = ServerOptions::MetricsTls::kOff;
+  });
+  EXPECT_THAT(server.Scrape(), HasSubstr("palimpsest_ready 1"));
+}
+
+TEST(Metrics, MayBeForThoseOnlyWhoMayReadThem) {
+  std::string asked = "nobody";
+  TestServer server([&](ServerOptions& options) {
+    options.authorize_metrics = [&asked](std::string_view authorization) {
+      asked = authorization;
+      return false;
+    };
+  });
+  EXPECT_EQ(server.Scrape(), "");
+  EXPECT_EQ(asked, "");
 }
 
 struct OptionRow {
@@ -412,6 +436,11 @@ const OptionRow kOptionRows[] = {
      "metrics_address is \"nonsense\"; accepted: host:port"},
     {"certificate_alone", [](auto& o) { o.tls_certificate_file = "cert.pem"; }, kInvalid,
      "--tls_cert is given without --tls_key; accepted: both"},
+    {"metrics_tls_alone", [](auto& o) { o.metrics_tls = ServerOptions::MetricsTls::kOn; }, kInvalid,
+     "--metrics_tls is on without --tls_cert and --tls_key"},
+    {"certificate_that_is_none",
+     [](auto& o) { o.tls_certificate_file = o.tls_key_file = o.models[0].folder + "/config.json"; }, kInvalid,
+     "--tls_cert holds no certificate in PEM form"},
     {"certificate_missing", [](auto& o) { o.tls_certificate_file = o.tls_key_file = "/nowhere/cert.pem"; }, kInvalid,
      "--tls_cert is /nowhere/cert.pem, which cannot be read"},
 };

@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <span>
 #include <string>
@@ -13,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/file.h"
 #include "server/tokenizer/sentencepiece.h"
 #include "server/tokenizer/vocabulary.h"
 
@@ -21,8 +21,8 @@ namespace {
 
 constexpr int32_t kByteVocabulary = 256;
 // The largest in use (256k pieces) has some 5 MB.
-constexpr uint64_t kMaxModelBytes = 64 << 20;
-constexpr uint64_t kMaxRulesBytes = 64 << 10;
+constexpr int64_t kMaxModelBytes = 64 << 20;
+constexpr int64_t kMaxRulesBytes = 64 << 10;
 
 class ByteTokenizer final : public Tokenizer {
  public:
@@ -52,20 +52,6 @@ class ByteTokenizer final : public Tokenizer {
 
 absl::Status Refuse(const std::filesystem::path& path, const std::string& why) {
   return absl::InvalidArgumentError(absl::StrCat(path.string(), ": ", why));
-}
-
-absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path, uint64_t max_bytes) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) return Refuse(path, "is not a regular file");
-  const uint64_t size = std::filesystem::file_size(path, error);
-  if (error) return Refuse(path, error.message());
-  if (size > max_bytes) {
-    return Refuse(path, absl::StrCat("has ", size, " bytes, more than the ", max_bytes, " that it may have"));
-  }
-  std::string bytes(size, '\0');
-  std::ifstream file(path, std::ios::binary);
-  if (!file.read(bytes.data(), static_cast<std::streamsize>(size))) return Refuse(path, "cannot be read");
-  return bytes;
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::filesystem::path& path, int32_t vocabulary) {

@@ -21,7 +21,8 @@ class Tokenizer {
   // Loads what the folder holds: `tokenizer.model` (SentencePiece BPE or unigram); or `vocabulary.json` and `vocab.txt`
   // (words or characters, see vocabulary.h); or none of them and a vocabulary of 256 or more (bytes: id = byte).
   // INVALID_ARGUMENT, with the path and the cure: a file is damaged, or has another number of pieces than `vocabulary`,
-  // or the folder holds two of these, or only formats that are not supported (named).
+  // or the folder holds two of these, or only formats that are not supported (named). What ReadFile (base/file.h) says
+  // of a file that cannot be read.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder, int32_t vocabulary);
 
   // "sentencepiece", "bytes", "words" or "characters".
