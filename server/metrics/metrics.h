@@ -39,6 +39,14 @@ struct ModelLabels {
   int64_t state_bytes = 0;  // of one state, so of one slot
 };
 
+// Of the answers that are remembered by request id.
+struct RequestIdCounts {
+  int64_t ids = 0;
+  int64_t bytes = 0;
+  int64_t max_bytes = 0;
+  int64_t refusals = 0;  // so far
+};
+
 // Thread-safe.
 class Metrics {
  public:
@@ -65,11 +73,15 @@ class Metrics {
   // The models there are, by id, and whether each is ready. `models` is called at each scrape, until it is replaced;
   // null: nothing is told of them.
   void SetModels(std::function<std::map<std::string, bool>()> models);
-  // `counts`, by model, is called at each scrape, until it is replaced; null: nothing is told of them.
-  void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts, SessionStoreOptions limits);
+  // `counts`, by model, and `use` are called at each scrape, until they are replaced; null: nothing is told of them.
+  void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts,
+                   std::function<SessionStore::Use()> use);
+  // The same of remembered request ids.
+  void SetRequestIds(std::function<RequestIdCounts()> counts);
 
-  // Bytes of answers that wait to be read, asked at each scrape until it is replaced; null: nothing is told of them.
-  void SetReplyBytes(std::function<int64_t()> bytes, int64_t most);
+  // Bytes of answers that wait to be read, and how many may; asked at each scrape until it is replaced; null: nothing is
+  // told of them.
+  void SetReplyBytes(std::function<std::pair<int64_t, int64_t>()> bytes);
 
   // Calls were ended because their peers did nothing.
   void CountStalls(int32_t calls);

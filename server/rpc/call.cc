@@ -1,9 +1,9 @@
 #include "server/rpc/call.h"
 
+#include <grpc/support/time.h>
 #include <grpcpp/server_context.h>
 
 #include <algorithm>
-#include <chrono>
 #include <exception>
 #include <new>
 #include <random>
@@ -17,6 +17,7 @@
 #include "server/rpc/checks.h"
 #include "server/rpc/status.h"
 #include "server/rpc/trace_context.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
@@ -33,6 +34,13 @@ std::vector<absl::string_view> Values(const grpc::CallbackServerContext& context
   return values;
 }
 
+// gRPC's deadline, which is on a clock of its choice.
+absl::Time SteadyDeadline(gpr_timespec deadline) {
+  if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return absl::InfiniteFuture();
+  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  return SteadyNow() + absl::Seconds(left.tv_sec) + absl::Nanoseconds(left.tv_nsec);
+}
+
 }  // namespace
 
 void Door::Open() {
@@ -47,7 +55,7 @@ void Door::Shut() {
 
 absl::Status Door::Enter() {
   absl::MutexLock lock(&mu_);
-  last_event_ = absl::Now();
+  last_event_ = SteadyNow();
   switch (condition_) {
     case Condition::kClosed:
       return WithReason(absl::UnavailableError("the server is starting; wait until its health is SERVING"),
@@ -64,14 +72,19 @@ absl::Status Door::Enter() {
 void Door::Leave() {
   absl::MutexLock lock(&mu_);
   --inside_;
-  last_event_ = absl::Now();
+  last_event_ = SteadyNow();
 }
 
 bool Door::AwaitEmpty(absl::Time deadline) {
-  absl::MutexLock lock(&mu_);
-  return mu_.AwaitWithDeadline(absl::Condition(
-                                   +[](int64_t* inside) { return *inside == 0; }, &inside_),
-                               deadline);
+  // Looked at again and again: a wait of Abseil's ends when the wall clock says so, which may be set meanwhile.
+  for (;;) {
+    {
+      absl::MutexLock lock(&mu_);
+      if (inside_ == 0) return true;
+    }
+    if (SteadyNow() >= deadline) return false;
+    absl::SleepFor(absl::Milliseconds(2));
+  }
 }
 
 void Door::AwaitQuiet(absl::Duration time, absl::Time deadline) {
@@ -81,7 +94,7 @@ void Door::AwaitQuiet(absl::Duration time, absl::Time deadline) {
       absl::MutexLock lock(&mu_);
       until = std::min(last_event_ + time, deadline);
     }
-    const absl::Duration left = until - absl::Now();
+    const absl::Duration left = until - SteadyNow();
     if (left <= absl::ZeroDuration()) return;
     absl::SleepFor(left);
   }
@@ -109,10 +122,9 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const Method&
       context_(context),
       method_(method.name),
       limits_(LimitsOf(method.size, core.limits)),
-      arrival_(absl::Now()),
+      arrival_(SteadyNow()),
       watch_(core.stalls, context->c_call()) {
-  const std::chrono::system_clock::time_point deadline = context->deadline();
-  if (deadline != std::chrono::system_clock::time_point::max()) deadline_ = absl::FromChrono(deadline);
+  deadline_ = SteadyDeadline(context->raw_deadline());
   log.id = MakeRequestId();
   log.method = method.name;
   log.peer = context->peer();
@@ -125,7 +137,7 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const Method&
   admitted_ = core_.door.Enter();
 }
 
-void Call::NoteRead() { log.read_time = absl::Now() - arrival_; }
+void Call::NoteRead() { log.read_time = SteadyNow() - arrival_; }
 
 Call::~Call() { PALIMPSEST_CHECK(ended_); }
 
@@ -134,8 +146,8 @@ void Call::SetId(const std::string& id) {
   context_->AddInitialMetadata("x-request-id", log.id);
 }
 
-void Call::BeginWait(int64_t bytes) { watch_.Begin(bytes, absl::Now()); }
-void Call::EndWait(int64_t bytes) { watch_.End(bytes, absl::Now()); }
+void Call::BeginWait(int64_t bytes) { watch_.Begin(bytes, SteadyNow()); }
+void Call::EndWait(int64_t bytes) { watch_.End(bytes, SteadyNow()); }
 
 absl::Status Call::HoldReply(int64_t bytes) { return core_.replies.Take(log.peer, bytes, &reply_); }
 
@@ -143,7 +155,7 @@ void Call::End(const absl::Status& told) {
   ended_ = true;
   const absl::Status status = watch_.cut() ? absl::ResourceExhaustedError(core_.stalls.Reason()) : told;
   // A deadline that passes reaches the server as a cancellation.
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   const bool late = status.code() == absl::StatusCode::kCancelled && now >= deadline_;
   log.code = std::string(CodeName(late ? absl::StatusCode::kDeadlineExceeded : status.code()));
   log.error = std::string(status.message());

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <functional>
+#include <limits>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -15,6 +16,7 @@
 #include "server/rpc/background.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/log.h"
+#include "server/rpc/memory_budget.h"
 #include "server/rpc/methods.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/page_token.h"
@@ -56,10 +58,15 @@ struct ServerCore {
              const ModelRegistry::Options& model_options)
       : limits(set_limits),
         sessions(session_options),
-        requests(set_limits.max_request_ids),
-        replies(set_limits.max_reply_bytes),
+        requests(set_limits.max_request_ids, std::numeric_limits<int64_t>::max()),
+        replies(std::numeric_limits<int64_t>::max()),
+        memory({.max_state_bytes = session_options.max_state_bytes,
+                .max_rpc_memory_bytes = set_limits.max_rpc_memory_bytes,
+                .max_request_id_bytes = set_limits.max_request_id_bytes,
+                .max_transfers = set_limits.max_transfers},
+               MemoryLimits(), &sessions, &requests, &replies),
         stalls(set_limits.max_stall),
-        models(model_options, &metrics, &sessions),
+        models(model_options, &metrics, &sessions, &memory),
         workers(kWorkThreads, kMaxLongRequests) {}
 
   // Few, so that the engine keeps its processors however many long requests come.
@@ -71,8 +78,9 @@ struct ServerCore {
   Metrics metrics;
   SessionStore sessions;
   RequestTable requests;
-  const PageTokens pages;
   ReplyBudget replies;
+  MemoryBudget memory;  // sets bounds of the three before
+  const PageTokens pages;
   Stalls stalls;
   std::atomic<int32_t> transfers{0};  // uploads and downloads that run
   Door door;
@@ -103,6 +111,8 @@ class Call {
   absl::Time arrival() const { return arrival_; }
   absl::Time deadline() const { return deadline_; }
   const std::string& id() const { return log.id; }
+  // Whose sessions and snapshots it is about.
+  const std::string& owner() const { return owner_; }
   MessageLimits limits() const { return limits_; }
 
   // The caller's id for logs, kept if it is fit for a header; the caller reads the call's in `x-request-id`. Before the
@@ -132,6 +142,7 @@ class Call {
   const MessageLimits limits_;
   const absl::Time arrival_;
   absl::Time deadline_ = absl::InfiniteFuture();
+  std::string owner_ = kDefaultOwner;
   Stalls::Watch watch_;
   ReplyBudget::Hold reply_;
   absl::Status admitted_;

@@ -56,6 +56,18 @@ absl::Status EngineError(const absl::Status& status) {
   }
 }
 
+absl::Status FinishError(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) ? WithReason(status, "NO_MEMORY") : EngineError(status);
+}
+
+absl::Status FillState(const StatePtr& state, std::string* field) {
+  if (state == nullptr) return absl::OkStatus();
+  absl::StatusOr<std::string> bytes = SerializeSnapshot(*state);
+  if (!bytes.ok()) return WithReason(bytes.status(), "NO_MEMORY");
+  *field = *std::move(bytes);
+  return absl::OkStatus();
+}
+
 int64_t ReplyBytes(const EngineRequest& request, const ModelRef& model) {
   constexpr int64_t kBufferBytes = int64_t{64} << 10;  // gRPC's, of one stream
   return kBufferBytes + (request.want_state ? MaxSnapshotBytes(model.engine().state_format()) : 0);

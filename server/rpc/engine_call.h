@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -38,6 +39,10 @@ void FillLog(const RequestSink::Finish& finish, CallLog* log);
 
 // What the engine says, with the reason by name.
 absl::Status EngineError(const absl::Status& status);
+// And what it says at the end of a request, which a full queue is no reason for.
+absl::Status FinishError(const absl::Status& status);
+// Sets the field of an answer, if there is a state. RESOURCE_EXHAUSTED: there is no memory for it.
+absl::Status FillState(const StatePtr& state, std::string* field);
 
 // Bytes of an answer, besides its tokens and their alternatives, that is waited for: what gRPC buffers of a stream, and
 // the state that it ends with.

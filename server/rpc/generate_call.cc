@@ -175,21 +175,26 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
           ended_ = true;
         }
       } else {
-        failure = finish_->status.ok() ? absl::CancelledError("the caller has gone") : EngineError(finish_->status);
+        failure = finish_->status.ok() ? absl::CancelledError("the caller has gone") : FinishError(finish_->status);
         ended_ = true;  // here, under the lock: two threads may come this far, and gRPC is told once
       }
     }
     if (!failure.ok()) return End(failure);
-    const absl::Status written = Guarded([&] { return MakeMessage(delta, last); });
+    const absl::Status made = Guarded([&] { return MakeMessage(delta, last); });
+    if (!made.ok()) {
+      handle_.Cancel();
+      return End(made);
+    }
     call_.BeginWait(static_cast<int64_t>(bytes_.Length()));
     if (!last.has_value()) return StartWrite(&bytes_);
-    StartWriteAndFinish(&bytes_, grpc::WriteOptions(), ToGrpc(written));
+    StartWriteAndFinish(&bytes_, grpc::WriteOptions(), grpc::Status::OK);
   }
 
   absl::Status MakeMessage(const Delta& delta, const std::optional<RequestSink::Finish>& last) {
     message_.Clear();
     FillMessage(delta);
-    if (last.has_value()) FillFinish(*last);
+    absl::Status status = last.has_value() ? FillFinish(*last) : absl::OkStatus();
+    if (!status.ok()) return status;
     return WriteMessage(message_, &bytes_);
   }
 
@@ -205,15 +210,16 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     }
   }
 
-  void FillFinish(const RequestSink::Finish& finish) {
+  // RESOURCE_EXHAUSTED: no memory for the state that was asked for.
+  absl::Status FillFinish(const RequestSink::Finish& finish) {
     message_.set_position(finish.position);
     v1::GenerateFinish* made = message_.mutable_finish();
     made->set_reason(ReasonOf(finish.reason));
     made->set_stop_string(finish.stop_string);
     FillUsage(finish, made->mutable_usage());
     made->set_seed(finish.seed);
-    if (finish.state != nullptr) made->set_state(SerializeSnapshot(*finish.state));
     made->set_state_digest(finish.state_digest);
+    return FillState(finish.state, made->mutable_state());
   }
 
   ServerCore& core_;

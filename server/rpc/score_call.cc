@@ -74,7 +74,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     absl::Status status;
     {
       absl::MutexLock lock(&mu_);
-      status = EngineError(finish_->status);
+      status = FinishError(finish_->status);
       if (status.ok()) status = Guarded([this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return MakeAnswer(); });
     }
     End(status);
@@ -133,11 +133,11 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
 
   absl::Status MakeAnswer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     v1::ScoreResponse response;
-    FillResponse(&response);
+    if (absl::Status status = FillResponse(&response); !status.ok()) return status;
     return WriteMessage(response, answer_);
   }
 
-  void FillResponse(v1::ScoreResponse* response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+  absl::Status FillResponse(v1::ScoreResponse* response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     response->set_total_logprob(total_logprob_);
     response->set_scored_tokens(scored_tokens_);
     response->set_scored_bytes(scored_bytes_);
@@ -159,8 +159,8 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     }
     response->set_position(finish_->position);
     FillUsage(*finish_, response->mutable_usage());
-    if (finish_->state != nullptr) response->set_state(SerializeSnapshot(*finish_->state));
     response->set_state_digest(finish_->state_digest);
+    return FillState(finish_->state, response->mutable_state());
   }
 
   ServerCore& core_;

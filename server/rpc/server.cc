@@ -3,13 +3,14 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/service_type.h>
-#include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <map>
+#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -17,7 +18,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -75,9 +75,11 @@ absl::Status CheckOptions(const ServerOptions& options) {
       {"max_streams_per_connection", options.limits.max_streams_per_connection, 1, 1 << 20},
       {"max_transfers", options.limits.max_transfers, 1, 1 << 20},
       {"max_models", options.limits.max_models, 1, 1 << 20},
-      {"max_rpc_memory_bytes", options.limits.max_rpc_memory_bytes, 1 << 20, int64_t{1} << 50},
-      {"max_reply_bytes", options.limits.max_reply_bytes, 1 << 20, int64_t{1} << 50},
+      {"max_rpc_memory_bytes", options.limits.max_rpc_memory_bytes, 0, int64_t{1} << 50},
+      {"max_reply_bytes", options.limits.max_reply_bytes, 0, int64_t{1} << 50},
       {"max_request_ids", options.limits.max_request_ids, 1, int64_t{1} << 31},
+      {"max_request_id_bytes", options.limits.max_request_id_bytes, 0, int64_t{1} << 50},
+      {"max_state_bytes", options.sessions.max_state_bytes, 0, int64_t{1} << 50},
   };
   for (const auto& number : numbers) {
     if (number.value < number.least || number.value > number.most) {
@@ -197,8 +199,13 @@ struct Server::Impl {
         core(set.limits, set.sessions,
              {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
         repository(set.repository, &core.models, &core.metrics) {
-    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
-    core.metrics.SetReplyBytes([this] { return core.replies.bytes(); }, set.limits.max_reply_bytes);
+    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); },
+                             [this] { return core.sessions.use(); });
+    core.metrics.SetRequestIds([this] { return core.requests.counts(); });
+    core.metrics.SetReplyBytes([this] {
+      const ReplyBudget::Counts counts = core.replies.counts();
+      return std::pair(counts.bytes, counts.max_bytes);
+    });
     core.metrics.SetModels([this] {
       std::map<std::string, bool> ready;
       for (const ModelInfo& model : core.models.List()) ready[model.id] = model.condition == ModelCondition::kReady;
@@ -207,23 +214,29 @@ struct Server::Impl {
   }
   ~Impl() {
     if (sweeper.joinable()) {
-      stop_sweeping.Notify();
+      {
+        std::lock_guard<std::mutex> lock(sweep_mu);
+        stop_sweeping = true;
+      }
+      sweep_stopped.notify_one();
       sweeper.join();
     }
     // A scrape may come at any time, and what these ask is gone before the metrics are.
     core.metrics.SetModels(nullptr);
-    core.metrics.SetReplyBytes(nullptr, 0);
-    core.metrics.SetSessions(nullptr, {});
+    core.metrics.SetReplyBytes(nullptr);
+    core.metrics.SetSessions(nullptr, nullptr);
+    core.metrics.SetRequestIds(nullptr);
   }
 
   absl::Status Listen();
   absl::Status LoadModels();
   void SetHealth(bool serving);
   void Sweep() {
-    while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) {
-      core.sessions.DropExpired(absl::Now());
-      core.models.DropRetired(absl::Now());
-      core.metrics.CountStalls(core.stalls.Cut(absl::Now()));
+    std::unique_lock<std::mutex> lock(sweep_mu);
+    while (!sweep_stopped.wait_for(lock, absl::ToChronoMilliseconds(kSweepEvery), [this] { return stop_sweeping; })) {
+      core.sessions.DropExpired(SteadyNow());
+      core.models.DropRetired(SteadyNow());
+      core.metrics.CountStalls(core.stalls.Cut(SteadyNow()));
       // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
       if (!device_failed && core.models.AnyDeviceFailed()) {
         device_failed = true;
@@ -241,7 +254,10 @@ struct Server::Impl {
   std::unique_ptr<grpc::Server> server;  // constant after Listen
   int32_t port = 0;
   int32_t metrics_port = 0;
-  absl::Notification stop_sweeping;
+  // The standard library's waits are on the steady clock; absl's would last for as long as the wall clock is set back.
+  std::mutex sweep_mu;
+  std::condition_variable sweep_stopped;
+  bool stop_sweeping = false;
   std::thread sweeper;
   absl::Mutex drain_mu;  // held for the whole of a drain
   bool drained ABSL_GUARDED_BY(drain_mu) = false;
@@ -273,9 +289,7 @@ absl::Status Server::Impl::Listen() {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
-  grpc::ResourceQuota quota("palimpsest");
-  quota.Resize(static_cast<size_t>(options.limits.max_rpc_memory_bytes));
-  builder.SetResourceQuota(quota);
+  builder.SetResourceQuota(core.memory.quota());
 
   services.push_back(MakeGenerationService(core));
   services.push_back(MakeSessionService(core));
@@ -316,6 +330,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   auto impl = std::make_unique<Impl>(options);
   Impl* const self = impl.get();
+  if (absl::Status status = self->core.memory.Begin(); !status.ok()) return status;
   const absl::Status listening = impl->Listen();
   if (impl->server == nullptr) return listening;
   // From here on the destructor drains, whatever is still to fail.
@@ -340,11 +355,11 @@ void Server::Drain(absl::Duration grace, absl::Duration lame_duck) {
   impl_->SetHealth(false);
   impl_->repository.Stop();
   absl::SleepFor(lame_duck);
-  const absl::Time deadline = absl::Now() + grace;
+  const absl::Time deadline = SteadyNow() + grace;
   impl_->core.door.Shut();
   impl_->core.models.Drain(deadline);
   // What is left now are last messages on their way, uploads, downloads, and readers too slow for the grace.
-  const absl::Time last = std::max(deadline, absl::Now() + kFlush);
+  const absl::Time last = std::max(deadline, SteadyNow() + kFlush);
   const bool all_ended = impl_->core.door.AwaitEmpty(last);
   if (!all_ended) LogWarning("calls are left at the end of the grace period; they are cut off");
   // From Shutdown on gRPC answers a new call with CANCELLED, which no caller tries again elsewhere; so while calls
