@@ -149,6 +149,19 @@ void Call::SetId(const std::string& id) {
 void Call::BeginWait(int64_t bytes) { watch_.Begin(bytes, SteadyNow()); }
 void Call::EndWait(int64_t bytes) { watch_.End(bytes, SteadyNow()); }
 
+bool Call::AwaitSession(const absl::Status& status, std::function<void(absl::Status)> then) {
+  // The engine lets a session go within one batch; a long prompt's is the longest.
+  constexpr absl::Duration kPatience = absl::Seconds(1);
+  if (!absl::IsAborted(status) || log.session.empty() || std::exchange(waited_, true)) return false;
+  const absl::Time until = SteadyNow() + kPatience;
+  // The store calls on whatever thread ends the lease, the engine's as a rule, which has no time for this.
+  core_.sessions.AwaitEnding(owner_, log.session, until, [&workers = core_.workers, then = std::move(then)] {
+    const absl::Status taken = workers.Run([then] { then(absl::OkStatus()); });
+    if (!taken.ok()) then(taken);
+  });
+  return true;
+}
+
 absl::Status Call::HoldReply(int64_t bytes) { return core_.replies.Take(log.peer, bytes, &reply_); }
 
 void Call::End(const absl::Status& told) {

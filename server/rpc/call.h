@@ -126,6 +126,12 @@ class Call {
   void BeginWait(int64_t bytes);
   void EndWait(int64_t bytes);
 
+  // Whether the call, which would end with `status`, is to be tried once more: another call holds its session, and may
+  // be about to let it go. `then` is called once that has happened, or some time has passed, on a thread where it may
+  // take long; or with an error to end the call with, where it may not. Once for each call: the second time it is
+  // false.
+  bool AwaitSession(const absl::Status& status, std::function<void(absl::Status)> then);
+
   // Counts an answer until the call is over. As ReplyBudget::Take.
   absl::Status HoldReply(int64_t bytes);
 
@@ -146,6 +152,7 @@ class Call {
   Stalls::Watch watch_;
   ReplyBudget::Hold reply_;
   absl::Status admitted_;
+  bool waited_ = false;
   bool ended_ = false;
 };
 

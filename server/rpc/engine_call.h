@@ -54,20 +54,29 @@ int64_t TokenBytes(int64_t tokens, int32_t top_logprobs);
 // cancellation may come before. Thread-safe.
 class EngineHandle {
  public:
-  // On error `request` is let go, and a session with it. Called once.
-  absl::Status Submit(ModelRef model, EngineRequest request) {
+  // `sessions` has the request's lease, if there is one, and must outlive this. On error `request` is let go, and a
+  // session with it. Called once.
+  absl::Status Submit(SessionStore& sessions, ModelRef model, EngineRequest request) {
     absl::MutexLock lock(&mu_);
     model_ = std::move(model);
+    sessions_ = &sessions;
+    if (request.lease) lease_ = request.lease.serial();
     absl::StatusOr<RequestId> id = model_.engine().Submit(request);
     if (!id.ok()) return EngineError(id.status());
     id_ = *id;
-    if (cancelled_) model_.engine().Cancel(*id_);
+    if (cancelled_) CancelLocked();
     return absl::OkStatus();
   }
+  // The session's next caller waits for what is on its way out.
   void Cancel() {
     absl::MutexLock lock(&mu_);
     cancelled_ = true;
-    if (id_.has_value()) model_.engine().Cancel(*id_);
+    if (id_.has_value()) CancelLocked();
+  }
+  // Of the session that the request holds; 0: of none.
+  uint64_t lease() const {
+    absl::MutexLock lock(&mu_);
+    return lease_;
   }
   void Resume() {
     absl::MutexLock lock(&mu_);
@@ -82,7 +91,14 @@ class EngineHandle {
   }
 
  private:
-  absl::Mutex mu_;  // held while the engine's queue is told; taken by its thread never
+  void CancelLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    model_.engine().Cancel(*id_);
+    if (lease_ != 0) sessions_->SetEnding(lease_);
+  }
+
+  mutable absl::Mutex mu_;  // held while the engine's queue and the store are told; taken by the engine's thread never
+  SessionStore* sessions_ ABSL_GUARDED_BY(mu_) = nullptr;
+  uint64_t lease_ ABSL_GUARDED_BY(mu_) = 0;
   ModelRef model_ ABSL_GUARDED_BY(mu_);
   std::optional<RequestId> id_ ABSL_GUARDED_BY(mu_);
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;

@@ -41,10 +41,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     absl::Status status = call_.admitted();
     if (status.ok()) status = CheckMessageSize(*bytes, call_.limits());
     if (status.ok()) {
-      status = core_.RunBySize(bytes->Length(), [this, bytes] {
-        absl::Status submitted = Guarded([&] { return Submit(*bytes); });
-        if (!submitted.ok()) End(submitted);
-      });
+      status = core_.RunBySize(bytes->Length(), [this, bytes] { Try(*bytes); });
     }
     if (status.ok()) return;
     call_.SetId("");
@@ -117,6 +114,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  private:
   using Reactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
 
+  void Try(const grpc::ByteBuffer& bytes) {
+    const absl::Status submitted = Guarded([&] { return Submit(bytes); });
+    if (submitted.ok()) return;
+    const bool again =
+        call_.AwaitSession(submitted, [this, &bytes](absl::Status waited) { waited.ok() ? Try(bytes) : End(waited); });
+    if (!again) End(submitted);
+  }
+
   absl::Status Submit(const grpc::ByteBuffer& bytes) {
     v1::GenerateRequest wire;
     absl::Status status = ReadMessage(bytes, call_.limits(), &wire);
@@ -133,7 +138,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     want_logprobs_ = request.want_logprobs;
     resume_from_ = model.engine().options().max_undelivered_tokens / 2;
     request.sink = shared_from_this();
-    return handle_.Submit(std::move(model), std::move(request));
+    const absl::Status submitted = handle_.Submit(core_.sessions, std::move(model), std::move(request));
+    if (submitted.ok() && handle_.lease() != 0) {
+      // Its owner may break it off from another call. What cancels must not keep this object, nor need it.
+      core_.sessions.SetBreak(handle_.lease(), [weak = weak_from_this()] {
+        if (const std::shared_ptr<GenerateCall> call = weak.lock()) call->OnCancel();
+      });
+    }
+    return submitted;
   }
 
   void End(const absl::Status& status) {

@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
-#include "server/rpc/log.h"
+#include "base/log.h"
 
 namespace palimpsest {
 namespace {

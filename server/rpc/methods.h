@@ -33,6 +33,7 @@ inline constexpr Method kGetSession{"palimpsest.v1.SessionService/GetSession", M
 inline constexpr Method kListSessions{"palimpsest.v1.SessionService/ListSessions", MessageSize::kSmall};
 inline constexpr Method kUpdateSession{"palimpsest.v1.SessionService/UpdateSession", MessageSize::kSmall};
 inline constexpr Method kForkSession{"palimpsest.v1.SessionService/ForkSession", MessageSize::kFork};
+inline constexpr Method kInterruptSession{"palimpsest.v1.SessionService/InterruptSession", MessageSize::kSmall};
 inline constexpr Method kDeleteSession{"palimpsest.v1.SessionService/DeleteSession", MessageSize::kSmall};
 inline constexpr Method kCreateSnapshot{"palimpsest.v1.SnapshotService/CreateSnapshot", MessageSize::kSmall};
 inline constexpr Method kGetSnapshot{"palimpsest.v1.SnapshotService/GetSnapshot", MessageSize::kSmall};

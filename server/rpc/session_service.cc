@@ -30,9 +30,9 @@ absl::Status WithEtag(const absl::Status& status, ServerCore& core, const Call& 
 }
 
 using S = v1::SessionService;
-using RawService = S::WithRawCallbackMethod_CreateSession<
-    S::WithRawCallbackMethod_GetSession<S::WithRawCallbackMethod_ListSessions<S::WithRawCallbackMethod_UpdateSession<
-        S::WithRawCallbackMethod_ForkSession<S::WithRawCallbackMethod_DeleteSession<S::Service>>>>>>;
+using RawService = S::WithRawCallbackMethod_CreateSession<S::WithRawCallbackMethod_GetSession<
+    S::WithRawCallbackMethod_ListSessions<S::WithRawCallbackMethod_UpdateSession<S::WithRawCallbackMethod_ForkSession<
+        S::WithRawCallbackMethod_InterruptSession<S::WithRawCallbackMethod_DeleteSession<S::Service>>>>>>>;
 
 class SessionServiceImpl final : public RawService {
  public:
@@ -57,6 +57,10 @@ class SessionServiceImpl final : public RawService {
   grpc::ServerUnaryReactor* ForkSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                         grpc::ByteBuffer* answer) override {
     return RunUnary(this, core_, context, methods::kForkSession, request, answer, &SessionServiceImpl::Fork);
+  }
+  grpc::ServerUnaryReactor* InterruptSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                             grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kInterruptSession, request, answer, &SessionServiceImpl::Interrupt);
   }
   grpc::ServerUnaryReactor* DeleteSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                           grpc::ByteBuffer* answer) override {
@@ -139,12 +143,29 @@ class SessionServiceImpl final : public RawService {
                 [&](v1::ForkSessionResponse* made) { return ForkOnce(request, call, made); });
   }
 
+  absl::Status Interrupt(Call& call, const v1::InterruptSessionRequest& request, v1::Session* response) {
+    Violations violations;
+    CheckName("name", "sessions", request.name(), &call.log.session, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    const std::string& id = call.log.session;
+    absl::Status broken = core_.sessions.Break(call.owner(), id, SteadyNow());
+    if (!broken.ok()) return SessionError(broken, id);
+    absl::StatusOr<SessionInfo> session = core_.sessions.Get(call.owner(), id, SteadyNow());
+    if (session.ok() && session->condition == SessionCondition::kActive) {
+      // Tried again when it has ended.
+      session = absl::AbortedError(absl::StrCat("the call that holds session \"", id, "\" has not ended yet; retry"));
+    }
+    if (!session.ok()) return SessionError(session.status(), id);
+    FillSession(*session, response);
+    return absl::OkStatus();
+  }
+
   absl::Status Delete(Call& call, const v1::DeleteSessionRequest& request, google::protobuf::Empty*) {
     Violations violations;
     CheckName("name", "sessions", request.name(), &call.log.session, violations);
     if (!violations.empty()) return violations.ToStatus();
-    return WithEtag(core_.sessions.Delete(call.owner(), call.log.session, request.etag(), SteadyNow()), core_, call,
-                    request.etag());
+    return WithEtag(core_.sessions.Delete(call.owner(), call.log.session, request.etag(), SteadyNow(), request.force()),
+                    core_, call, request.etag());
   }
 
   absl::Status CreateOnce(const v1::CreateSessionRequest& request, Call& call, v1::Session* response) {
@@ -169,6 +190,7 @@ class SessionServiceImpl final : public RawService {
     const absl::Time now = SteadyNow();
     std::string source_model;
     if (request.has_source_session()) {
+      call.log.session = source;
       absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(call.owner(), source, now);
       if (!parked.ok()) return SessionError(parked.status(), source);
       source_model = parked->model;

@@ -50,7 +50,8 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
     if (!IsShort(request_->Length())) call_.NoteRead();
     if (status.ok()) status = call_.HoldReply(static_cast<int64_t>(answer_->Length()));
     if (!status.ok()) answer_->Clear();
-    End(status);
+    const bool again = call_.AwaitSession(status, [this](absl::Status waited) { waited.ok() ? Run() : End(waited); });
+    if (!again) End(status);
   }
 
   void End(const absl::Status& status) {
