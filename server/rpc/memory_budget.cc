@@ -27,8 +27,8 @@ void LogPlan(const MemoryPlan& plan) {
 }  // namespace
 
 MemoryBudget::MemoryBudget(const MemoryFlags& flags, std::vector<MemoryLimit> limits, SessionStore* sessions,
-                           RequestTable* requests)
-    : flags_(flags), limits_(std::move(limits)), sessions_(sessions), requests_(requests) {}
+                           RequestTable* requests, ReplyBudget* replies)
+    : flags_(flags), limits_(std::move(limits)), sessions_(sessions), requests_(requests), replies_(replies) {}
 
 absl::Status MemoryBudget::Use(const std::map<int64_t, ModelMemory>& models) {
   std::vector<ModelMemory> list;
@@ -40,6 +40,7 @@ absl::Status MemoryBudget::Use(const std::map<int64_t, ModelMemory>& models) {
   }
   plan_ = *std::move(plan);
   requests_->SetMaxBytes(plan_.max_request_id_bytes);
+  replies_->SetMaxBytes(plan_.max_reply_bytes);
   quota_.Resize(static_cast<size_t>(plan_.max_rpc_memory_bytes));
   return absl::OkStatus();
 }

@@ -38,7 +38,8 @@ class MemoryBudgetTest : public ::testing::Test {
 
   SessionStore sessions_{{}};
   RequestTable requests_{100, INT64_MAX};
-  MemoryBudget budget_{{}, {{.name = "control group", .left = 1024 * kMiB}}, &sessions_, &requests_};
+  ReplyBudget replies_{INT64_MAX};
+  MemoryBudget budget_{{}, {{.name = "control group", .left = 1024 * kMiB}}, &sessions_, &requests_, &replies_};
 };
 
 TEST_F(MemoryBudgetTest, AModelTakesItsPartAndGivesItBack) {
@@ -48,6 +49,7 @@ TEST_F(MemoryBudgetTest, AModelTakesItsPartAndGivesItBack) {
   EXPECT_LT(MaxStateBytes(), before);
   EXPECT_EQ(MaxStateBytes(), budget_.plan().max_state_bytes);
   EXPECT_EQ(requests_.counts().max_bytes, budget_.plan().max_request_id_bytes);
+  EXPECT_EQ(replies_.max_bytes(), budget_.plan().max_reply_bytes);
   EXPECT_EQ(budget_.plan().needed, 1024 * kMiB);
   *room = nullptr;
   EXPECT_EQ(MaxStateBytes(), before);
