@@ -13,6 +13,7 @@
 #include "server/engine/available_memory.h"
 #include "server/rpc/log.h"
 #include "server/rpc/status.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
@@ -133,7 +134,8 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::str
   model_options.device = *std::move(device);
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, model_options);
   if (!model.ok()) return model.status();
-  absl::StatusOr<std::unique_ptr<Tokenizer>> loaded = Tokenizer::Load(folder, (*model)->config().vocabulary);
+  absl::StatusOr<std::unique_ptr<Tokenizer>> loaded =
+      Tokenizer::Load(folder, (*model)->config().vocabulary, (*model)->config().bos_token);
   if (!loaded.ok()) return loaded.status();
   tokenizer = std::move(*loaded);
   return Engine::Start(std::move(*model), tokenizer, options_.engine, metrics_->Observe(id));
@@ -448,7 +450,8 @@ void ModelRegistry::Drain(absl::Time deadline) {
     }
     for (const auto& entry : retiring_) references.push_back(Refer(*entry));
   }
-  for (const ModelRef& reference : references) reference.engine().Drain(deadline);
+  const absl::Time until = SteadyNow() + (deadline - absl::Now());
+  for (const ModelRef& reference : references) reference.engine().Drain(until);
 }
 
 absl::StatusOr<std::string> ModelRegistry::ResolvePath(const std::string& relative) const {
