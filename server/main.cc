@@ -89,6 +89,9 @@ ABSL_FLAG(int32_t, prefill_budget, Defaults().engine.prefill_budget,
           "under load and lengthens the others' time between tokens.");
 ABSL_FLAG(int32_t, max_undelivered_tokens, Defaults().engine.max_undelivered_tokens,
           "Generated tokens that may wait for a slow reader before its sequence is left out of batches.");
+ABSL_FLAG(absl::Duration, max_stall, Defaults().engine.max_stall,
+          "How long a reader may take nothing of a reply that waits for it. Then the request ends with "
+          "RESOURCE_EXHAUSTED and its slot is free. inf: for ever.");
 
 ABSL_FLAG(absl::Duration, session_ttl, Defaults().sessions.default_ttl,
           "Time to live of a session that does not say, from its last use. inf: never expires.");
@@ -141,7 +144,7 @@ const std::vector<FlagGroup>& Groups() {
         "math", "model_repository", "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
        {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
-      {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
+      {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens", "max_stall"}},
       {"Sessions", {"session_ttl", "max_sessions", "max_snapshots"}},
       {"Limits",
        {"max_message_bytes", "max_prompt_tokens", "max_prompt_bytes", "max_tokens", "default_max_tokens",
@@ -254,6 +257,7 @@ ServerOptions ReadOptions() {
   options.engine.max_queue = absl::GetFlag(FLAGS_max_queue);
   options.engine.prefill_budget = absl::GetFlag(FLAGS_prefill_budget);
   options.engine.max_undelivered_tokens = absl::GetFlag(FLAGS_max_undelivered_tokens);
+  options.engine.max_stall = absl::GetFlag(FLAGS_max_stall);
   options.sessions.default_ttl = absl::GetFlag(FLAGS_session_ttl);
   options.sessions.max_sessions = absl::GetFlag(FLAGS_max_sessions);
   options.sessions.max_snapshots = absl::GetFlag(FLAGS_max_snapshots);

@@ -16,6 +16,7 @@
 #include "server/rpc/checks.h"
 #include "server/rpc/status.h"
 #include "server/rpc/trace_context.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
@@ -87,9 +88,11 @@ void Door::AwaitQuiet(absl::Duration time, absl::Time deadline) {
 }
 
 Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const char* method, const std::string& id)
-    : core_(core), method_(method), arrival_(absl::Now()) {
+    : core_(core), method_(method), arrival_(SteadyNow()) {
   const std::chrono::system_clock::time_point deadline = context->deadline();
-  if (deadline != std::chrono::system_clock::time_point::max()) deadline_ = absl::FromChrono(deadline);
+  if (deadline != std::chrono::system_clock::time_point::max()) {
+    deadline_ = arrival_ + (absl::FromChrono(deadline) - absl::Now());
+  }
   log.id = IsRequestId(id) ? id : MakeRequestId();
   log.method = method;
   log.peer = context->peer();
@@ -108,7 +111,7 @@ Call::~Call() { PALIMPSEST_CHECK(ended_); }
 void Call::End(const absl::Status& status) {
   ended_ = true;
   // A deadline that passes reaches the server as a cancellation.
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   const bool late = status.code() == absl::StatusCode::kCancelled && now >= deadline_;
   log.code = std::string(CodeName(late ? absl::StatusCode::kDeadlineExceeded : status.code()));
   log.error = std::string(status.message());
