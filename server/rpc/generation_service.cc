@@ -82,6 +82,8 @@ absl::Status EngineError(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kResourceExhausted:
       return WithReason(status, "QUEUE_FULL");
+    case absl::StatusCode::kAborted:
+      return WithoutRetry(WithReason(absl::ResourceExhaustedError(status.message()), "STREAM_STALLED"));
     case absl::StatusCode::kUnavailable:
       return WithReason(status, "SERVER_DRAINING");
     case absl::StatusCode::kInternal:
@@ -166,6 +168,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   void OnFinish(RequestSink::Finish finish) override {
     absl::MutexLock lock(&mu_);
     finish_ = std::move(finish);
+    if (finish_->taken_back) has_pending_ = false;
     PostIfIdle();
   }
   int64_t undelivered_tokens() const override { return undelivered_.load(); }
@@ -182,13 +185,15 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   // gRPC's threads.
   void OnWriteDone(bool ok) override {
     int64_t before = 0;
+    bool gone = false;
     {
       absl::MutexLock lock(&mu_);
       writing_ = false;
       if (!ok) gone_ = true;
-      before = undelivered_.fetch_sub(tokens_in_write_);
+      gone = gone_;
+      if (ok) before = undelivered_.fetch_sub(tokens_in_write_);
     }
-    if (!ok) {
+    if (gone) {
       handle_.Cancel();
     } else if (before >= resume_from_) {
       handle_.Resume();
@@ -196,11 +201,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     WriteNext();
   }
   void OnCancel() override {
+    bool writing = false;
     {
       absl::MutexLock lock(&mu_);
       gone_ = true;
+      writing = writing_;
     }
-    handle_.Cancel();
+    // What becomes of a message that is being written decides where the session is to stand.
+    if (!writing) handle_.Cancel();
   }
   void OnDone() override {
     handle_.Release();
@@ -224,7 +232,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     tokenizer_ = model.shared_tokenizer();
     previous_ = TokenBefore(request, std::ssize(request.prompt));
     want_logprobs_ = request.want_logprobs;
-    resume_from_ = model.engine().options().max_undelivered_tokens / 2;
+    resume_from_ =
+        request.commit == EngineRequest::Commit::kDelivered ? 1 : model.engine().options().max_undelivered_tokens / 2;
     request.sink = shared_from_this();
     return handle_.Submit(std::move(model), std::move(request));
   }
@@ -495,7 +504,10 @@ class GenerationServiceImpl final : public v1::GenerationService::CallbackServic
       }
       const Tokenizer& tokenizer = model->tokenizer();
       int64_t unknown = 0;
-      const std::vector<int32_t> ids = tokenizer.Encode(request->text(), /*first=*/!request->continues(), &unknown);
+      // Of more tokens than a prompt may have, nobody could make use.
+      const std::vector<int32_t> ids =
+          tokenizer.Encode(request->text(), /*first=*/!request->continues(), &unknown, core_.limits.max_prompt_tokens);
+      if (absl::Status status = CheckPromptTokens("text", std::ssize(ids), core_.limits); !status.ok()) return status;
       response->mutable_ids()->Add(ids.begin(), ids.end());
       int32_t previous = request->continues() ? Tokenizer::kSomeToken : Tokenizer::kNoToken;
       for (const int32_t id : ids) {
