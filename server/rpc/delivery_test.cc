@@ -54,9 +54,9 @@ TEST_F(DeliveryTest, ASessionThatStandsAtTheLastTokenDeliveredIsTheOneOfThatLeng
   EXPECT_EQ(after.condition(), v1::Session::CONDITION_IDLE);
   EXPECT_GE(after.position(), seen);
   // The next token is the one that a longer reply has there.
-  v1::GenerateRequest on;
+  v1::GenerateRequest on = request;
+  on.clear_prompt();
   on.set_session(session);
-  on.mutable_sampling()->set_seed(5);
   on.mutable_stop()->set_max_tokens(3);
   on.set_return_state_digest(true);
   const Reply next = server_.Generate(on);
