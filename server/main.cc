@@ -309,6 +309,7 @@ ServerOptions ReadOptions() {
   options.engine.max_queue = absl::GetFlag(FLAGS_max_queue);
   options.engine.prefill_budget = absl::GetFlag(FLAGS_prefill_budget);
   options.engine.max_undelivered_tokens = absl::GetFlag(FLAGS_max_undelivered_tokens);
+  options.engine.max_stall = absl::GetFlag(FLAGS_max_stall);
   options.sessions.default_ttl = absl::GetFlag(FLAGS_session_ttl);
   options.sessions.max_sessions = absl::GetFlag(FLAGS_max_sessions);
   options.sessions.max_snapshots = absl::GetFlag(FLAGS_max_snapshots);

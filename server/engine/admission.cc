@@ -52,6 +52,10 @@ absl::Status CheckOptions(const EngineOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat(bound.name, " is ", bound.value, ", expected ", bound.least, " to ", bound.most));
   }
+  if (options.max_stall <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_stall is ", absl::FormatDuration(options.max_stall), ", expected more than 0"));
+  }
   if (!(options.device_memory_fraction > 0.0 && options.device_memory_fraction <= 1.0)) {
     return absl::InvalidArgumentError(absl::StrCat("device_memory_fraction is ", options.device_memory_fraction,
                                                    ", expected more than 0, at most 1"));

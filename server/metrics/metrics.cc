@@ -16,10 +16,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
 #include "base/log.h"
 #include "server/metrics/page_server.h"
 #include "server/metrics/process_collector.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
@@ -344,7 +344,7 @@ struct Metrics::Impl {
               MetricType::Gauge, [](const EngineStats& s) { return s.max_queue; });
     per_model("palimpsest_requests_held", "Running requests left out of batches until their readers have caught up.",
               MetricType::Gauge, [](const EngineStats& s) { return s.held; });
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     per_model("palimpsest_queue_oldest_seconds", "How long the request that waits longest has waited; 0: none waits.",
               MetricType::Gauge, [now](const EngineStats& s) {
                 return s.oldest_waiting > now ? 0.0 : absl::ToDoubleSeconds(now - s.oldest_waiting);

@@ -27,9 +27,9 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
-#include "absl/time/clock.h"
 #include "base/errno_status.h"
 #include "server/metrics/tls.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
@@ -274,7 +274,7 @@ void PageServer::Impl::Loop() {
   for (;;) {
     absl::Time next = absl::InfiniteFuture();
     for (const auto& [fd, connection] : connections_) next = std::min(next, connection.deadline);
-    const int64_t wait_ms = next == absl::InfiniteFuture() ? -1 : absl::ToInt64Milliseconds(next - absl::Now()) + 1;
+    const int64_t wait_ms = next == absl::InfiniteFuture() ? -1 : absl::ToInt64Milliseconds(next - SteadyNow()) + 1;
     epoll_event events[64];
     const int count = epoll_wait(epoll_.get(), events, 64, static_cast<int>(std::max<int64_t>(wait_ms, -1)));
     for (int i = 0; i < count; ++i) {
@@ -311,7 +311,7 @@ void PageServer::Impl::Accept(int listener) {
     SSL_set_accept_state(tls);
   }
   connections_.erase(fd);
-  Connection& connection = connections_.try_emplace(fd, fd, tls, absl::Now() + options_.timeout).first->second;
+  Connection& connection = connections_.try_emplace(fd, fd, tls, SteadyNow() + options_.timeout).first->second;
   Watch(fd, EPOLLIN, EPOLL_CTL_ADD);
   Advance(connection);
 }
@@ -326,7 +326,7 @@ void PageServer::Impl::MakeRoom() {
 }
 
 void PageServer::Impl::CloseExpired() {
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   std::erase_if(connections_, [now](const auto& entry) { return entry.second.deadline <= now; });
 }
 

@@ -45,6 +45,8 @@ absl::Status EngineError(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kResourceExhausted:
       return WithReason(status, "QUEUE_FULL");
+    case absl::StatusCode::kAborted:
+      return WithoutRetry(WithReason(absl::ResourceExhaustedError(status.message()), "STREAM_STALLED"));
     case absl::StatusCode::kUnavailable:
       return WithReason(status, "SERVER_DRAINING");
     case absl::StatusCode::kInternal:

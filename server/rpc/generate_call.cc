@@ -62,6 +62,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnFinish(RequestSink::Finish finish) override {
     absl::MutexLock lock(&mu_);
     finish_ = std::move(finish);
+    if (finish_->taken_back) has_pending_ = false;
     PostIfIdle();
   }
   int64_t undelivered_tokens() const override { return undelivered_.load(); }
@@ -79,13 +80,15 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnWriteDone(bool ok) override {
     call_.EndWait(static_cast<int64_t>(bytes_.Length()));
     int64_t before = 0;
+    bool gone = false;
     {
       absl::MutexLock lock(&mu_);
       writing_ = false;
       if (!ok) gone_ = true;
-      before = undelivered_.fetch_sub(tokens_in_write_);
+      gone = gone_;
+      if (ok) before = undelivered_.fetch_sub(tokens_in_write_);
     }
-    if (!ok) {
+    if (gone) {
       handle_.Cancel();
     } else if (before >= resume_from_) {
       handle_.Resume();
@@ -93,6 +96,17 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     WriteNext();
   }
   void OnCancel() override {
+    bool writing = false;
+    {
+      absl::MutexLock lock(&mu_);
+      gone_ = true;
+      writing = writing_;
+    }
+    // What becomes of a message that is being written decides where the session is to stand.
+    if (!writing) handle_.Cancel();
+  }
+  // Any thread. The session goes to another call, whatever becomes of a message that nobody reads.
+  void BreakOff() {
     {
       absl::MutexLock lock(&mu_);
       gone_ = true;
@@ -136,13 +150,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     tokenizer_ = model.shared_tokenizer();
     previous_ = TokenBefore(request, std::ssize(request.prompt));
     want_logprobs_ = request.want_logprobs;
-    resume_from_ = model.engine().options().max_undelivered_tokens / 2;
+    resume_from_ =
+        request.commit == EngineRequest::Commit::kDelivered ? 1 : model.engine().options().max_undelivered_tokens / 2;
     request.sink = shared_from_this();
     const absl::Status submitted = handle_.Submit(core_.sessions, std::move(model), std::move(request));
     if (submitted.ok() && handle_.lease() != 0) {
       // Its owner may break it off from another call. What cancels must not keep this object, nor need it.
       core_.sessions.SetBreak(handle_.lease(), [weak = weak_from_this()] {
-        if (const std::shared_ptr<GenerateCall> call = weak.lock()) call->OnCancel();
+        if (const std::shared_ptr<GenerateCall> call = weak.lock()) call->BreakOff();
       });
     }
     return submitted;

@@ -15,6 +15,7 @@
 #include "server/engine/admission.h"
 #include "server/engine/available_memory.h"
 #include "server/rpc/status.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
@@ -135,7 +136,8 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::str
   model_options.device = *std::move(device);
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, model_options);
   if (!model.ok()) return model.status();
-  absl::StatusOr<std::unique_ptr<Tokenizer>> loaded = Tokenizer::Load(folder, (*model)->config().vocabulary);
+  absl::StatusOr<std::unique_ptr<Tokenizer>> loaded =
+      Tokenizer::Load(folder, (*model)->config().vocabulary, (*model)->config().bos_token);
   if (!loaded.ok()) return loaded.status();
   made.tokenizer = std::move(*loaded);
   absl::StatusOr<ModelMemory> needed = MemoryOf(id, **model, options_.engine);

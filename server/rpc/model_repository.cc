@@ -15,6 +15,7 @@
 #include "server/rpc/checks.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/status.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
@@ -182,12 +183,12 @@ bool ModelRepository::Update(const std::string& name, const std::vector<Reposito
       settled = false;
       continue;
     }
-    const absl::Time begin = absl::Now();
+    const absl::Time begin = SteadyNow();
     const absl::StatusOr<ModelInfo> model =
         registry_->Replace(name, version.folder, version.version, options_.retire_after);
     metrics_->CountRepositoryLoad(name, CodeName(model.status().code()));
     if (model.ok()) {
-      LogModelLoaded(*model, absl::Now() - begin);
+      LogModelLoaded(*model, SteadyNow() - begin);
       failed.erase(version.folder);
       served_[name] = version;
       break;

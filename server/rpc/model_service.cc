@@ -10,6 +10,7 @@
 #include "server/rpc/services.h"
 #include "server/rpc/status.h"
 #include "server/rpc/unary.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
@@ -67,10 +68,10 @@ class ModelServiceImpl final : public RawService {
     call.log.model = request.model_id();
     absl::StatusOr<std::string> folder = core_.models.ResolvePath(request.path());
     if (!folder.ok()) return folder.status();
-    const absl::Time begin = absl::Now();
+    const absl::Time begin = SteadyNow();
     absl::StatusOr<ModelInfo> model = core_.models.Load(request.model_id(), *folder);
     if (!model.ok()) return model.status();
-    LogModelLoaded(*model, absl::Now() - begin);
+    LogModelLoaded(*model, SteadyNow() - begin);
     FillModel(*model, response);
     return absl::OkStatus();
   }

@@ -61,7 +61,8 @@ struct Context {
     std::vector<int32_t>* const tokens = &request->prompt;
     if (!wire.text().empty()) {
       if (absl::Status status = CheckPromptBytes("text", wire.text().size(), core.limits); !status.ok()) return status;
-      *tokens = model.tokenizer().Encode(wire.text(), /*first=*/request->initial == nullptr, unknown_tokens);
+      *tokens = model.tokenizer().Encode(wire.text(), /*first=*/request->initial == nullptr, unknown_tokens,
+                                         core.limits.max_prompt_tokens);
     } else if (wire.has_tokens()) {
       Violations violations;
       CheckIds("tokens.ids", wire.tokens().ids(), model.vocabulary(), violations);
@@ -111,6 +112,7 @@ const char* ReasonOfLimit(absl::string_view limit) {
 template <class Wire>
 void Begin(const Wire& wire, const Call& call, EngineRequest* request) {
   request->id = call.id();
+  request->owner = call.owner();
   request->arrival = call.arrival();
   request->deadline = call.deadline();
   request->top_logprobs = wire.top_logprobs();
@@ -183,6 +185,7 @@ absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& ca
                       "NOTHING_TO_CONTINUE");
   }
   request->kind = EngineRequest::Kind::kGenerate;
+  if (wire.commit() == v1::COMMIT_DELIVERED) request->commit = EngineRequest::Commit::kDelivered;
   request->want_logprobs = wire.logprobs() || wire.top_logprobs() > 0;
   if (!wire.sampling().has_seed()) request->sampling.seed = DrawSeed();
   return absl::OkStatus();

@@ -29,6 +29,7 @@
 #include "server/rpc/checks.h"
 #include "server/rpc/log.h"
 #include "server/rpc/services.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
@@ -309,10 +310,10 @@ absl::Status Server::Impl::Listen() {
 
 absl::Status Server::Impl::LoadModels() {
   for (const ServerOptions::ModelSource& source : options.models) {
-    const absl::Time begin = absl::Now();
+    const absl::Time begin = SteadyNow();
     absl::StatusOr<ModelInfo> model = core.models.Load(source.id, source.folder);
     if (!model.ok()) return model.status();
-    LogModelLoaded(*model, absl::Now() - begin);
+    LogModelLoaded(*model, SteadyNow() - begin);
   }
   return repository.Start();
 }
