@@ -66,6 +66,14 @@ class Metrics {
   // `counts`, by model, is called at each scrape, until it is replaced; null: nothing is told of them.
   void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts, SessionStoreOptions limits);
 
+  // Connections that are open, asked for at each scrape until it is replaced, and how many there may be; null: nothing
+  // is told of them.
+  void SetConnections(std::function<int64_t()> open, int64_t most);
+  // Whether connections are being accepted, as far as a watch over it knows.
+  void SetAccepting(bool accepting);
+  void CountConnectionRefused(absl::string_view reason);
+  void CountConnectionEnded(absl::string_view reason);
+
   // A call has ended. `method` is "palimpsest.v1.GenerationService/Generate".
   void CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration);
 

@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/background.h"
+#include "server/rpc/call_rate.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/log.h"
 #include "server/rpc/model_registry.h"
@@ -47,13 +48,15 @@ class Door {
 // The order of the members is that of what they need: each is gone before those above it.
 struct ServerCore {
   ServerCore(const Limits& set_limits, const SessionStoreOptions& session_options,
-             const ModelRegistry::Options& model_options)
+             const ModelRegistry::Options& model_options, double max_calls_per_second)
       : limits(set_limits),
+        call_rate(max_calls_per_second),
         sessions(session_options),
         requests(set_limits.max_request_ids),
         models(model_options, &metrics, &sessions) {}
 
   const Limits limits;
+  CallRate call_rate;
   Metrics metrics;
   SessionStore sessions;
   RequestTable requests;

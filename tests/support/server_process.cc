@@ -92,7 +92,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const std:
     dup2(null, STDIN_FILENO);
     dup2(log, STDOUT_FILENO);
     dup2(log, STDERR_FILENO);
-    execv(argv[0], argv.data());
+    execvp(argv[0], argv.data());
     _exit(127);
   }
   close(log);
@@ -127,7 +127,8 @@ std::optional<int> ChildProcess::WaitForExit(absl::Duration timeout) {
 std::string ChildProcess::Log() const { return ReadFile(log_file_); }
 
 std::unique_ptr<ServerProcess> ServerProcess::Start(const std::string& checkpoint,
-                                                    const std::vector<std::string>& flags) {
+                                                    const std::vector<std::string>& flags,
+                                                    const std::vector<std::string>& through) {
   const std::string folder = MakeFolder("server");
   std::vector<std::string> arguments = {PALIMPSEST_SERVER_BINARY,
                                         "--host=127.0.0.1",
@@ -137,6 +138,7 @@ std::unique_ptr<ServerProcess> ServerProcess::Start(const std::string& checkpoin
                                         absl::StrCat("--metrics_port_file=", folder, "/metrics_port")};
   if (!checkpoint.empty()) arguments.push_back(absl::StrCat("--model=test=", checkpoint));
   arguments.insert(arguments.end(), flags.begin(), flags.end());
+  arguments.insert(arguments.begin(), through.begin(), through.end());
   std::unique_ptr<ServerProcess> server(new ServerProcess());
   server->process_ = std::make_unique<ChildProcess>(arguments, folder + "/log");
 
@@ -170,8 +172,9 @@ double ServerProcess::Metric(const std::string& family, const std::string& label
   return found ? sum : -1;
 }
 
-Exit RunServer(const std::vector<std::string>& flags) {
-  std::vector<std::string> arguments = {PALIMPSEST_SERVER_BINARY};
+Exit RunServer(const std::vector<std::string>& flags, const std::vector<std::string>& through) {
+  std::vector<std::string> arguments = through;
+  arguments.emplace_back(PALIMPSEST_SERVER_BINARY);
   arguments.insert(arguments.end(), flags.begin(), flags.end());
   ChildProcess process(arguments, MakeFolder("run") + "/log");
   const std::optional<int> code = process.WaitForExit(absl::Minutes(1));

@@ -17,7 +17,8 @@ namespace palimpsest::testing {
 // for WaitForExit, which one thread calls.
 class ChildProcess {
  public:
-  // Starts `arguments[0]`; what it prints goes to `log_file`. Aborts if it cannot be started.
+  // Starts `arguments[0]`, looked for as a shell does; what it prints goes to `log_file`. Aborts if it cannot be
+  // started.
   ChildProcess(const std::vector<std::string>& arguments, const std::string& log_file);
   ~ChildProcess();
   ChildProcess(const ChildProcess&) = delete;
@@ -42,8 +43,9 @@ class ServerProcess {
  public:
   // Serves `checkpoint` as "test"; empty: the flags say what. Returns once health says SERVING. Fails the test, with
   // the log, and returns null when that takes over two minutes or the server ends before.
-  static std::unique_ptr<ServerProcess> Start(const std::string& checkpoint,
-                                              const std::vector<std::string>& flags = {});
+  // `through`: a program that sets limits and then becomes the server, such as {"prlimit", "--nofile=64"}.
+  static std::unique_ptr<ServerProcess> Start(const std::string& checkpoint, const std::vector<std::string>& flags = {},
+                                              const std::vector<std::string>& through = {});
 
   const std::string& target() const { return target_; }
   ChildProcess& process() { return *process_; }
@@ -63,7 +65,7 @@ struct Exit {
   std::string log;     // all that it printed
   std::string reason;  // what its last words were, after "palimpsest-server: "
 };
-Exit RunServer(const std::vector<std::string>& flags);
+Exit RunServer(const std::vector<std::string>& flags, const std::vector<std::string>& through = {});
 
 // A fresh folder under the test's temporary folder; it is deleted when the process ends.
 std::string MakeFolder(const std::string& name);
