@@ -19,6 +19,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "grpc/health/v1/health.pb.h"
 #include "server/engine/available_processors.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/call.h"
@@ -255,6 +256,8 @@ absl::Status Server::Impl::Listen() {
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  // gRPC lists its health service without knowing its messages; with this they are linked, and reflection finds them.
+  (void)grpc::health::v1::HealthCheckRequest::descriptor();
   grpc::ServerBuilder builder;
   ListenerOptions where;
   where.host = options.host;
