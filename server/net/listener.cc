@@ -48,11 +48,11 @@ bool IsBroken(int error) { return error == EBADF || error == EINVAL || error == 
 
 int OpenSpare() { return open("/dev/null", O_RDONLY | O_CLOEXEC); }
 
-// When the descriptor's last duplicate is closed, the peer is told at once, and nothing of the connection stays behind:
-// what was not read, or not sent, is dropped.
-void ResetOnClose(int fd) {
+// The peer is told at once, and nothing of the connection stays behind here.
+void CloseWithReset(int fd) {
   const linger none{.l_onoff = 1, .l_linger = 0};
   setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+  close(fd);
 }
 
 using Address = std::pair<sockaddr_storage, socklen_t>;
@@ -260,9 +260,12 @@ void Listener::End(int64_t id, const char* reason) {
   const auto it = watched_.find(id);
   if (it == watched_.end()) return;
   it->second.end_reason = reason;
-  ResetOnClose(it->second.fd);
-  // The other descriptor's owner learns of it as it would of a peer that has gone; the thread does, too, and reaps.
-  (void)shutdown(it->second.fd, SHUT_RDWR);
+  // The other descriptor's owner learns of it as it would of a peer that has gone, and the thread, too, and reaps.
+  // Disconnecting drops what the system has received and nobody has read, which for a flood is the most of it; a unix
+  // socket cannot do that.
+  sockaddr nowhere{};
+  nowhere.sa_family = AF_UNSPEC;
+  if (connect(it->second.fd, &nowhere, sizeof nowhere) != 0) (void)shutdown(it->second.fd, SHUT_RDWR);
 }
 
 bool Listener::Accepting(absl::Duration patience) const {
@@ -385,8 +388,7 @@ void Listener::Take(const Socket& socket, int fd, const sockaddr_storage& addres
 }
 
 void Listener::Refuse(int fd, absl::string_view reason, const std::string& peer) {
-  ResetOnClose(fd);
-  close(fd);
+  CloseWithReset(fd);
   if (events_.on_refused) events_.on_refused(reason, peer);
 }
 
