@@ -41,7 +41,7 @@ constexpr absl::Duration kSweepEvery = absl::Seconds(1);
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
 // Nobody has called for so long: the callers have gone elsewhere.
 constexpr absl::Duration kQuiet = absl::Milliseconds(200);
-// Threads of a server without a model, as measured on machines of 2 to 16 processors, and some to spare.
+// Threads beside those of the models: on two processors 18 were seen under load. gRPC's pools grow with the processors.
 constexpr int32_t kOwnThreads = 12;
 constexpr int32_t kThreadsPerProcessor = 3;
 
@@ -78,6 +78,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
       {"max_transfers", options.limits.max_transfers, 1, 1 << 20},
       {"max_models", options.limits.max_models, 1, 1 << 20},
       {"max_rpc_memory_bytes", options.limits.max_rpc_memory_bytes, 1 << 20, int64_t{1} << 50},
+      {"max_reply_bytes", options.limits.max_reply_bytes, 1 << 20, int64_t{1} << 50},
       {"max_request_ids", options.limits.max_request_ids, 1, int64_t{1} << 31},
       {"max_connections", options.connections.max_connections, 0, 1 << 20},
       {"max_connections_per_peer", options.connections.max_connections_per_peer, 0, 1 << 20},
@@ -86,6 +87,9 @@ absl::Status CheckOptions(const ServerOptions& options) {
     if (number.value < number.least || number.value > number.most) {
       return wrong(number.name, number.value, absl::StrCat(number.least, " to ", number.most));
     }
+  }
+  if (options.limits.max_stall < absl::Milliseconds(100)) {
+    return wrong("max_stall", absl::FormatDuration(options.limits.max_stall), "100ms or more, or inf");
   }
   if (options.sessions.default_ttl < absl::Seconds(1)) {
     return wrong("session_ttl", absl::FormatDuration(options.sessions.default_ttl), "1s or more, or inf");
@@ -173,7 +177,8 @@ EngineOptions Resolved(EngineOptions options) {
 int32_t ThreadsNeeded(const ServerOptions& options) {
   const int32_t processors = static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
   const int32_t models = std::max<int32_t>(1, static_cast<int32_t>(options.models.size()));
-  return kOwnThreads + kThreadsPerProcessor * processors + models * (Resolved(options.engine).threads + 1);
+  return kOwnThreads + ServerCore::kWorkThreads + kThreadsPerProcessor * processors +
+         models * (Resolved(options.engine).threads + 1);
 }
 
 }  // namespace
@@ -191,6 +196,7 @@ struct Server::Impl {
              set.connections.max_calls_per_second),
         repository(set.repository, &core.models, &core.metrics) {
     core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
+    core.metrics.SetReplyBytes([this] { return core.replies.bytes(); }, set.limits.max_reply_bytes);
     core.metrics.SetModels([this] {
       std::map<std::string, bool> ready;
       for (const ModelInfo& model : core.models.List()) ready[model.id] = model.condition == ModelCondition::kReady;
@@ -204,6 +210,7 @@ struct Server::Impl {
     }
     // A scrape may come at any time, and what these ask is gone before the metrics are.
     core.metrics.SetModels(nullptr);
+    core.metrics.SetReplyBytes(nullptr, 0);
     core.metrics.SetSessions(nullptr, {});
   }
 
@@ -216,6 +223,7 @@ struct Server::Impl {
     while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) {
       core.sessions.DropExpired(absl::Now());
       core.models.DropRetired(absl::Now());
+      core.metrics.CountStalls(core.stalls.Cut(absl::Now()));
       // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
       if (!device_failed && core.models.AnyDeviceFailed()) {
         LogEvent("a device failed", {{"cure", "restart the server"}});
