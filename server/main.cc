@@ -1,9 +1,10 @@
 // palimpsest-server: flags to option structs, wiring, signals, exit codes.
 //
 // Exit codes: 0 drained and stopped. 1 failed at run time (a port in use, no memory for the slots), or a second signal
-// cut the drain short. 2 a flag or a model is wrong; one line on standard error says which and why.
+// or --hard_stop cut the drain short. 2 a flag or a model is wrong; one line on standard error says which and why.
 #include <fcntl.h>
 #include <malloc.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -11,6 +12,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -32,8 +35,10 @@
 #include "base/log.h"
 #include "server/engine/available_processors.h"
 #include "server/flags/command_line.h"
+#include "server/net/descriptors.h"
 #include "server/rpc/log.h"
 #include "server/rpc/server.h"
+#include "server/rpc/threads.h"
 #ifdef PALIMPSEST_CUDA
 #include "kernels/cuda/cuda_device.h"
 #endif
@@ -93,7 +98,7 @@ ABSL_FLAG(
     "Arithmetic of the projections: f32, bf16 (rounds activations), or auto: bf16 where weights and processor are.");
 
 ABSL_FLAG(std::string, host, "127.0.0.1", "Address to listen on. 0.0.0.0 or ::: all of this machine's.");
-ABSL_FLAG(int32_t, port, 50051, "Port to listen on. 0: any that is free.");
+ABSL_FLAG(int32_t, port, 50051, "Port to listen on. 0: any that is free. -1: none, with --unix_socket.");
 ABSL_FLAG(std::string, port_file, "", "File to write the port to, once the server is ready.");
 ABSL_FLAG(std::string, metrics_address, "127.0.0.1:9464", "Address of /metrics for Prometheus. Empty: none.");
 ABSL_FLAG(std::string, metrics_port_file, "", "File to write the port of /metrics to, once the server is ready.");
@@ -103,6 +108,28 @@ ABSL_FLAG(std::string, tls_client_ca, "", "PEM file. Given, clients must show a 
 ABSL_FLAG(std::string, metrics_tls, "auto",
           "TLS of /metrics: auto: as the server's own port, certificates of clients included; on: with the server's "
           "certificate, asking for none; off: plain text.");
+
+ABSL_FLAG(std::string, unix_socket, "",
+          "Path of a unix socket to listen on as well. A socket that a process left there is replaced. Empty: none.");
+ABSL_FLAG(std::string, unix_socket_mode, "0600", "Permissions of the unix socket, in octal: who may connect to it.");
+ABSL_FLAG(bool, insecure_public, false,
+          "Listen on addresses that others can reach although nothing says who may call: anybody may, and sees and "
+          "deletes everybody's sessions.");
+ABSL_FLAG(int64_t, max_connections, Defaults().connections.max_connections,
+          "Connections open at once. 0: as many as the limit of descriptors leaves room for, at most 4096.");
+ABSL_FLAG(int64_t, max_connections_per_peer, Defaults().connections.max_connections_per_peer,
+          "Connections of one IPv4 address, one IPv6 network of 64 bits, or the unix socket. 0: half of "
+          "--max_connections.");
+ABSL_FLAG(absl::Duration, max_connection_idle, Defaults().connections.max_idle,
+          "A connection without a call for so long ends; clients make a new one when they need it. inf: never.");
+ABSL_FLAG(absl::Duration, handshake_timeout, Defaults().connections.handshake_timeout,
+          "Time for a new connection to finish the handshakes of TLS and HTTP/2.");
+ABSL_FLAG(double, max_calls_per_second, Defaults().connections.max_calls_per_second,
+          "Calls that one connection may begin in a second, over two seconds; more are refused. 0: not bounded.");
+ABSL_FLAG(
+    double, max_resets_per_second, Defaults().connections.max_resets_per_second,
+    "Calls that one peer may begin and give up in a second, over ten seconds; then its connection is ended. 0: not "
+    "bounded, for a server behind a proxy that bounds them.");
 
 ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
           "Threads of the arithmetic, for each model. 0: one for each whole processor that the process may use: its "
@@ -165,6 +192,8 @@ ABSL_FLAG(absl::Duration, lame_duck, absl::Milliseconds(100),
           "balancers notice first. Comes before --grace.");
 ABSL_FLAG(absl::Duration, grace, absl::Seconds(30),
           "On SIGTERM or SIGINT: how long calls that run may go on. A second signal ends them at once.");
+ABSL_FLAG(absl::Duration, hard_stop, absl::Seconds(10),
+          "How long after --lame_duck and --grace the process ends, with exit code 1, whatever it still waits for.");
 ABSL_FLAG(std::string, log_format, "json", "Form of the log on standard error: json or text.");
 
 namespace palimpsest {
@@ -186,14 +215,16 @@ const std::vector<FlagGroup>& Groups() {
         "math", "model_repository", "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
        {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca",
-        "metrics_tls"}},
+        "metrics_tls", "unix_socket", "unix_socket_mode", "insecure_public", "max_connections",
+        "max_connections_per_peer", "max_connection_idle", "handshake_timeout", "max_calls_per_second",
+        "max_resets_per_second"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
       {"Sessions", {"session_ttl", "max_sessions", "max_snapshots", "max_state_bytes"}},
       {"Limits",
        {"max_message_bytes", "max_prompt_tokens", "max_prompt_bytes", "max_tokens", "default_max_tokens",
         "max_scored_values", "max_stop_strings", "max_streams_per_connection", "max_transfers", "max_models",
         "max_rpc_memory_bytes", "max_reply_bytes", "max_stall", "max_request_ids", "max_request_id_bytes"}},
-      {"Operation", {"flagfile", "lame_duck", "grace", "log_format"}}};
+      {"Operation", {"flagfile", "lame_duck", "grace", "hard_stop", "log_format"}}};
   return groups;
 }
 
@@ -252,6 +283,13 @@ absl::Duration NotNegative(absl::string_view flag, absl::Duration value) {
   Refuse(absl::StrCat("--", flag, " is ", absl::FormatDuration(value), "; accepted: 0 or more"));
 }
 
+int32_t ReadMode(absl::string_view flag, const std::string& text) {
+  int32_t mode = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), mode, 8);
+  if (error == std::errc() && end == text.data() + text.size() && mode >= 0 && mode <= 0777) return mode;
+  Refuse(absl::StrCat("--", flag, " is \"", text, "\"; accepted: an octal number from 0 to 0777"));
+}
+
 ServerOptions::ModelSource ReadModel(const std::string& text) {
   const size_t equals = text.find('=');
   ServerOptions::ModelSource model;
@@ -296,6 +334,12 @@ ServerOptions ReadOptions() {
   options.engine.device_memory_fraction = absl::GetFlag(FLAGS_device_memory_fraction);
   options.host = absl::GetFlag(FLAGS_host);
   options.port = absl::GetFlag(FLAGS_port);
+  options.unix_socket = absl::GetFlag(FLAGS_unix_socket);
+  options.unix_socket_mode = ReadMode("unix_socket_mode", absl::GetFlag(FLAGS_unix_socket_mode));
+  options.insecure_public = absl::GetFlag(FLAGS_insecure_public);
+  options.connections = {absl::GetFlag(FLAGS_max_connections),       absl::GetFlag(FLAGS_max_connections_per_peer),
+                         absl::GetFlag(FLAGS_max_connection_idle),   absl::GetFlag(FLAGS_handshake_timeout),
+                         absl::GetFlag(FLAGS_max_resets_per_second), absl::GetFlag(FLAGS_max_calls_per_second)};
   options.metrics_address = absl::GetFlag(FLAGS_metrics_address);
   options.tls_certificate_file = absl::GetFlag(FLAGS_tls_cert);
   options.tls_key_file = absl::GetFlag(FLAGS_tls_key);
@@ -369,62 +413,68 @@ std::atomic<bool> g_started{false};
   std::abort();
 }
 
+// Ends the process at once. Standard error may be a pipe that nobody reads: then it ends without a word.
+[[noreturn]] void EndNow(const std::string& reason) {
+  const std::string line = absl::StrCat("palimpsest-server: ", reason, "\n");
+  pollfd error{.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
+  FlushLog(kLogFlush);
+  if (poll(&error, 1, 0) == 1 && (error.revents & POLLOUT) != 0) {
+    (void)!write(STDERR_FILENO, line.data(), line.size());
+  }
+  _exit(1);
+}
+
 // Waits for SIGTERM and SIGINT, which all threads have blocked. While the server starts, there is nothing to lose: the
-// first one ends the process. Later it notifies, and the second one ends it.
+// first one ends the process. Later it notifies, and the second one ends it, and so does time: `end_after` the first.
+// Its thread is there from the start on, because later there may be none to have.
 class Signals {
  public:
-  Signals() {
+  explicit Signals(absl::Duration end_after) : end_after_(end_after) {
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);  // a file at its limit is an error of a write
     sigemptyset(&set_);
     sigaddset(&set_, SIGTERM);
     sigaddset(&set_, SIGINT);
     pthread_sigmask(SIG_BLOCK, &set_, nullptr);
-    std::thread([this] { Watch(); }).detach();
+  }
+  absl::Status Start() {
+    absl::StatusOr<std::thread> thread = StartThread([this] { Watch(); });
+    if (thread.ok()) thread->detach();
+    return thread.status();
   }
   void Wait() { first_.WaitForNotification(); }
 
  private:
+  using Clock = std::chrono::steady_clock;
+  // Far enough for any process.
+  static constexpr absl::Duration kEver = absl::Hours(24 * 365);
+
   void Watch() {
-    for (;;) {
-      int number = 0;
-      if (sigwait(&set_, &number) != 0) continue;
-      if (g_started && !first_.HasBeenNotified()) {
-        first_.Notify();
-        continue;
-      }
-      const int code = g_started ? 1 : 0;
+    AwaitSignal(Clock::time_point::max());
+    if (!g_started) {
       FlushLog(kLogFlush);
-      _exit(code);
+      _exit(0);
+    }
+    const Clock::time_point end = Clock::now() + absl::ToChronoNanoseconds(std::min(end_after_, kEver));
+    first_.Notify();
+    if (AwaitSignal(end)) EndNow("a second signal: the process ends at once");
+    EndNow(absl::StrCat("still not stopped ", absl::FormatDuration(end_after_),
+                        " after the signal (--lame_duck, --grace and --hard_stop): the process ends"));
+  }
+  // False: `end` came first.
+  bool AwaitSignal(Clock::time_point end) {
+    for (;;) {
+      const auto left = absl::FromChrono(end == Clock::time_point::max() ? Clock::duration::max() : end - Clock::now());
+      if (left <= absl::ZeroDuration()) return false;
+      const timespec timeout = absl::ToTimespec(std::min(left, kEver));
+      if (sigtimedwait(&set_, nullptr, &timeout) > 0) return true;
     }
   }
 
+  const absl::Duration end_after_;
   sigset_t set_;
   absl::Notification first_;
 };
-
-// gRPC ends the process when the system does not let it have a thread, and the limit is nobody's but the operator's: so
-// it is found out before, with as many threads as there will be. Under a limit on memory, their stacks count.
-bool CheckThreads(const ServerOptions& options) {
-  constexpr int kOfServer = 24;  // gRPC's, timers, the log, the metrics, with some to spare
-  const int of_engines =
-      options.engine.threads == 0 ? AvailableProcessors() : std::clamp(options.engine.threads, 1, 1024);
-  const int wanted = kOfServer + of_engines * std::max<int>(1, static_cast<int>(options.models.size()));
-  std::vector<std::thread> threads;
-  absl::Notification tried;
-  std::string reason;
-  try {
-    while (static_cast<int>(threads.size()) < wanted) threads.emplace_back([&tried] { tried.WaitForNotification(); });
-  } catch (const std::system_error& error) {
-    reason = error.code().message();
-  }
-  tried.Notify();
-  for (std::thread& thread : threads) thread.join();
-  if (reason.empty()) return true;
-  PrintError(absl::StrCat("cannot start: ", threads.size(), " more threads are to be had, ", wanted, " are needed (",
-                          reason, "); raise the limit (ulimit -u, ulimit -v, pids.max), or use fewer --threads"));
-  return false;
-}
 
 // Each thread's arena of the allocator reserves 64 MiB of addresses. Where those are limited there is room for few.
 void BoundArenas() {
@@ -433,6 +483,31 @@ void BoundArenas() {
     if (getrlimit(resource, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
       mallopt(M_ARENA_MAX, 2);
     }
+  }
+}
+
+int CodeOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kDataLoss:
+    case absl::StatusCode::kAlreadyExists:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kUnimplemented:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+absl::StatusOr<std::unique_ptr<Server>> StartServer(const ServerOptions& options) {
+  try {
+    return Server::Start(options);
+  } catch (const std::system_error& error) {
+    // A thread that was there when they were counted, and has been taken by somebody else since.
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a thread cannot be started (", error.what(), "); the limits are: ", ThreadLimits()));
   }
 }
 
@@ -454,37 +529,33 @@ int Main(int argc, char** argv) {
   LogLibraries();
   const absl::Duration lame_duck = NotNegative("lame_duck", absl::GetFlag(FLAGS_lame_duck));
   const absl::Duration grace = NotNegative("grace", absl::GetFlag(FLAGS_grace));
+  const absl::Duration hard_stop = NotNegative("hard_stop", absl::GetFlag(FLAGS_hard_stop));
   CheckFileToWrite("port_file", absl::GetFlag(FLAGS_port_file));
   CheckFileToWrite("metrics_port_file", absl::GetFlag(FLAGS_metrics_port_file));
   ServerOptions options = ReadOptions();
-  if (!CheckThreads(options)) return 1;
-  static Signals& signals = *new Signals;  // its thread outlives main's frame
+  static Signals& signals = *new Signals(lame_duck + grace + hard_stop);  // its thread outlives main's frame
+  if (const absl::Status status = signals.Start(); !status.ok()) {
+    PrintError(status.message());
+    return 1;
+  }
+  RaiseDescriptorLimit();
 
   std::vector<std::pair<std::string, std::string>> configuration = Flags().Values();
   configuration.emplace(configuration.begin(), "version", ServerVersion());
   LogEvent("configuration", configuration);
   options.on_listening = [&options](int32_t port, int32_t metrics_port) {
-    LogEvent("listening", {{"address", absl::StrCat(options.host, ":", port)},
+    const std::string tcp = port < 0 ? "none" : absl::StrCat(options.host, ":", port);
+    LogEvent("listening", {{"address", tcp},
+                           {"unix_socket", options.unix_socket.empty() ? "none" : options.unix_socket},
                            {"metrics_port", metrics_port == 0 ? "none" : absl::StrCat(metrics_port)},
                            {"tls", options.tls_certificate_file.empty() ? "off"
                                    : options.tls_client_ca_file.empty() ? "on"
                                                                         : "mutual"}});
   };
-  absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options);
+  absl::StatusOr<std::unique_ptr<Server>> server = StartServer(options);
   if (!server.ok()) {
     PrintError(server.status().message());
-    switch (server.status().code()) {
-      case absl::StatusCode::kInvalidArgument:
-      case absl::StatusCode::kNotFound:
-      case absl::StatusCode::kDataLoss:
-      case absl::StatusCode::kAlreadyExists:
-      case absl::StatusCode::kFailedPrecondition:
-      case absl::StatusCode::kPermissionDenied:
-      case absl::StatusCode::kUnimplemented:
-        return 2;
-      default:
-        return 1;
-    }
+    return CodeOf(server.status());
   }
   g_started = true;
   if (!WritePort(absl::GetFlag(FLAGS_port_file), (*server)->port()) ||

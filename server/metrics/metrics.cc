@@ -67,6 +67,8 @@ ClientMetric Value(double value, std::vector<ClientMetric::Label> labels, Metric
 }
 
 constexpr const char* kAlertingCodes[] = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "RESOURCE_EXHAUSTED"};
+constexpr const char* kRefusalReasons[] = {"max_connections", "max_connections_per_peer", "peer", "descriptors"};
+constexpr const char* kEndReasons[] = {"closed", "resets", "bytes"};
 constexpr const char* kFinishReasons[] = {"length",        "stop_token", "stop_string", "context_full",
                                           "prompt",        "cancelled",  "deadline",    "drained",
                                           "device_failed", "no_memory",  "not_finite"};
@@ -165,6 +167,16 @@ struct Metrics::Impl {
                     .Name("palimpsest_finished_total")
                     .Help("Requests that the engine has ended, by reason; prompt: taken in or scored, none to follow.")
                     .Register(*registry);
+    refused_connections = &prometheus::BuildCounter()
+                               .Name("palimpsest_connections_refused_total")
+                               .Help("Connections that were closed as they came, by the bound that was reached.")
+                               .Register(*registry);
+    for (const char* reason : kRefusalReasons) refused_connections->Add({{"reason", reason}});
+    ended_connections = &prometheus::BuildCounter()
+                             .Name("palimpsest_connections_ended_total")
+                             .Help("Connections that have ended; closed: by either side in the ordinary way.")
+                             .Register(*registry);
+    for (const char* reason : kEndReasons) ended_connections->Add({{"reason", reason}});
   }
 
   ModelSeries SeriesOf(const std::string& model) {
@@ -260,7 +272,17 @@ struct Metrics::Impl {
            MetricType::Counter)
         .metric.push_back(Value(static_cast<double>(LogLinesDropped()), {}, MetricType::Counter));
 
+    family("palimpsest_accepting", "Whether new connections are accepted: 1, or 0 while the listener is stuck.",
+           MetricType::Gauge)
+        .metric.push_back(Value(accepting ? 1 : 0, {}, MetricType::Gauge));
+
     absl::MutexLock lock(&mu);
+    if (open_connections) {
+      family("palimpsest_connections", "Connections that are open.", MetricType::Gauge)
+          .metric.push_back(Value(static_cast<double>(open_connections()), {}, MetricType::Gauge));
+      family("palimpsest_connections_max", "Connections that may be open.", MetricType::Gauge)
+          .metric.push_back(Value(static_cast<double>(max_connections), {}, MetricType::Gauge));
+    }
     if (readiness) {
       auto& made =
           family("palimpsest_model_ready", "Whether the model is ready; 0: it is loading or going.", MetricType::Gauge);
@@ -385,7 +407,10 @@ struct Metrics::Impl {
   Family<prometheus::Gauge>* retiring;
   Family<prometheus::Counter>* repository_loads;
   Family<prometheus::Counter>* finished;
+  Family<prometheus::Counter>* refused_connections;
+  Family<prometheus::Counter>* ended_connections;
   std::atomic<bool> ready = false;
+  std::atomic<bool> accepting = true;
 
   mutable absl::Mutex mu;  // held while engines and sessions are asked for their counts
   std::map<std::string, ModelSource> models ABSL_GUARDED_BY(mu);
@@ -395,6 +420,8 @@ struct Metrics::Impl {
   std::unique_ptr<PageServer> page_server;  // constant after Expose
   std::function<SessionStore::Use()> session_use ABSL_GUARDED_BY(mu);
   std::function<RequestIdCounts()> request_ids ABSL_GUARDED_BY(mu);
+  std::function<int64_t()> open_connections ABSL_GUARDED_BY(mu);
+  int64_t max_connections ABSL_GUARDED_BY(mu) = 0;
 };
 
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
@@ -470,6 +497,22 @@ void Metrics::SetSessions(std::function<std::map<std::string, SessionStore::Coun
 void Metrics::SetRequestIds(std::function<RequestIdCounts()> counts) {
   absl::MutexLock lock(&impl_->mu);
   impl_->request_ids = std::move(counts);
+}
+
+void Metrics::SetConnections(std::function<int64_t()> open, int64_t most) {
+  absl::MutexLock lock(&impl_->mu);
+  impl_->open_connections = std::move(open);
+  impl_->max_connections = most;
+}
+
+void Metrics::SetAccepting(bool accepting) { impl_->accepting = accepting; }
+
+void Metrics::CountConnectionRefused(absl::string_view reason) {
+  impl_->refused_connections->Add({{"reason", std::string(reason)}}).Increment();
+}
+
+void Metrics::CountConnectionEnded(absl::string_view reason) {
+  impl_->ended_connections->Add({{"reason", std::string(reason)}}).Increment();
 }
 
 void Metrics::SetReplyBytes(std::function<std::pair<int64_t, int64_t>()> bytes) {

@@ -79,8 +79,16 @@ class Metrics {
   // The same of remembered request ids.
   void SetRequestIds(std::function<RequestIdCounts()> counts);
 
-  // Bytes of answers that wait to be read, and how many may; asked at each scrape until it is replaced; null: nothing is
-  // told of them.
+  // Connections that are open, asked for at each scrape until it is replaced, and how many there may be; null: nothing
+  // is told of them.
+  void SetConnections(std::function<int64_t()> open, int64_t most);
+  // Whether connections are being accepted, as far as a watch over it knows.
+  void SetAccepting(bool accepting);
+  void CountConnectionRefused(absl::string_view reason);
+  void CountConnectionEnded(absl::string_view reason);
+
+  // Bytes of answers that wait to be read, and how many may; asked at each scrape until it is replaced; null: nothing
+  // is told of them.
   void SetReplyBytes(std::function<std::pair<int64_t, int64_t>()> bytes);
 
   // Calls were ended because their peers did nothing.

@@ -134,7 +134,8 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const Method&
   log.span_id = std::move(trace.span_id);
   log.parent_span_id = std::move(trace.parent_id);
   log.trace_state = std::move(trace.trace_state);
-  admitted_ = core_.door.Enter();
+  admitted_ = core_.call_rate.Admit(log.peer);
+  if (admitted_.ok()) admitted_ = core_.door.Enter();
 }
 
 void Call::NoteRead() { log.read_time = SteadyNow() - arrival_; }

@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/background.h"
+#include "server/rpc/call_rate.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/log.h"
 #include "server/rpc/memory_budget.h"
@@ -55,8 +56,9 @@ inline bool IsShort(size_t bytes) { return bytes <= (size_t{4} << 10); }
 // The order of the members is that of what they need: each is gone before those above it.
 struct ServerCore {
   ServerCore(const Limits& set_limits, const SessionStoreOptions& session_options,
-             const ModelRegistry::Options& model_options)
+             const ModelRegistry::Options& model_options, double max_calls_per_second)
       : limits(set_limits),
+        call_rate(max_calls_per_second),
         sessions(session_options),
         requests(set_limits.max_request_ids, std::numeric_limits<int64_t>::max()),
         replies(std::numeric_limits<int64_t>::max()),
@@ -75,6 +77,7 @@ struct ServerCore {
   static constexpr int32_t kMaxLongRequests = 1024;
 
   const Limits limits;
+  CallRate call_rate;
   Metrics metrics;
   SessionStore sessions;
   RequestTable requests;

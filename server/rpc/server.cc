@@ -14,13 +14,13 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "grpc/health/v1/health.pb.h"
 #include "server/engine/available_processors.h"
 #include "server/metrics/metrics.h"
 #include "server/metrics/page_server.h"
@@ -29,6 +29,7 @@
 #include "server/rpc/checks.h"
 #include "server/rpc/log.h"
 #include "server/rpc/services.h"
+#include "server/rpc/threads.h"
 #include "server/session/steady_clock.h"
 
 namespace palimpsest {
@@ -45,12 +46,17 @@ constexpr int64_t kMaxPemBytes = 1 << 20;
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
 // Nobody has called for so long: the callers have gone elsewhere.
 constexpr absl::Duration kQuiet = absl::Milliseconds(200);
+// Threads beside those of the models: on two processors 18 were seen under load. gRPC's pools grow with the processors.
+constexpr int32_t kOwnThreads = 12;
+constexpr int32_t kThreadsPerProcessor = 3;
 
 absl::Status CheckOptions(const ServerOptions& options) {
   const auto wrong = [](absl::string_view option, auto value, absl::string_view accepted) {
     return absl::InvalidArgumentError(absl::StrCat("--", option, " is ", value, "; accepted: ", accepted));
   };
-  if (options.port < 0 || options.port > 65535) return wrong("port", options.port, "0 (any free one) to 65535");
+  if (options.port < -1 || options.port > 65535) {
+    return wrong("port", options.port, "0 (any free one) to 65535, or -1: no TCP");
+  }
   if (options.engine.threads < 0 || options.engine.threads > 1024) {
     return wrong("threads", options.engine.threads, "0 (one per processor) to 1024");
   }
@@ -81,6 +87,8 @@ absl::Status CheckOptions(const ServerOptions& options) {
       {"max_request_ids", options.limits.max_request_ids, 1, int64_t{1} << 31},
       {"max_request_id_bytes", options.limits.max_request_id_bytes, 0, int64_t{1} << 50},
       {"max_state_bytes", options.sessions.max_state_bytes, 0, int64_t{1} << 50},
+      {"max_connections", options.connections.max_connections, 0, 1 << 20},
+      {"max_connections_per_peer", options.connections.max_connections_per_peer, 0, 1 << 20},
   };
   for (const auto& number : numbers) {
     if (number.value < number.least || number.value > number.most) {
@@ -99,6 +107,20 @@ absl::Status CheckOptions(const ServerOptions& options) {
   }
   if (options.repository.retire_after < absl::ZeroDuration()) {
     return wrong("model_repository_retire_after", absl::FormatDuration(options.repository.retire_after), "0 or more");
+  }
+  const struct {
+    const char* name;
+    double value;
+  } rates[] = {{"max_resets_per_second", options.connections.max_resets_per_second},
+               {"max_calls_per_second", options.connections.max_calls_per_second}};
+  for (const auto& rate : rates) {
+    if (!(rate.value >= 0 && rate.value <= 1e9)) return wrong(rate.name, rate.value, "0 (not bounded) to 1e9");
+  }
+  if (options.connections.max_idle < absl::Seconds(1)) {
+    return wrong("max_connection_idle", absl::FormatDuration(options.connections.max_idle), "1s or more, or inf");
+  }
+  if (options.connections.handshake_timeout < absl::Milliseconds(100)) {
+    return wrong("handshake_timeout", absl::FormatDuration(options.connections.handshake_timeout), "100ms or more");
   }
   for (const ServerOptions::ModelSource& model : options.models) {
     if (!IsId(model.id, /*dots=*/true)) {
@@ -182,9 +204,24 @@ PageServerOptions MetricsPage(const ServerOptions& options, const Tls& tls) {
   return page;
 }
 
+// Empty where something says who may call, or that anybody may.
+std::string WhyLoopbackOnly(const ServerOptions& options) {
+  if (options.insecure_public || !options.tls_client_ca_file.empty()) return "";
+  return "nothing says who may call; accepted: a loopback address, or --tls_client_ca (callers show certificates), or "
+         "--insecure_public (anybody may call)";
+}
+
 EngineOptions Resolved(EngineOptions options) {
   if (options.threads == 0) options.threads = AvailableProcessors();
   return options;
+}
+
+// Those of gRPC, of the metrics page and of this room, measured, and those of the models' arithmetic.
+int32_t ThreadsNeeded(const ServerOptions& options) {
+  const int32_t processors = static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+  const int32_t models = std::max<int32_t>(1, static_cast<int32_t>(options.models.size()));
+  return kOwnThreads + ServerCore::kWorkThreads + kThreadsPerProcessor * processors +
+         models * (Resolved(options.engine).threads + 1);
 }
 
 }  // namespace
@@ -198,7 +235,8 @@ struct Server::Impl {
   explicit Impl(const ServerOptions& set)
       : options(set),
         core(set.limits, set.sessions,
-             {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
+             {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend},
+             set.connections.max_calls_per_second),
         repository(set.repository, &core.models, &core.metrics) {
     core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); },
                              [this] { return core.sessions.use(); });
@@ -231,7 +269,9 @@ struct Server::Impl {
 
   absl::Status Listen();
   absl::Status LoadModels();
-  void SetHealth(bool serving);
+  // Health is that the server is open, and that its devices and its listener work.
+  void UpdateHealth(const std::function<void(Impl& impl)>& change) ABSL_LOCKS_EXCLUDED(health_mu);
+  void WatchListener();
   void Sweep() {
     std::unique_lock<std::mutex> lock(sweep_mu);
     while (!sweep_stopped.wait_for(lock, absl::ToChronoMilliseconds(kSweepEvery), [this] { return stop_sweeping; })) {
@@ -240,20 +280,23 @@ struct Server::Impl {
       core.metrics.CountStalls(core.stalls.Cut(SteadyNow()));
       // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
       if (!device_failed && core.models.AnyDeviceFailed()) {
-        device_failed = true;
         LogEvent("a device failed", {{"cure", "restart the server"}});
-        SetHealth(false);
+        UpdateHealth([](Impl& impl) { impl.device_failed = true; });
       }
+      WatchListener();
     }
   }
 
   const ServerOptions options;
   ServerCore core;
   ModelRepository repository;
-  bool device_failed = false;  // the sweeper's
+  absl::Mutex health_mu;
+  bool open = false;  // under health_mu, all three, but that the sweeper alone changes the last two
+  bool device_failed = false;
+  bool accepting = true;
   std::vector<std::unique_ptr<grpc::Service>> services;
-  std::unique_ptr<grpc::Server> server;  // constant after Listen
-  int32_t port = 0;
+  std::unique_ptr<Connections> connections;  // constant after Listen, and so is the server
+  std::unique_ptr<grpc::Server> server;
   int32_t metrics_port = 0;
   // The standard library's waits are on the steady clock; absl's would last for as long as the wall clock is set back.
   std::mutex sweep_mu;
@@ -275,13 +318,21 @@ absl::Status Server::Impl::Listen() {
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  // gRPC lists its health service without knowing its messages; with this they are linked, and reflection finds them.
+  (void)grpc::health::v1::HealthCheckRequest::descriptor();
   grpc::ServerBuilder builder;
-  const bool bare_v6 = absl::StrContains(options.host, ':') && !absl::StartsWith(options.host, "[");
-  const std::string address =
-      absl::StrCat(bare_v6 ? absl::StrCat("[", options.host, "]") : options.host, ":", options.port);
-  builder.AddListeningPort(address, MakeCredentials(*tls), &port);
-  // A port in use is an error, not something to share with another server by chance.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  ListenerOptions where;
+  where.host = options.host;
+  where.port = options.port;
+  where.why_loopback_only = WhyLoopbackOnly(options);
+  where.unix_socket = options.unix_socket;
+  where.unix_socket_mode = options.unix_socket_mode;
+  absl::StatusOr<std::unique_ptr<Connections>> bound =
+      Connections::Bind(where, options.connections, options.limits.max_message_bytes,
+                        options.limits.max_streams_per_connection, &core.metrics);
+  if (!bound.ok()) return bound.status();
+  connections = *std::move(bound);
+  connections->AddTo(builder, MakeCredentials(*tls));
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.limits.max_message_bytes));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.limits.max_streams_per_connection);
   // Streams that wait for a slow model are silent; both ends ping so that what stands between keeps them, and so that a
@@ -299,13 +350,15 @@ absl::Status Server::Impl::Listen() {
   for (const auto& service : services) builder.RegisterService(service.get());
   QuietLibraries quiet;
   server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) {
+  if (server == nullptr) {
     quiet.Drop();
-    return absl::UnavailableError(
-        absl::StrCat("port ", address, " cannot be bound: in use, or not an address of this machine"));
+    return absl::UnavailableError(options.tls_certificate_file.empty()
+                                      ? "the gRPC server cannot be started"
+                                      : "the gRPC server cannot be started: the TLS files do not hold a key and its "
+                                        "certificate");
   }
-  SetHealth(false);
-  return absl::OkStatus();
+  UpdateHealth([](Impl&) {});
+  return connections->Start();
 }
 
 absl::Status Server::Impl::LoadModels() {
@@ -318,17 +371,33 @@ absl::Status Server::Impl::LoadModels() {
   return repository.Start();
 }
 
-void Server::Impl::SetHealth(bool serving) {
+void Server::Impl::UpdateHealth(const std::function<void(Impl& impl)>& change) {
+  absl::MutexLock lock(&health_mu);
+  change(*this);
+  const bool serving = open && !device_failed && accepting;
   grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
   health->SetServingStatus("", serving);
   for (const char* name : kServiceNames) health->SetServingStatus(name, serving);
   core.metrics.SetReady(serving);
 }
 
+void Server::Impl::WatchListener() {
+  const bool now = connections->accepting();
+  if (now == accepting) return;
+  if (now) {
+    LogEvent("connections are accepted again");
+  } else {
+    LogWarning("connections are not accepted", {{"cure", "raise the limit of descriptors, or restart the server"}});
+  }
+  core.metrics.SetAccepting(now);
+  UpdateHealth([now](Impl& impl) { impl.accepting = now; });
+}
+
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  if (absl::Status status = CheckThreads(ThreadsNeeded(options)); !status.ok()) return status;
   auto impl = std::make_unique<Impl>(options);
   Impl* const self = impl.get();
   if (absl::Status status = self->core.memory.Begin(); !status.ok()) return status;
@@ -337,23 +406,25 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   // From here on the destructor drains, whatever is still to fail.
   std::unique_ptr<Server> server(new Server(std::move(impl)));
   if (!listening.ok()) return listening;
-  if (options.on_listening) options.on_listening(self->port, self->metrics_port);
+  if (options.on_listening) options.on_listening(self->connections->port(), self->metrics_port);
   if (absl::Status status = self->LoadModels(); !status.ok()) return status;
   self->core.door.Open();
-  self->SetHealth(true);
-  self->sweeper = std::thread([self] { self->Sweep(); });  // last: it may take the health back
+  self->UpdateHealth([](Impl& opened) { opened.open = true; });
+  absl::StatusOr<std::thread> sweeper = StartThread([self] { self->Sweep(); });  // last: it may take the health back
+  if (!sweeper.ok()) return sweeper.status();
+  self->sweeper = *std::move(sweeper);
   return server;
 }
 
 Server::~Server() { Drain(absl::ZeroDuration()); }
 
-int32_t Server::port() const { return impl_->port; }
+int32_t Server::port() const { return impl_->connections->port(); }
 int32_t Server::metrics_port() const { return impl_->metrics_port; }
 
 void Server::Drain(absl::Duration grace, absl::Duration lame_duck) {
   absl::MutexLock lock(&impl_->drain_mu);
   if (std::exchange(impl_->drained, true)) return;
-  impl_->SetHealth(false);
+  impl_->UpdateHealth([](Impl& impl) { impl.open = false; });
   impl_->repository.Stop();
   absl::SleepFor(lame_duck);
   const absl::Time deadline = SteadyNow() + grace;
@@ -366,6 +437,7 @@ void Server::Drain(absl::Duration grace, absl::Duration lame_duck) {
   // From Shutdown on gRPC answers a new call with CANCELLED, which no caller tries again elsewhere; so while calls
   // still come they are refused with UNAVAILABLE.
   impl_->core.door.AwaitQuiet(kQuiet, last);
+  impl_->connections->Stop();
   impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + kFlush));
 }
 

@@ -101,7 +101,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const std:
     dup2(null, STDIN_FILENO);
     dup2(log, STDOUT_FILENO);
     dup2(log, STDERR_FILENO);
-    execv(argv[0], argv.data());
+    execvp(argv[0], argv.data());
     _exit(127);
   }
   close(log);

@@ -17,7 +17,8 @@ namespace palimpsest::testing {
 // for WaitForExit, which one thread calls.
 class ChildProcess {
  public:
-  // Starts `arguments[0]`; what it prints goes to `log_file`. Aborts if it cannot be started.
+  // Starts `arguments[0]`, looked for as a shell does; what it prints goes to `log_file`. Aborts if it cannot be
+  // started.
   ChildProcess(const std::vector<std::string>& arguments, const std::string& log_file);
   ~ChildProcess();
   ChildProcess(const ChildProcess&) = delete;
