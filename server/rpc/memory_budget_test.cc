@@ -38,7 +38,8 @@ class MemoryBudgetTest : public ::testing::Test {
 
   SessionStore sessions_{{}};
   RequestTable requests_{100, INT64_MAX};
-  MemoryBudget budget_{{}, {{.name = "control group", .left = 1024 * kMiB}}, &sessions_, &requests_};
+  ReplyBudget replies_{INT64_MAX};
+  MemoryBudget budget_{{}, {{.name = "control group", .left = 1024 * kMiB}}, &sessions_, &requests_, &replies_};
 };
 
 TEST_F(MemoryBudgetTest, AModelTakesItsPartAndGivesItBack) {
@@ -48,6 +49,7 @@ TEST_F(MemoryBudgetTest, AModelTakesItsPartAndGivesItBack) {
   EXPECT_LT(MaxStateBytes(), before);
   EXPECT_EQ(MaxStateBytes(), budget_.plan().max_state_bytes);
   EXPECT_EQ(requests_.counts().max_bytes, budget_.plan().max_request_id_bytes);
+  EXPECT_EQ(replies_.counts().max_bytes, budget_.plan().max_reply_bytes);
   EXPECT_EQ(budget_.plan().needed, 1024 * kMiB);
   *room = nullptr;
   EXPECT_EQ(MaxStateBytes(), before);
@@ -67,7 +69,7 @@ TEST_F(MemoryBudgetTest, WhatIsParkedStaysParked) {
   Park(MaxStateBytes() / 2);
   const int64_t before = MaxStateBytes();
   const int64_t parked = sessions_.use().all.state_bytes;
-  EXPECT_FALSE(budget_.Admit(Model("b", before - parked / 2)).ok());
+  EXPECT_FALSE(budget_.Admit(Model("b", before)).ok()) << "it would fit if nothing were parked";
   EXPECT_EQ(MaxStateBytes(), before);
   const auto second = budget_.Admit(Model("b", 10 * kMiB));
   ASSERT_TRUE(second.ok()) << second.status();
