@@ -8,8 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "server/json/json.h"
 #include "server/model/architectures.h"
-#include "server/model/checkpoint/json.h"
 #include "server/model/checkpoint/mapped_file.h"
 #include "server/model/config_keys.h"
 

@@ -8,7 +8,7 @@
 #include "absl/numeric/int128.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "server/model/checkpoint/json.h"
+#include "server/json/json.h"
 
 namespace palimpsest {
 namespace {
