@@ -11,12 +11,15 @@ import sys
 # Room (longest prefix wins) -> the rooms it may include besides itself.
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
+    "server/json": set(),
+    "server/auth": {"server/json"},
     "server/tokenizer": set(),
-    "server/model": {"kernels"},
+    "server/model": {"kernels", "server/json"},
     "server/session": {"kernels/common"},
     "server/engine": {"server/model", "server/session", "server/tokenizer", "kernels"},
     "server/metrics": {"server/engine", "server/session"},
     "server/rpc": {
+        "server/auth",
         "server/engine",
         "server/metrics",
         "server/model",
