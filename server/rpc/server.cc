@@ -30,9 +30,10 @@
 namespace palimpsest {
 namespace {
 
-// The names that health tells of, besides "", the whole server.
-constexpr const char* kServiceNames[] = {"palimpsest.v1.GenerationService", "palimpsest.v1.SessionService",
-                                         "palimpsest.v1.SnapshotService", "palimpsest.v1.ModelService"};
+// The names that health tells of besides kModelServiceName; "" is the whole server.
+constexpr const char* kServiceNames[] = {"", "palimpsest.v1.GenerationService", "palimpsest.v1.SessionService",
+                                         "palimpsest.v1.SnapshotService"};
+constexpr char kModelServiceName[] = "palimpsest.v1.ModelService";
 
 // How often sessions and snapshots that nobody asks for are looked at.
 constexpr absl::Duration kSweepEvery = absl::Seconds(1);
@@ -154,6 +155,10 @@ struct Server::Impl {
              {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
         repository(set.repository, &core.models, &core.metrics) {
     core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
+    core.models.SetListener([this] {
+      absl::MutexLock lock(&health_mu);
+      UpdateHealth();
+    });
     core.metrics.SetModels([this] {
       std::map<std::string, bool> ready;
       for (const ModelInfo& model : core.models.List()) ready[model.id] = model.condition == ModelCondition::kReady;
@@ -165,6 +170,10 @@ struct Server::Impl {
       stop_sweeping.Notify();
       sweeper.join();
     }
+    {
+      absl::MutexLock lock(&health_mu);
+      health = nullptr;
+    }
     // A scrape may come at any time, and what these ask is gone before the metrics are.
     core.metrics.SetModels(nullptr);
     core.metrics.SetSessions(nullptr, {});
@@ -172,7 +181,14 @@ struct Server::Impl {
 
   absl::Status Listen();
   absl::Status LoadModels();
-  void SetHealth(bool serving);
+  // Health says SERVING while the server is open and has a model to answer with; that of ModelService, which can load
+  // one, while it is open.
+  void SetOpen(bool value) {
+    absl::MutexLock lock(&health_mu);
+    open = value;
+    UpdateHealth();
+  }
+  void UpdateHealth() ABSL_EXCLUSIVE_LOCKS_REQUIRED(health_mu);
   void Sweep() {
     while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) {
       core.sessions.DropExpired(absl::Now());
@@ -181,12 +197,16 @@ struct Server::Impl {
       if (!device_failed && core.models.AnyDeviceFailed()) {
         device_failed = true;
         LogEvent("a device failed", {{"cure", "restart the server"}});
-        SetHealth(false);
+        SetOpen(false);
       }
     }
   }
 
   const ServerOptions options;
+  // Before the core: a model that is still being loaded reports while the core goes.
+  absl::Mutex health_mu;  // so that what is said last is what is so
+  bool open ABSL_GUARDED_BY(health_mu) = false;
+  grpc::HealthCheckServiceInterface* health ABSL_GUARDED_BY(health_mu) = nullptr;  // while the server is there
   ServerCore core;
   ModelRepository repository;
   bool device_failed = false;  // the sweeper's
@@ -244,24 +264,29 @@ absl::Status Server::Impl::Listen() {
         "port ", address, " cannot be bound: in use, or not an address of this machine",
         options.tls_certificate_file.empty() ? "" : ", or the TLS files do not hold a key and its certificate"));
   }
-  SetHealth(false);
+  {
+    absl::MutexLock lock(&health_mu);
+    health = server->GetHealthCheckService();
+  }
+  SetOpen(false);
   return absl::OkStatus();
 }
 
 absl::Status Server::Impl::LoadModels() {
   for (const ServerOptions::ModelSource& source : options.models) {
     const absl::Time begin = absl::Now();
-    absl::StatusOr<ModelInfo> model = core.models.Load(source.id, source.folder);
+    absl::StatusOr<ModelInfo> model = core.models.Load(source.id, source.folder, ModelOrigin::kFlag);
     if (!model.ok()) return model.status();
     LogModelLoaded(*model, absl::Now() - begin);
   }
   return repository.Start();
 }
 
-void Server::Impl::SetHealth(bool serving) {
-  grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
-  health->SetServingStatus("", serving);
+void Server::Impl::UpdateHealth() {
+  if (health == nullptr) return;
+  const bool serving = open && core.models.AnyReady();
   for (const char* name : kServiceNames) health->SetServingStatus(name, serving);
+  health->SetServingStatus(kModelServiceName, open);
   core.metrics.SetReady(serving);
 }
 
@@ -279,7 +304,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (options.on_listening) options.on_listening(self->port, self->metrics_port);
   if (absl::Status status = self->LoadModels(); !status.ok()) return status;
   self->core.door.Open();
-  self->SetHealth(true);
+  self->SetOpen(true);
   self->sweeper = std::thread([self] { self->Sweep(); });  // last: it may take the health back
   return server;
 }
@@ -292,7 +317,7 @@ int32_t Server::metrics_port() const { return impl_->metrics_port; }
 void Server::Drain(absl::Duration grace, absl::Duration lame_duck) {
   absl::MutexLock lock(&impl_->drain_mu);
   if (std::exchange(impl_->drained, true)) return;
-  impl_->SetHealth(false);
+  impl_->SetOpen(false);
   impl_->repository.Stop();
   absl::SleepFor(lame_duck);
   const absl::Time deadline = absl::Now() + grace;
