@@ -74,6 +74,12 @@ ABSL_FLAG(std::string, metrics_port_file, "", "File to write the port of /metric
 ABSL_FLAG(std::string, tls_cert, "", "PEM file with the server's certificate. With --tls_key: TLS. Empty: plain text.");
 ABSL_FLAG(std::string, tls_key, "", "PEM file with the certificate's private key.");
 ABSL_FLAG(std::string, tls_client_ca, "", "PEM file. Given, clients must show a certificate signed by one in it.");
+ABSL_FLAG(std::string, auth_tokens_file, "",
+          "File of the owners that may call, with hashes of their tokens, roles and shares: docs/owners.md. Read again "
+          "when it changes. Empty: none, and without --tls_client_ca everybody may do everything.");
+ABSL_FLAG(std::vector<std::string>, admin_identities, {},
+          "Certificates whose owners are admins where there is no --auth_tokens_file, separated by commas: URI:..., "
+          "DNS:... or CN:....");
 
 ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
           "Threads of the arithmetic, for each model. 0: one for each whole processor that the process may use: its "
@@ -140,7 +146,8 @@ const std::vector<FlagGroup>& Groups() {
        {"model", "model_root", "backend", "device", "device_memory_fraction", "state_write_interval", "state_dtype",
         "math", "model_repository", "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
-       {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca"}},
+       {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca",
+        "auth_tokens_file", "admin_identities"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
       {"Sessions", {"session_ttl", "max_sessions", "max_snapshots"}},
       {"Limits",
@@ -249,6 +256,8 @@ ServerOptions ReadOptions() {
   options.tls_certificate_file = absl::GetFlag(FLAGS_tls_cert);
   options.tls_key_file = absl::GetFlag(FLAGS_tls_key);
   options.tls_client_ca_file = absl::GetFlag(FLAGS_tls_client_ca);
+  options.auth_tokens_file = absl::GetFlag(FLAGS_auth_tokens_file);
+  options.admin_identities = absl::GetFlag(FLAGS_admin_identities);
   options.engine.threads = absl::GetFlag(FLAGS_threads);
   options.engine.slots = absl::GetFlag(FLAGS_slots);
   options.engine.max_queue = absl::GetFlag(FLAGS_max_queue);

@@ -111,7 +111,7 @@ std::string OwnerOfCertificate(std::string_view name) {
   std::ranges::replace_if(
       kept, [&](char c) { return !fits(c); }, '-');
   std::string owner = absl::StrCat(kind, "-", kept, "-");
-  const Sha256Digest digest = Sha256Of(name);
+  const Sha256Digest digest = Sha256DigestOf(name);
   for (size_t i = 0; i < 16; ++i) absl::StrAppend(&owner, absl::Hex(digest[i], absl::kZeroPad2));
   return owner;
 }

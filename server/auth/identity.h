@@ -1,6 +1,7 @@
 // Who calls, and what they may do.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace palimpsest {
@@ -13,5 +14,8 @@ struct Identity {
   bool admin = true;    // load and unload models; list the sessions and snapshots of all owners
   bool metrics = true;  // read the metrics page
 };
+
+// Whom a method is for.
+enum class MayCall : uint8_t { kUser, kAdmin, kUserOrAdmin };
 
 }  // namespace palimpsest

@@ -33,7 +33,7 @@ namespace palimpsest {
 
 // Of any bytes.
 using Sha256Digest = std::array<uint8_t, 32>;
-Sha256Digest Sha256Of(std::string_view bytes);
+Sha256Digest Sha256DigestOf(std::string_view bytes);
 
 // 1 to 63 characters of [a-z0-9-], the first a letter.
 bool IsOwnerId(std::string_view text);

@@ -166,6 +166,18 @@ struct Metrics::Impl {
                             .Name("palimpsest_model_repository_loads_total")
                             .Help("Versions that the model repository has loaded, or tried to, by status code.")
                             .Register(*registry);
+    owners_file_loads = &prometheus::BuildCounter()
+                             .Name("palimpsest_owners_file_loads_total")
+                             .Help("Times that a changed file of owners was read, by status code.")
+                             .Register(*registry);
+    owner_requests = &prometheus::BuildCounter()
+                          .Name("palimpsest_owner_requests_total")
+                          .Help("Calls that have ended, by owner and status code.")
+                          .Register(*registry);
+    owner_tokens = &prometheus::BuildCounter()
+                        .Name("palimpsest_owner_generated_tokens_total")
+                        .Help("Tokens generated, by owner.")
+                        .Register(*registry);
     requests = &prometheus::BuildCounter()
                     .Name("palimpsest_requests_total")
                     .Help("Calls that have ended, by method and status code.")
@@ -346,6 +358,9 @@ struct Metrics::Impl {
   Family<prometheus::Counter>* requests;
   Family<prometheus::Gauge>* retiring;
   Family<prometheus::Counter>* repository_loads;
+  Family<prometheus::Counter>* owners_file_loads;
+  Family<prometheus::Counter>* owner_requests;
+  Family<prometheus::Counter>* owner_tokens;
   Family<prometheus::Counter>* finished;
   std::atomic<bool> ready = false;
 
@@ -444,6 +459,18 @@ void Metrics::SetRetiring(const std::string& model, int32_t versions) {
 
 void Metrics::CountRepositoryLoad(const std::string& model, absl::string_view code) {
   impl_->repository_loads->Add({{"model", model}, {"code", std::string(code)}}).Increment();
+}
+
+void Metrics::CountOwnersFileLoad(absl::string_view code) {
+  impl_->owners_file_loads->Add({{"code", std::string(code)}}).Increment();
+}
+
+void Metrics::CountOwner(absl::string_view owner, absl::string_view code, int64_t generated_tokens) {
+  const std::string name(owner);
+  impl_->owner_requests->Add({{"owner", name}, {"code", std::string(code)}}).Increment();
+  if (generated_tokens > 0) {
+    impl_->owner_tokens->Add({{"owner", name}}).Increment(static_cast<double>(generated_tokens));
+  }
 }
 
 void Metrics::SetReady(bool ready) { impl_->ready = ready; }

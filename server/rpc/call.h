@@ -5,12 +5,15 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "server/auth/authenticator.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/background.h"
 #include "server/rpc/limits.h"
@@ -46,13 +49,15 @@ class Door {
 
 // The order of the members is that of what they need: each is gone before those above it.
 struct ServerCore {
-  ServerCore(const Limits& set_limits, const SessionStoreOptions& session_options,
-             const ModelRegistry::Options& model_options)
-      : limits(set_limits),
+  ServerCore(std::unique_ptr<Authenticator> set_authenticator, const Limits& set_limits,
+             const SessionStoreOptions& session_options, const ModelRegistry::Options& model_options)
+      : authenticator(std::move(set_authenticator)),
+        limits(set_limits),
         sessions(session_options),
         requests(set_limits.max_request_ids),
         models(model_options, &metrics, &sessions) {}
 
+  const std::unique_ptr<Authenticator> authenticator;
   const Limits limits;
   Metrics metrics;
   SessionStore sessions;

@@ -24,6 +24,7 @@ void LogWarning(absl::string_view message, const std::vector<std::pair<std::stri
 struct CallLog {
   std::string id;
   std::string method;
+  std::string owner;
   std::string trace_id;
   std::string span_id;
   std::string parent_span_id;

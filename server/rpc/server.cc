@@ -12,6 +12,7 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -20,12 +21,14 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "server/auth/authenticator.h"
 #include "server/engine/available_processors.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/log.h"
 #include "server/rpc/services.h"
+#include "server/rpc/status.h"
 
 namespace palimpsest {
 namespace {
@@ -136,6 +139,11 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(const S
   return grpc::SslServerCredentials(ssl);
 }
 
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" || absl::StartsWith(host, "127.") ||
+         absl::StartsWith(host, "unix:");
+}
+
 EngineOptions Resolved(EngineOptions options) {
   if (options.threads == 0) options.threads = AvailableProcessors();
   return options;
@@ -149,9 +157,9 @@ std::string ServerVersion() {
 }
 
 struct Server::Impl {
-  explicit Impl(const ServerOptions& set)
+  Impl(const ServerOptions& set, std::unique_ptr<Authenticator> authenticator)
       : options(set),
-        core(set.limits, set.sessions,
+        core(std::move(authenticator), set.limits, set.sessions,
              {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
         repository(set.repository, &core.models, &core.metrics) {
     core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
@@ -188,9 +196,18 @@ struct Server::Impl {
     open = value;
     UpdateHealth();
   }
+  // A file of owners that has changed counts from now on, if it is right.
+  void RereadOwners() {
+    const std::optional<absl::Status> read = core.authenticator->Reread();
+    if (!read.has_value()) return;
+    core.metrics.CountOwnersFileLoad(CodeName(read->code()));
+    if (read->ok()) return LogEvent("owners read again", {{"file", options.auth_tokens_file}});
+    LogWarning("the file of owners is wrong; what it said before goes on", {{"error", std::string(read->message())}});
+  }
   void UpdateHealth() ABSL_EXCLUSIVE_LOCKS_REQUIRED(health_mu);
   void Sweep() {
     while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) {
+      RereadOwners();
       core.sessions.DropExpired(absl::Now());
       core.models.DropRetired(absl::Now());
       // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
@@ -294,7 +311,12 @@ Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  auto impl = std::make_unique<Impl>(options);
+  absl::StatusOr<std::unique_ptr<Authenticator>> authenticator =
+      Authenticator::Make({.tokens_file = options.auth_tokens_file,
+                           .certificates = !options.tls_client_ca_file.empty(),
+                           .admin_identities = options.admin_identities});
+  if (!authenticator.ok()) return authenticator.status();
+  auto impl = std::make_unique<Impl>(options, *std::move(authenticator));
   Impl* const self = impl.get();
   const absl::Status listening = impl->Listen();
   if (impl->server == nullptr) return listening;
@@ -302,6 +324,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   std::unique_ptr<Server> server(new Server(std::move(impl)));
   if (!listening.ok()) return listening;
   if (options.on_listening) options.on_listening(self->port, self->metrics_port);
+  if (!options.auth_tokens_file.empty() && options.tls_certificate_file.empty() && !IsLoopback(options.host)) {
+    LogWarning("tokens come over plain text; anybody on the way can read them", {{"cure", "--tls_cert and --tls_key"}});
+  }
   if (absl::Status status = self->LoadModels(); !status.ok()) return status;
   self->core.door.Open();
   self->SetOpen(true);
