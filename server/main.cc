@@ -2,7 +2,9 @@
 //
 // Exit codes: 0 drained and stopped. 1 failed at run time (a port in use, no memory for the slots), or a second signal
 // cut the drain short. 2 a flag or a model is wrong; one line on standard error says which and why.
+#include <malloc.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -101,6 +103,11 @@ ABSL_FLAG(absl::Duration, session_ttl, Defaults().sessions.default_ttl,
 ABSL_FLAG(int64_t, max_sessions, Defaults().sessions.max_sessions, "Sessions held. Each counts as one state.");
 ABSL_FLAG(int64_t, max_snapshots, Defaults().sessions.max_snapshots, "Snapshots held. Each counts as one state.");
 
+ABSL_FLAG(
+    int64_t, max_state_bytes, Defaults().sessions.max_state_bytes,
+    "Memory for the states of sessions and snapshots, each of which counts as a whole one. 0: what the machine, the "
+    "container or the process's limits leave.");
+
 ABSL_FLAG(int64_t, max_message_bytes, Defaults().limits.max_message_bytes,
           "Bytes of one message received. An inline state must fit.");
 ABSL_FLAG(int64_t, max_prompt_tokens, Defaults().limits.max_prompt_tokens, "Tokens of one prompt.");
@@ -116,9 +123,14 @@ ABSL_FLAG(int32_t, max_streams_per_connection, Defaults().limits.max_streams_per
 ABSL_FLAG(int32_t, max_transfers, Defaults().limits.max_transfers, "Snapshots uploaded or downloaded at once.");
 ABSL_FLAG(int32_t, max_models, Defaults().limits.max_models, "Models loaded at once.");
 ABSL_FLAG(int64_t, max_rpc_memory_bytes, Defaults().limits.max_rpc_memory_bytes,
-          "Memory for messages on their way, all connections together.");
+          "Memory for messages on their way, all connections together. 0: a quarter of what is left beside the models, "
+          "16 MiB to 2 GiB.");
 ABSL_FLAG(int64_t, max_request_ids, Defaults().limits.max_request_ids,
           "Request ids of creating calls remembered, for ten minutes each.");
+ABSL_FLAG(
+    int64_t, max_request_id_bytes, Defaults().limits.max_request_id_bytes,
+    "Memory for request ids of creating calls and their answers. 0: a sixteenth of what is left beside the models, 1 "
+    "to 64 MiB.");
 
 ABSL_FLAG(std::string, flagfile, "", "File with flags, one --name=value on a line; # begins a comment line.");
 ABSL_FLAG(absl::Duration, lame_duck, absl::Milliseconds(100),
@@ -149,11 +161,11 @@ const std::vector<FlagGroup>& Groups() {
        {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca",
         "auth_tokens_file", "admin_identities"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
-      {"Sessions", {"session_ttl", "max_sessions", "max_snapshots"}},
+      {"Sessions", {"session_ttl", "max_sessions", "max_snapshots", "max_state_bytes"}},
       {"Limits",
        {"max_message_bytes", "max_prompt_tokens", "max_prompt_bytes", "max_tokens", "default_max_tokens",
         "max_scored_values", "max_stop_strings", "max_streams_per_connection", "max_transfers", "max_models",
-        "max_rpc_memory_bytes", "max_request_ids"}},
+        "max_rpc_memory_bytes", "max_request_ids", "max_request_id_bytes"}},
       {"Operation", {"flagfile", "lame_duck", "grace", "log_format"}}};
   return groups;
 }
@@ -278,6 +290,8 @@ ServerOptions ReadOptions() {
   options.limits.max_models = absl::GetFlag(FLAGS_max_models);
   options.limits.max_rpc_memory_bytes = absl::GetFlag(FLAGS_max_rpc_memory_bytes);
   options.limits.max_request_ids = absl::GetFlag(FLAGS_max_request_ids);
+  options.limits.max_request_id_bytes = absl::GetFlag(FLAGS_max_request_id_bytes);
+  options.sessions.max_state_bytes = absl::GetFlag(FLAGS_max_state_bytes);
   return options;
 }
 
@@ -326,7 +340,18 @@ class Signals {
   absl::Notification first_;
 };
 
+// Each thread's arena of the allocator reserves 64 MiB of addresses. Where those are limited there is room for few.
+void BoundArenas() {
+  for (const auto resource : {RLIMIT_AS, RLIMIT_DATA}) {
+    rlimit limit{};
+    if (getrlimit(resource, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+      mallopt(M_ARENA_MAX, 2);
+    }
+  }
+}
+
 int Main(int argc, char** argv) {
+  BoundArenas();
   const absl::StatusOr<CommandLine::Asked> asked = Flags().Read(argc, argv);
   if (!asked.ok()) Refuse(asked.status().message());
   if (*asked == CommandLine::Asked::kHelp) {

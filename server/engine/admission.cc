@@ -13,6 +13,8 @@ namespace palimpsest {
 namespace {
 
 constexpr int32_t kDefaultSlots = 64;
+// Of the logits of the row that it samples, which a thread keeps: adjusted, in order, and as probabilities.
+constexpr int64_t kRowCopies = 8;
 constexpr int32_t kMostSlotsUnasked = 4096;
 
 // Whether the positions that the model was trained with reach as far as the request goes.
@@ -90,6 +92,27 @@ absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& opt
   return absl::ResourceExhaustedError(
       absl::StrCat("not one slot of ", state_bytes, " bytes fits the device: ", available,
                    " bytes of its memory are available, with what a batch ", "needs ", bytes(1), " would be taken"));
+}
+
+absl::StatusOr<ModelMemory> MemoryOf(const std::string& id, const Model& model, const EngineOptions& options) {
+  StateFormat format;
+  format.bytes = model.layout().bytes();
+  ModelMemory memory{.id = id,
+                     .slots = options.slots > 0 ? options.slots : kDefaultSlots,
+                     .parked_bytes = ParkedBytes(format.bytes),
+                     .snapshot_bytes = MaxSnapshotBytes(format)};
+  if (model.device() != nullptr) {
+    absl::StatusOr<int32_t> slots = ChooseSlots(model, options);
+    if (!slots.ok()) return slots.status();
+    memory.slots = *slots;
+    return memory;
+  }
+  memory.weight_bytes = model.weight_bytes();
+  memory.slot_bytes = model.slot_bytes();
+  // Where a device copies all rows' logits to sample them with a bias, a thread of the processor copies one row's.
+  const int64_t rows = MaxRows(memory.slots, options), row_bytes = int64_t{4} * model.config().vocabulary;
+  memory.batch_bytes = model.WorkspaceBytes(rows) - rows * row_bytes + options.threads * kRowCopies * row_bytes;
+  return memory;
 }
 
 absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, const ModelConfig& config) {

@@ -21,19 +21,25 @@
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
 #include "server/engine/stepper.h"
+#include "server/session/no_memory.h"
 #include "server/session/slot_pool.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
 
-// The end of a sequence that is lost with the device.
-absl::Status LostWithDevice(const Sequence& sequence, const absl::Status& status) {
+// The end of a sequence whose state is lost.
+absl::Status Lost(const Sequence& sequence, const absl::Status& status) {
   std::string message(status.message());
   if (sequence.request.lease) {
     absl::StrAppend(&message, "; the session stands where it was before the request, at position ",
                     sequence.initial_position);
   }
-  return absl::UnavailableError(message);
+  return absl::Status(status.code(), message);
+}
+
+absl::Status LostWithDevice(const Sequence& sequence, const absl::Status& status) {
+  return Lost(sequence, absl::UnavailableError(status.message()));
 }
 
 }  // namespace
@@ -233,7 +239,7 @@ EngineStats Engine::Impl::stats() const {
 
 void Engine::Impl::Loop() {
   pthread_setname_np(pthread_self(), "engine");
-  absl::Status warm = stepper_.WarmUp();
+  absl::Status warm = OrNoMemory("batches", [this] { return stepper_.WarmUp(); });
   {
     absl::MutexLock lock(&mu_);
     warm_ = std::move(warm);
@@ -402,7 +408,7 @@ void Engine::Impl::AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Tim
 void Engine::Impl::Tell() {
   outbox_.SendDeltas();
   if (outbox_.ended() > 0) {
-    outbox_.Settle(counted_, absl::Now());
+    outbox_.Settle(counted_, SteadyNow());
     {
       absl::MutexLock lock(&mu_);
       stats_ = counted_;
@@ -460,6 +466,9 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
     absl::StatusOr<std::shared_ptr<State>> copied = CopyState(format_, slots_, sequence.slot);
     if (copied.ok()) {
       state = *std::move(copied);
+    } else if (absl::IsResourceExhausted(copied.status())) {
+      ending = Ending::kNoMemory;
+      status = Lost(sequence, copied.status());
     } else {
       // The others are told by the next batch, which fails as well.
       NoteDeviceFailure(copied.status());
@@ -507,9 +516,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(std::shared_ptr<const Mode
   if (!slots.ok()) return slots.status();
   EngineOptions chosen = options;
   chosen.slots = *slots;
-  auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), chosen, std::move(observer));
-  if (absl::Status status = impl->Start(); !status.ok()) return status;
-  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+  return OrNoMemory("the slots and batches", [&]() -> absl::StatusOr<std::unique_ptr<Engine>> {
+    auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), chosen, std::move(observer));
+    if (absl::Status status = impl->Start(); !status.ok()) return status;
+    return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+  });
 }
 
 const Model& Engine::model() const { return impl_->model(); }

@@ -70,7 +70,8 @@ class RequestSink {
   };
   struct Finish {
     // OK: ended for `reason`.  CANCELLED.  DEADLINE_EXCEEDED.  UNAVAILABLE: drained, or the device failed: a session is
-    // then where it was before the request.  INTERNAL: the sequence's numbers stopped being finite; a session of it is
+    // then where it was before the request, as with RESOURCE_EXHAUSTED: there was no memory for the state it leaves.
+    // INTERNAL: the sequence's numbers stopped being finite; a session of it is
     // quarantined, and no other sequence notices.
     absl::Status status;
     bool device_failed = false;
@@ -173,7 +174,7 @@ struct EngineObserver {
 class Engine {
  public:
   // Allocates the slots, runs one step and one chunk to warm up, and starts the thread. RESOURCE_EXHAUSTED: the slots
-  // do not fit the memory that is free (message: bytes of each, bytes free).  INTERNAL: the device failed.
+  // or batches do not fit the memory that is free (message: bytes of each, bytes free).  INTERNAL: the device failed.
   // INVALID_ARGUMENT: an option is out of range.  DATA_LOSS: the warm-up's logits are not finite, so no request could
   // be served.
   static absl::StatusOr<std::unique_ptr<Engine>> Start(std::shared_ptr<const Model> model,

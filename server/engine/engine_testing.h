@@ -101,7 +101,7 @@ class SessionsTest : public ::testing::Test {
  protected:
   void NewSession(const std::string& id);
   EngineRequest OnSession(const std::string& id, EngineRequest request);
-  StatePtr Parked(const std::string& id) { return store_.Peek(id, absl::Now())->state; }
+  StatePtr Parked(const std::string& id) { return store_.Peek(kDefaultOwner, id, absl::Now())->state; }
 
   SessionStore store_{{}};
 };

@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "server/session/no_memory.h"
+
 namespace palimpsest {
 namespace {
 
@@ -89,11 +91,13 @@ bool Sequence::HandsOutState(Ending ending) const {
 }
 
 absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot) {
-  auto state = std::make_shared<State>();
-  state->format = format;
-  state->data = AlignedBytes(format.bytes);
-  if (absl::Status status = slots.CopyOut(slot, state->data.data(), format.bytes); !status.ok()) return status;
-  return state;
+  return OrNoMemory("the state of a reply", [&]() -> absl::StatusOr<std::shared_ptr<State>> {
+    auto state = std::make_shared<State>();
+    state->format = format;
+    state->data = AlignedBytes(format.bytes);
+    if (absl::Status status = slots.CopyOut(slot, state->data.data(), format.bytes); !status.ok()) return status;
+    return state;
+  });
 }
 
 bool IsFinite(const StateLayout& layout, const State& state) {

@@ -20,8 +20,8 @@
 
 namespace palimpsest {
 
-// How a request ended. kEarly: cancelled, too late, or drained.
-enum class Ending : uint8_t { kDone, kEarly, kNotFinite, kDeviceFailed };
+// How a request ended. kEarly: cancelled, too late, or drained. kNoMemory: there was none for the state that it leaves.
+enum class Ending : uint8_t { kDone, kEarly, kNotFinite, kDeviceFailed, kNoMemory };
 
 // Made by the thread that submits, then the engine thread's alone.
 struct Sequence {
@@ -69,6 +69,7 @@ struct Sequence {
 };
 
 // What a slot holds, as a state without a head. INTERNAL: the device that has the slots failed.
+// RESOURCE_EXHAUSTED: the system has no memory left for it.
 absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot);
 
 // Whether all numbers of the state, laid out by `layout`, are finite.

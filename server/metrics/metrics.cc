@@ -74,8 +74,9 @@ ClientMetric Value(double value, std::vector<ClientMetric::Label> labels, Metric
 }
 
 constexpr const char* kAlertingCodes[] = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "RESOURCE_EXHAUSTED"};
-constexpr const char* kFinishReasons[] = {"length",    "stop_token", "stop_string", "context_full",  "prompt",
-                                          "cancelled", "deadline",   "drained",     "device_failed", "not_finite"};
+constexpr const char* kFinishReasons[] = {"length",        "stop_token", "stop_string", "context_full",
+                                          "prompt",        "cancelled",  "deadline",    "drained",
+                                          "device_failed", "no_memory",  "not_finite"};
 
 const char* ReasonOf(const RequestSink::Finish& finish) {
   switch (finish.status.code()) {
@@ -87,6 +88,8 @@ const char* ReasonOf(const RequestSink::Finish& finish) {
       return "deadline";
     case absl::StatusCode::kUnavailable:
       return finish.device_failed ? "device_failed" : "drained";
+    case absl::StatusCode::kResourceExhausted:
+      return "no_memory";
     default:
       return "not_finite";
   }
@@ -228,8 +231,40 @@ struct Metrics::Impl {
     auto limit = [&families](const char* name, const char* help, int64_t value) {
       families.push_back({name, help, MetricType::Gauge, {Value(static_cast<double>(value), {}, MetricType::Gauge)}});
     };
-    limit("palimpsest_sessions_max", "Sessions that may be held.", session_limits.max_sessions);
-    limit("palimpsest_snapshots_max", "Snapshots that may be held.", session_limits.max_snapshots);
+    const SessionStore::Use use = session_use();
+    limit("palimpsest_sessions_max", "Sessions that may be held.", use.limits.max_sessions);
+    limit("palimpsest_snapshots_max", "Snapshots that may be held.", use.limits.max_snapshots);
+    limit("palimpsest_parked_bytes", "What sessions and snapshots count as, each a whole state.", use.all.state_bytes);
+    if (use.limits.max_state_bytes != SessionShare::kNoLimit) {
+      limit("palimpsest_parked_bytes_max", "What they may count as.", use.limits.max_state_bytes);
+    }
+    MetricFamily refused{
+        "palimpsest_parking_refused_total",
+        "Sessions, forks and snapshots refused because a limit, or an owner's share of it, was used up.",
+        MetricType::Counter,
+        {}};
+    for (const char* share : {"", "share."}) {
+      for (const char* name : {"max_sessions", "max_snapshots", "max_state_bytes"}) {
+        const std::string key = absl::StrCat(share, name);
+        const auto found = use.refusals.find(key);
+        refused.metric.push_back(Value(found == use.refusals.end() ? 0 : static_cast<double>(found->second),
+                                       {{"limit", key}}, MetricType::Counter));
+      }
+    }
+    families.push_back(std::move(refused));
+  }
+
+  void CollectRequestIds(std::vector<MetricFamily>& families) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    const RequestIdCounts counts = request_ids();
+    auto add = [&families](const char* name, const char* help, MetricType type, int64_t value) {
+      families.push_back({name, help, type, {Value(static_cast<double>(value), {}, type)}});
+    };
+    add("palimpsest_request_ids", "Request ids of creating calls remembered.", MetricType::Gauge, counts.ids);
+    add("palimpsest_request_id_bytes", "Bytes of remembered request ids and their answers.", MetricType::Gauge,
+        counts.bytes);
+    add("palimpsest_request_id_bytes_max", "Bytes that those may have.", MetricType::Gauge, counts.max_bytes);
+    add("palimpsest_request_id_refused_total", "Creating calls refused because no more ids could be remembered.",
+        MetricType::Counter, counts.refusals);
   }
 
   std::vector<MetricFamily> CollectScraped() const ABSL_LOCKS_EXCLUDED(mu) {
@@ -342,6 +377,7 @@ struct Metrics::Impl {
     }
 
     if (session_counts) CollectSessions(families);
+    if (request_ids) CollectRequestIds(families);
     return families;
   }
 
@@ -368,7 +404,8 @@ struct Metrics::Impl {
   std::map<std::string, ModelSource> models ABSL_GUARDED_BY(mu);
   std::function<std::map<std::string, bool>()> readiness ABSL_GUARDED_BY(mu);
   std::function<std::map<std::string, SessionStore::Counts>()> session_counts ABSL_GUARDED_BY(mu);
-  SessionStoreOptions session_limits ABSL_GUARDED_BY(mu);
+  std::function<SessionStore::Use()> session_use ABSL_GUARDED_BY(mu);
+  std::function<RequestIdCounts()> request_ids ABSL_GUARDED_BY(mu);
   std::unique_ptr<prometheus::Exposer> exposer ABSL_GUARDED_BY(mu);
 };
 
@@ -481,10 +518,15 @@ void Metrics::SetModels(std::function<std::map<std::string, bool>()> models) {
 }
 
 void Metrics::SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts,
-                          SessionStoreOptions limits) {
+                          std::function<SessionStore::Use()> use) {
   absl::MutexLock lock(&impl_->mu);
   impl_->session_counts = std::move(counts);
-  impl_->session_limits = limits;
+  impl_->session_use = std::move(use);
+}
+
+void Metrics::SetRequestIds(std::function<RequestIdCounts()> counts) {
+  absl::MutexLock lock(&impl_->mu);
+  impl_->request_ids = std::move(counts);
 }
 
 void Metrics::CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration) {

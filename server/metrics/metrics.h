@@ -37,6 +37,14 @@ struct ModelLabels {
   int64_t state_bytes = 0;  // of one state, so of one slot
 };
 
+// Of the answers that are remembered by request id.
+struct RequestIdCounts {
+  int64_t ids = 0;
+  int64_t bytes = 0;
+  int64_t max_bytes = 0;
+  int64_t refusals = 0;  // so far
+};
+
 // Thread-safe.
 class Metrics {
  public:
@@ -67,8 +75,11 @@ class Metrics {
   // The models there are, by id, and whether each is ready. `models` is called at each scrape, until it is replaced;
   // null: nothing is told of them.
   void SetModels(std::function<std::map<std::string, bool>()> models);
-  // `counts`, by model, is called at each scrape, until it is replaced; null: nothing is told of them.
-  void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts, SessionStoreOptions limits);
+  // `counts`, by model, and `use` are called at each scrape, until they are replaced; null: nothing is told of them.
+  void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts,
+                   std::function<SessionStore::Use()> use);
+  // The same of remembered request ids.
+  void SetRequestIds(std::function<RequestIdCounts()> counts);
 
   // A call has ended. `method` is "palimpsest.v1.GenerationService/Generate".
   void CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration);

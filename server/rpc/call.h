@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,8 +17,10 @@
 #include "server/auth/authenticator.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/background.h"
+#include "server/rpc/caller.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/log.h"
+#include "server/rpc/memory_budget.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/page_token.h"
 #include "server/rpc/request_table.h"
@@ -53,15 +56,21 @@ struct ServerCore {
              const SessionStoreOptions& session_options, const ModelRegistry::Options& model_options)
       : authenticator(std::move(set_authenticator)),
         limits(set_limits),
-        sessions(session_options),
-        requests(set_limits.max_request_ids),
-        models(model_options, &metrics, &sessions) {}
+        sessions(WithShares(session_options, authenticator.get())),
+        requests(set_limits.max_request_ids, std::numeric_limits<int64_t>::max()),
+        memory({.max_state_bytes = session_options.max_state_bytes,
+                .max_rpc_memory_bytes = set_limits.max_rpc_memory_bytes,
+                .max_request_id_bytes = set_limits.max_request_id_bytes,
+                .max_transfers = set_limits.max_transfers},
+               MemoryLimits(), &sessions, &requests),
+        models(model_options, &metrics, &sessions, &memory) {}
 
   const std::unique_ptr<Authenticator> authenticator;
   const Limits limits;
   Metrics metrics;
   SessionStore sessions;
   RequestTable requests;
+  MemoryBudget memory;  // sets bounds of the two before
   const PageTokens pages;
   std::atomic<int32_t> transfers{0};  // uploads and downloads that run
   Door door;

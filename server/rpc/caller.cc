@@ -75,4 +75,14 @@ absl::StatusOr<bool> ListsAllOwners(const Identity& identity, absl::string_view 
   return true;
 }
 
+SessionStoreOptions WithShares(SessionStoreOptions options, const Authenticator* authenticator) {
+  options.share = [authenticator](const std::string& owner) {
+    const OwnerShare share = authenticator->ShareOf(owner);
+    return SessionShare{.max_sessions = share.max_sessions.value_or(SessionShare::kNoLimit),
+                        .max_snapshots = share.max_snapshots.value_or(SessionShare::kNoLimit),
+                        .max_state_bytes = share.max_state_bytes.value_or(SessionShare::kNoLimit)};
+  };
+  return options;
+}
+
 }  // namespace palimpsest

@@ -6,6 +6,7 @@
 #include "absl/strings/string_view.h"
 #include "server/auth/authenticator.h"
 #include "server/auth/identity.h"
+#include "server/session/session_store.h"
 
 namespace grpc {
 class ServerContextBase;
@@ -22,5 +23,8 @@ absl::Status CheckRole(const Identity& identity, MayCall who, absl::string_view 
 // Whose resources a List call asks for by its `owner`: empty: the caller's own; "-": all owners'. INVALID_ARGUMENT:
 // else. PERMISSION_DENIED: all owners' are for admins, the caller's own for users.
 absl::StatusOr<bool> ListsAllOwners(const Identity& identity, absl::string_view owner);
+
+// With the owners' shares, as the file of owners has them at the moment. `authenticator` must outlive the store.
+SessionStoreOptions WithShares(SessionStoreOptions options, const Authenticator* authenticator);
 
 }  // namespace palimpsest

@@ -93,6 +93,11 @@ absl::Status EngineError(const absl::Status& status) {
   }
 }
 
+// And what it says at the end of a request, which a full queue is no reason for.
+absl::Status FinishError(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) ? WithReason(status, "NO_MEMORY") : EngineError(status);
+}
+
 // What Generate and Score have in common: the way into the engine, and out of it when the caller goes away. The
 // engine's id is known only after Submit, and a cancellation may come before. Thread-safe.
 class EngineHandle {
@@ -267,7 +272,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
           ended_ = true;
         }
       } else {
-        failure = finish_->status.ok() ? absl::CancelledError("the caller has gone") : EngineError(finish_->status);
+        failure = finish_->status.ok() ? absl::CancelledError("the caller has gone") : FinishError(finish_->status);
         ended_ = true;  // here, under the lock: two threads may come this far, and gRPC is told once
       }
     }
@@ -275,7 +280,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     message_.Clear();
     FillMessage(delta);
     if (!last.has_value()) return StartWrite(&message_);
-    FillFinish(*last);
+    if (absl::Status status = FillFinish(*last); !status.ok()) return End(status);
     StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
   }
 
@@ -291,15 +296,20 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     }
   }
 
-  void FillFinish(const RequestSink::Finish& finish) {
+  // RESOURCE_EXHAUSTED: no memory for the state that was asked for.
+  absl::Status FillFinish(const RequestSink::Finish& finish) {
     message_.set_position(finish.position);
     v1::GenerateFinish* made = message_.mutable_finish();
     made->set_reason(ReasonOf(finish.reason));
     made->set_stop_string(finish.stop_string);
     FillUsage(finish, made->mutable_usage());
     made->set_seed(finish.seed);
-    if (finish.state != nullptr) made->set_state(SerializeSnapshot(*finish.state));
     made->set_state_digest(finish.state_digest);
+    if (finish.state == nullptr) return absl::OkStatus();
+    absl::StatusOr<std::string> state = SerializeSnapshot(*finish.state);
+    if (!state.ok()) return WithReason(state.status(), "NO_MEMORY");
+    made->set_state(*std::move(state));
+    return absl::OkStatus();
   }
 
   ServerCore& core_;
@@ -371,8 +381,8 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     absl::Status status;
     {
       absl::MutexLock lock(&mu_);
-      status = EngineError(finish_->status);
-      if (status.ok()) FillResponse();
+      status = FinishError(finish_->status);
+      if (status.ok()) status = FillResponse();
     }
     End(status);
   }
@@ -419,7 +429,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     grpc::ServerUnaryReactor::Finish(ToGrpc(status));
   }
 
-  void FillResponse() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+  absl::Status FillResponse() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     response_->set_total_logprob(total_logprob_);
     response_->set_scored_tokens(scored_tokens_);
     response_->set_scored_bytes(scored_bytes_);
@@ -441,8 +451,12 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     }
     response_->set_position(finish_->position);
     FillUsage(*finish_, response_->mutable_usage());
-    if (finish_->state != nullptr) response_->set_state(SerializeSnapshot(*finish_->state));
     response_->set_state_digest(finish_->state_digest);
+    if (finish_->state == nullptr) return absl::OkStatus();
+    absl::StatusOr<std::string> state = SerializeSnapshot(*finish_->state);
+    if (!state.ok()) return WithReason(state.status(), "NO_MEMORY");
+    response_->set_state(*std::move(state));
+    return absl::OkStatus();
   }
 
   ServerCore& core_;

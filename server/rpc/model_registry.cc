@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/common/check.h"
 #include "kernels/common/simd.h"
+#include "server/engine/admission.h"
 #include "server/engine/available_memory.h"
 #include "server/rpc/log.h"
 #include "server/rpc/status.h"
@@ -102,8 +103,8 @@ ModelRef::~ModelRef() {
   if (served_ != nullptr) registry_->Drop(served_);
 }
 
-ModelRegistry::ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions)
-    : options_(std::move(options)), metrics_(metrics), sessions_(sessions) {}
+ModelRegistry::ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions, MemoryBudget* memory)
+    : options_(std::move(options)), metrics_(metrics), sessions_(sessions), memory_(memory) {}
 
 ModelRegistry::~ModelRegistry() {
   std::map<std::string, std::unique_ptr<ServedModel>> models;
@@ -125,7 +126,7 @@ ModelRegistry::~ModelRegistry() {
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::string& id, const std::string& folder,
-                                                                  std::shared_ptr<const Tokenizer>& tokenizer) const {
+                                                                  ServedModel& made) const {
   if (absl::Status status = CheckMemory(folder); !status.ok()) return status;
   absl::StatusOr<std::shared_ptr<Device>> device = OpenBackend(options_.backend);
   if (!device.ok()) return device.status();
@@ -135,8 +136,13 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::str
   if (!model.ok()) return model.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> loaded = Tokenizer::Load(folder, (*model)->config().vocabulary);
   if (!loaded.ok()) return loaded.status();
-  tokenizer = std::move(*loaded);
-  return Engine::Start(std::move(*model), tokenizer, options_.engine, metrics_->Observe(id));
+  made.tokenizer = std::move(*loaded);
+  absl::StatusOr<ModelMemory> needed = MemoryOf(id, **model, options_.engine);
+  if (!needed.ok()) return needed.status();
+  absl::StatusOr<std::shared_ptr<const void>> room = memory_->Admit(*std::move(needed));
+  if (!room.ok()) return room.status();
+  made.room = *std::move(room);
+  return Engine::Start(std::move(*model), made.tokenizer, options_.engine, metrics_->Observe(id));
 }
 
 absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::string& folder, ModelOrigin origin) {
@@ -172,6 +178,7 @@ absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::
   AddToMetrics(info);
   {
     absl::MutexLock lock(&mu_);
+    entry->room = std::move((*made)->room);
     entry->tokenizer = std::move((*made)->tokenizer);
     entry->engine = std::move((*made)->engine);
     entry->info = info;
@@ -185,7 +192,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ModelRegistry::Make(const std::stri
   auto made = std::make_unique<ServedModel>();
   absl::StatusOr<std::unique_ptr<Engine>> engine = absl::InternalError("");
   try {
-    engine = LoadEngine(id, folder, made->tokenizer);
+    engine = LoadEngine(id, folder, *made);
   } catch (const std::exception& error) {
     engine = absl::ResourceExhaustedError(absl::StrCat("loading failed: ", error.what()));
   }
@@ -223,7 +230,7 @@ absl::StatusOr<ModelInfo> ModelRegistry::Replace(const std::string& id, const st
       return absl::AlreadyExistsError(absl::StrCat("models/", id, " is there already, and not from the repository"));
     }
     std::swap(place, *made);
-    if (*made != nullptr) Retire(std::move(*made), absl::Now() + retire_after);
+    if (*made != nullptr) Retire(std::move(*made), SteadyNow() + retire_after);
     retiring = RetiringOf(id);
   }
   AddToMetrics(info);
@@ -240,7 +247,7 @@ void ModelRegistry::Retire(const std::string& id, absl::Duration retire_after) {
     if (found == models_.end()) return;
     std::unique_ptr<ServedModel> served = std::move(found->second);
     models_.erase(found);
-    Retire(std::move(served), absl::Now() + retire_after);
+    Retire(std::move(served), SteadyNow() + retire_after);
     retiring = RetiringOf(id);
   }
   metrics_->SetRetiring(id, retiring);

@@ -26,6 +26,7 @@
 #include "server/metrics/metrics.h"
 #include "server/model/model.h"
 #include "server/rpc/backend.h"
+#include "server/rpc/memory_budget.h"
 #include "server/session/session_store.h"
 #include "server/tokenizer/tokenizer.h"
 
@@ -64,6 +65,7 @@ struct ServedModel {
   ModelInfo info;
   int64_t references = 0;
   absl::Time retire_by = absl::InfiniteFuture();  // of a retiring version
+  std::shared_ptr<const void> room;               // of MemoryBudget; goes after the engine
   std::shared_ptr<const Tokenizer> tokenizer;
   std::unique_ptr<Engine> engine;
 };
@@ -107,8 +109,9 @@ class ModelRegistry {
     int32_t max_models = 8;
     BackendOptions backend;
   };
-  // `metrics` and `sessions` are told of models that come and go; they must outlive this object.
-  ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions);
+  // `metrics` and `sessions` are told of models that come and go, and `memory` gives them room; they must outlive this
+  // object.
+  ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions, MemoryBudget* memory);
   // Every reference must have been dropped.
   ~ModelRegistry();
 
@@ -125,7 +128,7 @@ class ModelRegistry {
                                     absl::Duration retire_after);
   // The model, which Replace made, retires with nothing in its place.
   void Retire(const std::string& id, absl::Duration retire_after);
-  // Lets go the retiring versions whose time has come. Call it now and then.
+  // Lets go the retiring versions whose time, a steady one, has come. Call it now and then.
   void DropRetired(absl::Time now);
 
   // Refuses new references, waits for those there are, forgets the model's sessions and snapshots, frees it.
@@ -164,8 +167,9 @@ class ModelRegistry {
 
  private:
   friend class ModelRef;
+  // Fills in the rest of `made`.
   absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& id, const std::string& folder,
-                                                     std::shared_ptr<const Tokenizer>& tokenizer) const;
+                                                     ServedModel& made) const;
   // A model of its own, not in the map.
   absl::StatusOr<std::unique_ptr<ServedModel>> Make(const std::string& id, const std::string& folder) const;
   // Of all versions of the model.
@@ -182,6 +186,7 @@ class ModelRegistry {
   const Options options_;
   Metrics* const metrics_;
   SessionStore* const sessions_;
+  MemoryBudget* const memory_;
   std::function<void()> listener_;
   mutable absl::Mutex mu_;  // held for map operations only
   std::map<std::string, std::unique_ptr<ServedModel>> models_ ABSL_GUARDED_BY(mu_);

@@ -5,8 +5,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/time/clock.h"
 #include "server/rpc/call.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 
@@ -14,12 +14,12 @@ namespace palimpsest {
 // RequestTable.
 template <class Request, class Response, class Act>
 absl::Status Once(ServerCore& core, const char* method, const Request& request, Response* response, const Act& act) {
-  absl::StatusOr<std::string> answer = core.requests.Once(method, request.request_id(), request.SerializeAsString(),
-                                                          absl::Now(), [&]() -> absl::StatusOr<std::string> {
-                                                            if (absl::Status status = act(response); !status.ok())
-                                                              return status;
-                                                            return response->SerializeAsString();
-                                                          });
+  absl::StatusOr<std::string> answer =
+      core.requests.Once(kDefaultOwner, method, request.request_id(), request.SerializeAsString(), SteadyNow(),
+                         [&]() -> absl::StatusOr<std::string> {
+                           if (absl::Status status = act(response); !status.ok()) return status;
+                           return response->SerializeAsString();
+                         });
   if (!answer.ok()) return answer.status();
   return response->ParseFromString(*answer) ? absl::OkStatus() : absl::InternalError("answer cannot be read again");
 }

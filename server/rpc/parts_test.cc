@@ -29,10 +29,10 @@ std::string Uuid(int number) { return absl::StrCat("8c2d7d9a-3f0e-4b65-9a51-5a7d
 class RequestTableTest : public ::testing::Test {
  protected:
   absl::StatusOr<std::string> Once(const std::string& id, const std::string& request, absl::Time now) {
-    return table_.Once("Create", id, request, now,
+    return table_.Once("me", "Create", id, request, now,
                        [&]() -> absl::StatusOr<std::string> { return absl::StrCat("answer ", ++runs_); });
   }
-  RequestTable table_{3};
+  RequestTable table_{3, 1 << 20};
   int runs_ = 0;
   const absl::Time start_ = absl::FromUnixSeconds(1'000'000);
 };
@@ -65,7 +65,7 @@ TEST_F(RequestTableTest, AnotherRequestUnderTheSameIdIsRefused) {
 
 TEST_F(RequestTableTest, AFailureIsNotRemembered) {
   const auto fail = [] { return absl::StatusOr<std::string>(absl::NotFoundError("gone")); };
-  EXPECT_EQ(table_.Once("Create", Uuid(1), "request", start_, fail).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(table_.Once("me", "Create", Uuid(1), "request", start_, fail).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(*Once(Uuid(1), "request", start_), "answer 1");
 }
 
@@ -75,7 +75,7 @@ TEST_F(RequestTableTest, AnIdWhoseCallIsRunningIsAborted) {
     inner = Once(Uuid(1), "request", start_).status();
     return std::string("outer");
   };
-  EXPECT_EQ(*table_.Once("Create", Uuid(1), "request", start_, act), "outer");
+  EXPECT_EQ(*table_.Once("me", "Create", Uuid(1), "request", start_, act), "outer");
   EXPECT_EQ(inner.code(), absl::StatusCode::kAborted);
 }
 
@@ -89,7 +89,44 @@ TEST_F(RequestTableTest, AFullTableRefusesNewIdsAndForgetsNoneTooEarly) {
 TEST_F(RequestTableTest, MethodsDoNotShareIds) {
   EXPECT_EQ(*Once(Uuid(1), "request", start_), "answer 1");
   const auto other = [] { return absl::StatusOr<std::string>("fork"); };
-  EXPECT_EQ(*table_.Once("Fork", Uuid(1), "request", start_, other), "fork");
+  EXPECT_EQ(*table_.Once("me", "Fork", Uuid(1), "request", start_, other), "fork");
+}
+
+TEST_F(RequestTableTest, OwnersDoNotShareIds) {
+  EXPECT_EQ(*Once(Uuid(1), "request", start_), "answer 1");
+  const auto other = [] { return absl::StatusOr<std::string>("another's"); };
+  EXPECT_EQ(*table_.Once("you", "Create", Uuid(1), "another request", start_, other), "another's");
+}
+
+TEST(RequestTableBytes, AreBoundedAndComeBack) {
+  const absl::Time start = absl::FromUnixSeconds(1'000'000);
+  RequestTable table(1000, 4 * RequestTable::kEntryBytes);
+  const auto once = [&](int id, size_t bytes, absl::Time now) {
+    return table.Once("me", "Fork", Uuid(id), "request", now,
+                      [bytes]() -> absl::StatusOr<std::string> { return std::string(bytes, 'x'); });
+  };
+  const auto fail = [] { return absl::StatusOr<std::string>(absl::NotFoundError("gone")); };
+  EXPECT_FALSE(table.Once("me", "Fork", Uuid(1), "request", start, fail).ok());
+  EXPECT_EQ(table.counts().bytes, 0);
+  ASSERT_TRUE(once(1, 10, start).ok());
+  ASSERT_TRUE(once(2, RequestTable::kEntryBytes, start + absl::Minutes(1)).ok());
+  const absl::Status refused = once(3, 10, start + absl::Minutes(2)).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused.message(), HasSubstr("--max_request_id_bytes"));
+  EXPECT_EQ(DetailsOf(ToGrpc(refused)).reason, "REQUEST_ID_BYTES_LIMIT");
+  EXPECT_EQ(DetailsOf(ToGrpc(refused)).retry_seconds, 30);
+  EXPECT_EQ(table.counts().refusals, 1);
+  // What is remembered stays so, and without an id nothing is refused.
+  EXPECT_EQ(once(2, 1, start + absl::Minutes(2))->size(), RequestTable::kEntryBytes);
+  const auto done = [] { return absl::StatusOr<std::string>("done"); };
+  EXPECT_TRUE(table.Once("me", "Fork", "", "request", start + absl::Minutes(2), done).ok());
+  EXPECT_TRUE(once(3, 10, start + absl::Minutes(10)).ok());
+  table.SetMaxBytes(1);
+  EXPECT_FALSE(once(4, 10, start + absl::Minutes(20)).ok()) << "not even an empty answer fits";
+  table.SetMaxBytes(1 << 20);
+  EXPECT_TRUE(once(4, 10, start + absl::Minutes(20)).ok());
+  EXPECT_EQ(table.counts().ids, 1);
+  EXPECT_EQ(table.counts().bytes, RequestTable::kEntryBytes + 10);
 }
 
 TEST(PageTokens, LeadBackToTheLastId) {

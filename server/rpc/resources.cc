@@ -4,6 +4,8 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "server/session/no_memory.h"
+#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 
@@ -29,9 +31,10 @@ void FillSession(const SessionInfo& info, v1::Session* wire) {
   }
   wire->set_position(info.position);
   wire->set_state_bytes(info.state_bytes);
-  FillTimestamp(info.create_time, wire->mutable_create_time());
-  FillTimestamp(info.update_time, wire->mutable_update_time());
-  if (info.expire_time != absl::InfiniteFuture()) FillTimestamp(info.expire_time, wire->mutable_expire_time());
+  FillTimestamp(ToWallTime(info.create_time), wire->mutable_create_time());
+  FillTimestamp(ToWallTime(info.update_time), wire->mutable_update_time());
+  if (info.expire_time != absl::InfiniteFuture())
+    FillTimestamp(ToWallTime(info.expire_time), wire->mutable_expire_time());
   auto* ttl = wire->mutable_ttl();  // zero: never expires
   if (info.ttl != absl::InfiniteDuration()) {
     absl::Duration rest;
@@ -47,8 +50,9 @@ void FillSnapshot(const SnapshotInfo& info, v1::Snapshot* wire) {
   wire->set_position(info.position);
   wire->set_size_bytes(info.size_bytes);
   wire->set_state_digest(info.digest);
-  FillTimestamp(info.create_time, wire->mutable_create_time());
-  if (info.expire_time != absl::InfiniteFuture()) FillTimestamp(info.expire_time, wire->mutable_expire_time());
+  FillTimestamp(ToWallTime(info.create_time), wire->mutable_create_time());
+  if (info.expire_time != absl::InfiniteFuture())
+    FillTimestamp(ToWallTime(info.expire_time), wire->mutable_expire_time());
 }
 
 void FillModel(const ModelInfo& info, v1::Model* wire) {
@@ -84,11 +88,13 @@ void FillModel(const ModelInfo& info, v1::Model* wire) {
   wire->set_version(info.version);
 }
 
-StatePtr EmptyState(const StateFormat& format) {
-  auto state = std::make_shared<State>();
-  state->format = format;
-  state->data = AlignedBytes(format.bytes);
-  return state;
+absl::StatusOr<StatePtr> EmptyState(const StateFormat& format) {
+  return OrNoMemory("a state", [&]() -> absl::StatusOr<StatePtr> {
+    auto state = std::make_shared<State>();
+    state->format = format;
+    state->data = AlignedBytes(format.bytes);
+    return state;
+  });
 }
 
 }  // namespace palimpsest

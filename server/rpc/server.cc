@@ -3,15 +3,16 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/service_type.h>
-#include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -19,7 +20,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/auth/authenticator.h"
 #include "server/engine/available_processors.h"
@@ -75,8 +75,10 @@ absl::Status CheckOptions(const ServerOptions& options) {
       {"max_streams_per_connection", options.limits.max_streams_per_connection, 1, 1 << 20},
       {"max_transfers", options.limits.max_transfers, 1, 1 << 20},
       {"max_models", options.limits.max_models, 1, 1 << 20},
-      {"max_rpc_memory_bytes", options.limits.max_rpc_memory_bytes, 1 << 20, int64_t{1} << 50},
+      {"max_rpc_memory_bytes", options.limits.max_rpc_memory_bytes, 0, int64_t{1} << 50},
       {"max_request_ids", options.limits.max_request_ids, 1, int64_t{1} << 31},
+      {"max_request_id_bytes", options.limits.max_request_id_bytes, 0, int64_t{1} << 50},
+      {"max_state_bytes", options.sessions.max_state_bytes, 0, int64_t{1} << 50},
   };
   for (const auto& number : numbers) {
     if (number.value < number.least || number.value > number.most) {
@@ -162,7 +164,9 @@ struct Server::Impl {
         core(std::move(authenticator), set.limits, set.sessions,
              {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
         repository(set.repository, &core.models, &core.metrics) {
-    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
+    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); },
+                             [this] { return core.sessions.use(); });
+    core.metrics.SetRequestIds([this] { return core.requests.counts(); });
     core.models.SetListener([this] {
       absl::MutexLock lock(&health_mu);
       UpdateHealth();
@@ -175,7 +179,11 @@ struct Server::Impl {
   }
   ~Impl() {
     if (sweeper.joinable()) {
-      stop_sweeping.Notify();
+      {
+        std::lock_guard<std::mutex> lock(sweep_mu);
+        stop_sweeping = true;
+      }
+      sweep_stopped.notify_one();
       sweeper.join();
     }
     {
@@ -184,7 +192,8 @@ struct Server::Impl {
     }
     // A scrape may come at any time, and what these ask is gone before the metrics are.
     core.metrics.SetModels(nullptr);
-    core.metrics.SetSessions(nullptr, {});
+    core.metrics.SetSessions(nullptr, nullptr);
+    core.metrics.SetRequestIds(nullptr);
   }
 
   absl::Status Listen();
@@ -206,10 +215,11 @@ struct Server::Impl {
   }
   void UpdateHealth() ABSL_EXCLUSIVE_LOCKS_REQUIRED(health_mu);
   void Sweep() {
-    while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) {
+    std::unique_lock<std::mutex> lock(sweep_mu);
+    while (!sweep_stopped.wait_for(lock, absl::ToChronoMilliseconds(kSweepEvery), [this] { return stop_sweeping; })) {
       RereadOwners();
-      core.sessions.DropExpired(absl::Now());
-      core.models.DropRetired(absl::Now());
+      core.sessions.DropExpired(SteadyNow());
+      core.models.DropRetired(SteadyNow());
       // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
       if (!device_failed && core.models.AnyDeviceFailed()) {
         device_failed = true;
@@ -231,7 +241,10 @@ struct Server::Impl {
   std::unique_ptr<grpc::Server> server;  // constant after Listen
   int32_t port = 0;
   int32_t metrics_port = 0;
-  absl::Notification stop_sweeping;
+  // The standard library's waits are on the steady clock; absl's would last for as long as the wall clock is set back.
+  std::mutex sweep_mu;
+  std::condition_variable sweep_stopped;
+  bool stop_sweeping = false;
   std::thread sweeper;
   absl::Mutex drain_mu;  // held for the whole of a drain
   bool drained ABSL_GUARDED_BY(drain_mu) = false;
@@ -266,9 +279,7 @@ absl::Status Server::Impl::Listen() {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
-  grpc::ResourceQuota quota("palimpsest");
-  quota.Resize(static_cast<size_t>(options.limits.max_rpc_memory_bytes));
-  builder.SetResourceQuota(quota);
+  builder.SetResourceQuota(core.memory.quota());
 
   services.push_back(MakeGenerationService(core));
   services.push_back(MakeSessionService(core));
@@ -318,6 +329,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (!authenticator.ok()) return authenticator.status();
   auto impl = std::make_unique<Impl>(options, *std::move(authenticator));
   Impl* const self = impl.get();
+  if (absl::Status status = self->core.memory.Begin(); !status.ok()) return status;
   const absl::Status listening = impl->Listen();
   if (impl->server == nullptr) return listening;
   // From here on the destructor drains, whatever is still to fail.

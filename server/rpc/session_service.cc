@@ -2,7 +2,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "palimpsest/v1/session.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -20,7 +19,7 @@ constexpr int32_t kMaxForks = 1024;
 // A failed call with an etag: what is stale stays so, and a retry of the same call cannot help.
 absl::Status WithEtag(const absl::Status& status, ServerCore& core, const std::string& id, const std::string& etag) {
   if (status.code() == absl::StatusCode::kAborted && !etag.empty()) {
-    const absl::StatusOr<SessionInfo> session = core.sessions.Get(id, absl::Now());
+    const absl::StatusOr<SessionInfo> session = core.sessions.Get(kDefaultOwner, id, SteadyNow());
     if (session.ok() && absl::StrCat(session->version) != etag) {
       return WithoutRetry(WithReason(status, "ETAG_STALE", {{"session", absl::StrCat("sessions/", id)}}));
     }
@@ -47,7 +46,7 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
       Violations violations;
       CheckName("name", "sessions", request->name(), &log.session, violations);
       if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<SessionInfo> session = core_.sessions.Get(log.session, absl::Now());
+      absl::StatusOr<SessionInfo> session = core_.sessions.Get(kDefaultOwner, log.session, SteadyNow());
       if (!session.ok()) return SessionError(session.status(), log.session);
       FillSession(*session, response);
       return absl::OkStatus();
@@ -64,7 +63,7 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
       absl::StatusOr<std::string> after = core_.pages.Read("sessions", request->page_token());
       if (!after.ok()) return after.status();
       // One more than asked for tells whether there is another page.
-      std::vector<SessionInfo> sessions = core_.sessions.List(*after, limit + 1, absl::Now());
+      std::vector<SessionInfo> sessions = core_.sessions.List(kDefaultOwner, *after, limit + 1, SteadyNow());
       if (static_cast<int32_t>(sessions.size()) > limit) {
         sessions.pop_back();
         response->set_next_page_token(core_.pages.Make("sessions", sessions.back().id));
@@ -98,10 +97,10 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
 
       absl::StatusOr<SessionInfo> session = absl::InternalError("");
       if (change_ttl) {
-        session = core_.sessions.UpdateTtl(log.session, ttl, wanted.etag(), absl::Now());
+        session = core_.sessions.UpdateTtl(kDefaultOwner, log.session, ttl, wanted.etag(), SteadyNow());
         if (!session.ok()) return WithEtag(session.status(), core_, log.session, wanted.etag());
       } else {
-        session = core_.sessions.Get(log.session, absl::Now());
+        session = core_.sessions.Get(kDefaultOwner, log.session, SteadyNow());
         if (!session.ok()) return SessionError(session.status(), log.session);
         if (!wanted.etag().empty() && wanted.etag() != absl::StrCat(session->version)) {
           return WithEtag(absl::AbortedError(absl::StrCat("sessions/", log.session, " has changed: its etag is \"",
@@ -130,8 +129,8 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
       Violations violations;
       CheckName("name", "sessions", request->name(), &log.session, violations);
       if (!violations.empty()) return violations.ToStatus();
-      return WithEtag(core_.sessions.Delete(log.session, request->etag(), absl::Now()), core_, log.session,
-                      request->etag());
+      return WithEtag(core_.sessions.Delete(kDefaultOwner, log.session, request->etag(), SteadyNow()), core_,
+                      log.session, request->etag());
     });
   }
 
@@ -155,17 +154,17 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
     }
     if (!violations.empty()) return violations.ToStatus();
 
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     std::string source_model;
     if (request.has_source_session()) {
-      absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(source, now);
+      absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(kDefaultOwner, source, now);
       if (!parked.ok()) return SessionError(parked.status(), source);
       source_model = parked->model;
       session.state = parked->state;
     } else if (request.has_source_snapshot()) {
-      absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(source, now);
+      absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(kDefaultOwner, source, now);
       if (!info.ok()) return SnapshotError(info.status(), source);
-      absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(source, now);
+      absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(kDefaultOwner, source, now);
       if (!state.ok()) return SnapshotError(state.status(), source);
       source_model = info->model;
       session.state = *state;
@@ -189,7 +188,7 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
     session.id = request.session_id();
     session.model = model->id();
     session.state_bytes = model->engine().state_format().bytes;
-    absl::StatusOr<SessionInfo> made = core_.sessions.Create(std::move(session), now);
+    absl::StatusOr<SessionInfo> made = core_.sessions.Create(kDefaultOwner, std::move(session), now);
     if (!made.ok()) return SessionError(made.status(), request.session_id());
     log.session = made->id;
     FillSession(*made, response);
@@ -220,7 +219,8 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
 
     std::vector<std::string> ids(request.session_ids().begin(), request.session_ids().end());
     ids.resize(count);
-    absl::StatusOr<std::vector<SessionInfo>> made = core_.sessions.Fork(log.session, std::move(ids), ttl, absl::Now());
+    absl::StatusOr<std::vector<SessionInfo>> made =
+        core_.sessions.Fork(kDefaultOwner, log.session, std::move(ids), ttl, SteadyNow());
     if (!made.ok()) return SessionError(made.status(), log.session);
     for (const SessionInfo& session : *made) FillSession(session, response->add_sessions());
     return absl::OkStatus();

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "palimpsest/v1/snapshot.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -76,13 +75,15 @@ class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotR
     std::string id;
     CheckName("name", "snapshots", request.name(), &id, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(id, absl::Now());
+    absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(kDefaultOwner, id, SteadyNow());
     if (!info.ok()) return SnapshotError(info.status(), id);
     if (absl::Status status = place_.Take(); !status.ok()) return status;
-    absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(id, absl::Now());
+    absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(kDefaultOwner, id, SteadyNow());
     if (!state.ok()) return SnapshotError(state.status(), id);
     call_.log.model = info->model;
-    bytes_ = SerializeSnapshot(**state);
+    absl::StatusOr<std::string> bytes = SerializeSnapshot(**state);
+    if (!bytes.ok()) return WithReason(bytes.status(), "NO_MEMORY");
+    bytes_ = *std::move(bytes);
     FillSnapshot(*info, message_.mutable_snapshot());
     return absl::OkStatus();
   }
@@ -198,7 +199,7 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotReques
       return WithReason(absl::Status(state.status().code(), absl::StrCat("data: ", message)), "SNAPSHOT_REFUSED");
     }
     absl::StatusOr<SnapshotInfo> made =
-        core_.sessions.AddSnapshot(snapshot_id_, model_id_, std::move(*state), ttl_, absl::Now());
+        core_.sessions.AddSnapshot(kDefaultOwner, snapshot_id_, model_id_, std::move(*state), ttl_, SteadyNow());
     if (!made.ok()) return SnapshotError(made.status(), snapshot_id_);
     FillSnapshot(*made, response_);
     return absl::OkStatus();
@@ -239,7 +240,7 @@ class SnapshotServiceImpl final : public v1::SnapshotService::CallbackService {
       std::string id;
       CheckName("name", "snapshots", request->name(), &id, violations);
       if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<SnapshotInfo> snapshot = core_.sessions.GetSnapshot(id, absl::Now());
+      absl::StatusOr<SnapshotInfo> snapshot = core_.sessions.GetSnapshot(kDefaultOwner, id, SteadyNow());
       if (!snapshot.ok()) return SnapshotError(snapshot.status(), id);
       FillSnapshot(*snapshot, response);
       return absl::OkStatus();
@@ -255,7 +256,7 @@ class SnapshotServiceImpl final : public v1::SnapshotService::CallbackService {
       if (!violations.empty()) return violations.ToStatus();
       absl::StatusOr<std::string> after = core_.pages.Read("snapshots", request->page_token());
       if (!after.ok()) return after.status();
-      std::vector<SnapshotInfo> snapshots = core_.sessions.ListSnapshots(*after, limit + 1, absl::Now());
+      std::vector<SnapshotInfo> snapshots = core_.sessions.ListSnapshots(kDefaultOwner, *after, limit + 1, SteadyNow());
       if (static_cast<int32_t>(snapshots.size()) > limit) {
         snapshots.pop_back();
         response->set_next_page_token(core_.pages.Make("snapshots", snapshots.back().id));
@@ -273,7 +274,7 @@ class SnapshotServiceImpl final : public v1::SnapshotService::CallbackService {
       std::string id;
       CheckName("name", "snapshots", request->name(), &id, violations);
       if (!violations.empty()) return violations.ToStatus();
-      absl::Status status = core_.sessions.DeleteSnapshot(id, absl::Now());
+      absl::Status status = core_.sessions.DeleteSnapshot(kDefaultOwner, id, SteadyNow());
       return status.ok() ? status : SnapshotError(status, id);
     });
   }
@@ -297,16 +298,21 @@ class SnapshotServiceImpl final : public v1::SnapshotService::CallbackService {
     if (request.snapshot().has_ttl()) CheckTtl("snapshot.ttl", request.snapshot().ttl(), &ttl, violations);
     if (!violations.empty()) return violations.ToStatus();
 
-    const absl::Time now = absl::Now();
-    absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(log.session, now);
+    const absl::Time now = SteadyNow();
+    absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(kDefaultOwner, log.session, now);
     if (!parked.ok()) return SessionError(parked.status(), log.session);
     // As for a new session: while the model is referred to, unloading waits, and then finds the snapshot.
     absl::StatusOr<ModelRef> model = core_.models.Find(parked->model);
     if (!model.ok()) return model.status();
     log.model = model->id();
-    StatePtr state = parked->state != nullptr ? parked->state : EmptyState(model->engine().state_format());
+    StatePtr state = parked->state;
+    if (state == nullptr) {
+      absl::StatusOr<StatePtr> empty = EmptyState(model->engine().state_format());
+      if (!empty.ok()) return SnapshotError(empty.status(), request.snapshot_id());
+      state = *std::move(empty);
+    }
     absl::StatusOr<SnapshotInfo> made =
-        core_.sessions.AddSnapshot(request.snapshot_id(), model->id(), std::move(state), ttl, now);
+        core_.sessions.AddSnapshot(kDefaultOwner, request.snapshot_id(), model->id(), std::move(state), ttl, now);
     if (!made.ok()) return SnapshotError(made.status(), request.snapshot_id());
     FillSnapshot(*made, response);
     return absl::OkStatus();

@@ -127,14 +127,16 @@ std::optional<int> ChildProcess::WaitForExit(absl::Duration timeout) {
 std::string ChildProcess::Log() const { return ReadFile(log_file_); }
 
 std::unique_ptr<ServerProcess> ServerProcess::Start(const std::string& checkpoint,
-                                                    const std::vector<std::string>& flags) {
+                                                    const std::vector<std::string>& flags,
+                                                    const std::vector<std::string>& under) {
   const std::string folder = MakeFolder("server");
-  std::vector<std::string> arguments = {PALIMPSEST_SERVER_BINARY,
-                                        "--host=127.0.0.1",
-                                        "--port=0",
-                                        "--metrics_address=127.0.0.1:0",
-                                        absl::StrCat("--port_file=", folder, "/port"),
-                                        absl::StrCat("--metrics_port_file=", folder, "/metrics_port")};
+  std::vector<std::string> arguments = under;
+  for (const std::string& argument :
+       {std::string(PALIMPSEST_SERVER_BINARY), std::string("--host=127.0.0.1"), std::string("--port=0"),
+        std::string("--metrics_address=127.0.0.1:0"), absl::StrCat("--port_file=", folder, "/port"),
+        absl::StrCat("--metrics_port_file=", folder, "/metrics_port")}) {
+    arguments.push_back(argument);
+  }
   if (!checkpoint.empty()) arguments.push_back(absl::StrCat("--model=test=", checkpoint));
   arguments.insert(arguments.end(), flags.begin(), flags.end());
   std::unique_ptr<ServerProcess> server(new ServerProcess());
@@ -170,8 +172,9 @@ double ServerProcess::Metric(const std::string& family, const std::string& label
   return found ? sum : -1;
 }
 
-Exit RunServer(const std::vector<std::string>& flags) {
-  std::vector<std::string> arguments = {PALIMPSEST_SERVER_BINARY};
+Exit RunServer(const std::vector<std::string>& flags, const std::vector<std::string>& under) {
+  std::vector<std::string> arguments = under;
+  arguments.push_back(PALIMPSEST_SERVER_BINARY);
   arguments.insert(arguments.end(), flags.begin(), flags.end());
   ChildProcess process(arguments, MakeFolder("run") + "/log");
   const std::optional<int> code = process.WaitForExit(absl::Minutes(1));

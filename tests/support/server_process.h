@@ -40,10 +40,11 @@ class ChildProcess {
 // A server that answers. `flags` come after the ones that choose host, ports and files, and win.
 class ServerProcess {
  public:
-  // Serves `checkpoint` as "test"; empty: the flags say what. Returns once health says SERVING. Fails the test, with
+  // Serves `checkpoint` as "test"; empty: the flags say what. `under`: a program that becomes the server, with its
+  // arguments, such as {"/usr/bin/prlimit", "--as=1000000000"}. Returns once health says SERVING. Fails the test, with
   // the log, and returns null when that takes over two minutes or the server ends before.
-  static std::unique_ptr<ServerProcess> Start(const std::string& checkpoint,
-                                              const std::vector<std::string>& flags = {});
+  static std::unique_ptr<ServerProcess> Start(const std::string& checkpoint, const std::vector<std::string>& flags = {},
+                                              const std::vector<std::string>& under = {});
 
   const std::string& target() const { return target_; }
   ChildProcess& process() { return *process_; }
@@ -58,12 +59,13 @@ class ServerProcess {
 };
 
 // Runs the server with these flags alone until it ends by itself; fails the test if it does not within a minute.
+// `under` as in ServerProcess::Start.
 struct Exit {
   int code = -1;
   std::string log;     // all that it printed
   std::string reason;  // what its last words were, after "palimpsest-server: "
 };
-Exit RunServer(const std::vector<std::string>& flags);
+Exit RunServer(const std::vector<std::string>& flags, const std::vector<std::string>& under = {});
 
 // A fresh folder under the test's temporary folder; it is deleted when the process ends.
 std::string MakeFolder(const std::string& name);
