@@ -252,6 +252,21 @@ struct Metrics::Impl {
       }
     }
     families.push_back(std::move(refused));
+    const struct {
+      const char* name;
+      const char* help;
+      int64_t ParkedUse::*value;
+    } owners[] = {
+        {"palimpsest_owner_sessions", "Sessions, by owner.", &ParkedUse::sessions},
+        {"palimpsest_owner_snapshots", "Snapshots, by owner.", &ParkedUse::snapshots},
+        {"palimpsest_owner_state_bytes", "What they count as, each a whole state, by owner.", &ParkedUse::state_bytes}};
+    for (const auto& family : owners) {
+      MetricFamily made{family.name, family.help, MetricType::Gauge, {}};
+      for (const auto& [owner, parked] : use.by_owner) {
+        made.metric.push_back(Value(static_cast<double>(parked.*family.value), {{"owner", owner}}, MetricType::Gauge));
+      }
+      families.push_back(std::move(made));
+    }
   }
 
   void CollectRequestIds(std::vector<MetricFamily>& families) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {

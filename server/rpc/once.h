@@ -10,12 +10,13 @@
 
 namespace palimpsest {
 
-// Runs `act`, which fills in the response, or gives the answer of an earlier call with the same request id; see
-// RequestTable.
+// Runs `act`, which fills in the response, or gives the answer of the owner's earlier call with the same request id;
+// see RequestTable.
 template <class Request, class Response, class Act>
-absl::Status Once(ServerCore& core, const char* method, const Request& request, Response* response, const Act& act) {
+absl::Status Once(ServerCore& core, const std::string& owner, const char* method, const Request& request,
+                  Response* response, const Act& act) {
   absl::StatusOr<std::string> answer =
-      core.requests.Once(kDefaultOwner, method, request.request_id(), request.SerializeAsString(), SteadyNow(),
+      core.requests.Once(owner, method, request.request_id(), request.SerializeAsString(), SteadyNow(),
                          [&]() -> absl::StatusOr<std::string> {
                            if (absl::Status status = act(response); !status.ok()) return status;
                            return response->SerializeAsString();

@@ -39,7 +39,7 @@ struct Context {
     absl::StatusOr<ModelRef> found = absl::InternalError("");
     if (wire.has_session()) {
       call.log.session = session_id;
-      absl::StatusOr<SessionInfo> session = core.sessions.Get(kDefaultOwner, session_id, SteadyNow());
+      absl::StatusOr<SessionInfo> session = core.sessions.Get(call.identity().owner, session_id, SteadyNow());
       if (!session.ok()) return SessionError(session.status(), session_id);
       if (!model_id.empty() && model_id != session->model) {
         return FieldViolation("model", absl::StrCat("is models/", model_id, ", but sessions/", session_id, " is of ",
@@ -82,7 +82,7 @@ struct Context {
       }
       request->initial = std::move(*state);
     } else if (wire.has_session()) {
-      absl::StatusOr<SessionLease> lease = core.sessions.Acquire(kDefaultOwner, session_id, SteadyNow());
+      absl::StatusOr<SessionLease> lease = core.sessions.Acquire(call.identity().owner, session_id, SteadyNow());
       if (!lease.ok()) return SessionError(lease.status(), session_id);
       const bool replaced = lease->model() != model.id() ||
                             (lease->state() != nullptr && lease->state()->format != model.engine().state_format());

@@ -164,8 +164,7 @@ struct Server::Impl {
         core(std::move(authenticator), set.limits, set.sessions,
              {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
         repository(set.repository, &core.models, &core.metrics) {
-    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); },
-                             [this] { return core.sessions.use(); });
+    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, [this] { return UseByLabel(); });
     core.metrics.SetRequestIds([this] { return core.requests.counts(); });
     core.models.SetListener([this] {
       absl::MutexLock lock(&health_mu);
@@ -198,6 +197,19 @@ struct Server::Impl {
 
   absl::Status Listen();
   absl::Status LoadModels();
+  // What is parked, with the owners as metrics name them.
+  SessionStore::Use UseByLabel() const {
+    SessionStore::Use use = core.sessions.use();
+    std::map<std::string, ParkedUse> by_label;
+    for (const auto& [owner, parked] : use.by_owner) {
+      ParkedUse& sum = by_label[core.authenticator->LabelOf(owner)];
+      sum.sessions += parked.sessions;
+      sum.snapshots += parked.snapshots;
+      sum.state_bytes += parked.state_bytes;
+    }
+    use.by_owner = std::move(by_label);
+    return use;
+  }
   // Health says SERVING while the server is open and has a model to answer with; that of ModelService, which can load
   // one, while it is open.
   void SetOpen(bool value) {
