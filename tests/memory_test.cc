@@ -112,8 +112,9 @@ TEST_F(MemoryTest, ThePlanIsInTheLog) {
   const std::unique_ptr<ServerProcess> server =
       ServerProcess::Start(BundledCheckpoint(), {"--max_state_bytes=100000000"});
   ASSERT_NE(server, nullptr);
-  EXPECT_THAT(server->process().Log(), AllOf(HasSubstr("slots of models/test"),
-                                             HasSubstr("parked sessions and snapshots"), HasSubstr("limited by")));
+  EXPECT_THAT(server->process().Log(),
+              AllOf(HasSubstr("slots_of_models_test"), HasSubstr("\"parked_sessions_and_snapshots\":\"100000000\""),
+                    HasSubstr("limited_by")));
 }
 
 }  // namespace

@@ -24,6 +24,7 @@ struct Share {
   int64_t most;
 };
 constexpr Share kRpcShare{4, 16 * kMiB, 2048 * kMiB};
+constexpr Share kReplyShare{8, 16 * kMiB, 256 * kMiB};
 constexpr Share kRequestIdShare{16, 1 * kMiB, 64 * kMiB};
 
 int64_t Of(const Share& share, int64_t left) { return std::clamp(left / share.part, share.least, share.most); }
@@ -80,12 +81,16 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryFlags& flags, std::span<const 
 
   plan.max_rpc_memory_bytes = flags.max_rpc_memory_bytes;
   plan.max_request_id_bytes = flags.max_request_id_bytes;
+  plan.max_reply_bytes = flags.max_reply_bytes;
   plan.max_state_bytes = flags.max_state_bytes;
-  const int64_t taken = plan.needed + flags.max_rpc_memory_bytes + flags.max_request_id_bytes + flags.max_state_bytes;
+  const int64_t taken = plan.needed + flags.max_rpc_memory_bytes + flags.max_request_id_bytes + flags.max_reply_bytes +
+                        flags.max_state_bytes;
   const int64_t left = limited ? std::max<int64_t>(plan.limit.left - taken, 0) : kNoLimit;
   if (flags.max_rpc_memory_bytes == 0) plan.max_rpc_memory_bytes = Of(kRpcShare, left);
   if (flags.max_request_id_bytes == 0) plan.max_request_id_bytes = Of(kRequestIdShare, left);
+  if (flags.max_reply_bytes == 0) plan.max_reply_bytes = Of(kReplyShare, left);
   add("messages on their way", plan.max_rpc_memory_bytes, "--max_rpc_memory_bytes");
+  add("answers that wait to be read", plan.max_reply_bytes, "--max_reply_bytes");
   add("answers remembered by request id", plan.max_request_id_bytes, "--max_request_id_bytes");
   // With less than one state no session could be made at all.
   const int64_t least = std::max(parked, parked_bytes);

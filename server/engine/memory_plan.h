@@ -2,7 +2,8 @@
 //
 // What models take is known when they are loaded. What is left is shared between messages, remembered answers and
 // parked states, by flags or, where they are 0, by a rule: of what is left, messages get a quarter (16 MiB to 2 GiB),
-// remembered answers a sixteenth (1 to 64 MiB), and parked states the rest.
+// answers that wait to be read an eighth (16 to 256 MiB), remembered answers a sixteenth (1 to 64 MiB), and parked
+// states the rest.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,7 @@ struct MemoryFlags {
   int64_t max_state_bytes = 0;
   int64_t max_rpc_memory_bytes = 0;
   int64_t max_request_id_bytes = 0;
+  int64_t max_reply_bytes = 0;
   int32_t max_transfers = 32;
 };
 
@@ -46,6 +48,7 @@ struct MemoryPlan {
   int64_t max_state_bytes = 0;
   int64_t max_rpc_memory_bytes = 0;
   int64_t max_request_id_bytes = 0;
+  int64_t max_reply_bytes = 0;
 
   // A line for each row, and the sums.
   std::string Table() const;

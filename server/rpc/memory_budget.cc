@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "server/rpc/log.h"
 
 namespace palimpsest {
@@ -12,11 +13,13 @@ namespace {
 
 void LogPlan(const MemoryPlan& plan) {
   std::vector<std::pair<std::string, std::string>> values;
-  for (const MemoryPlan::Row& row : plan.rows) values.emplace_back(row.what, absl::StrCat(row.bytes));
+  for (const MemoryPlan::Row& row : plan.rows) {
+    values.emplace_back(absl::StrReplaceAll(row.what, {{" ", "_"}, {"/", "_"}}), absl::StrCat(row.bytes));
+  }
   values.emplace_back("needed", absl::StrCat(plan.needed));
   if (!plan.limit.name.empty()) {
-    values.emplace_back("left at start", absl::StrCat(plan.limit.left));
-    values.emplace_back("limited by", plan.limit.name);
+    values.emplace_back("left_at_start", absl::StrCat(plan.limit.left));
+    values.emplace_back("limited_by", plan.limit.name);
   }
   LogEvent("memory", values);
 }
@@ -24,8 +27,8 @@ void LogPlan(const MemoryPlan& plan) {
 }  // namespace
 
 MemoryBudget::MemoryBudget(const MemoryFlags& flags, std::vector<MemoryLimit> limits, SessionStore* sessions,
-                           RequestTable* requests)
-    : flags_(flags), limits_(std::move(limits)), sessions_(sessions), requests_(requests) {}
+                           RequestTable* requests, ReplyBudget* replies)
+    : flags_(flags), limits_(std::move(limits)), sessions_(sessions), requests_(requests), replies_(replies) {}
 
 absl::Status MemoryBudget::Use(const std::map<int64_t, ModelMemory>& models) {
   std::vector<ModelMemory> list;
@@ -37,6 +40,7 @@ absl::Status MemoryBudget::Use(const std::map<int64_t, ModelMemory>& models) {
   }
   plan_ = *std::move(plan);
   requests_->SetMaxBytes(plan_.max_request_id_bytes);
+  replies_->SetMaxBytes(plan_.max_reply_bytes);
   quota_.Resize(static_cast<size_t>(plan_.max_rpc_memory_bytes));
   return absl::OkStatus();
 }

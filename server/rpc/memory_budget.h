@@ -1,5 +1,5 @@
 // Keeps to the arithmetic of memory (server/engine/memory_plan.h) while models come and go: what they leave is shared
-// out anew each time, to the session store, the remembered answers and gRPC.
+// out anew each time, to the session store, the remembered answers, those that wait to be read, and gRPC.
 #pragma once
 
 #include <grpcpp/resource_quota.h>
@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "server/engine/memory_plan.h"
+#include "server/rpc/reply_budget.h"
 #include "server/rpc/request_table.h"
 #include "server/session/session_store.h"
 
@@ -22,9 +23,9 @@ namespace palimpsest {
 // Thread-safe. Must outlive the rooms that it gives.
 class MemoryBudget {
  public:
-  // `limits`: what there is before anything is loaded. Both pointers must live as long as this.
+  // `limits`: what there is before anything is loaded. All three must live as long as this.
   MemoryBudget(const MemoryFlags& flags, std::vector<MemoryLimit> limits, SessionStore* sessions,
-               RequestTable* requests);
+               RequestTable* requests, ReplyBudget* replies);
 
   // Whether the server fits at all, with no model. Call once, first: bounds are set from then on. RESOURCE_EXHAUSTED:
   // it does not; the message has the numbers.
@@ -46,6 +47,7 @@ class MemoryBudget {
   const std::vector<MemoryLimit> limits_;
   SessionStore* const sessions_;
   RequestTable* const requests_;
+  ReplyBudget* const replies_;
   grpc::ResourceQuota quota_{"palimpsest"};
   mutable absl::Mutex mu_;
   std::map<int64_t, ModelMemory> models_ ABSL_GUARDED_BY(mu_);

@@ -50,24 +50,22 @@ void RequestTable::DropOld(absl::Time now) {
 }
 
 absl::Status RequestTable::CheckRoom() {
-  const auto full = [this](absl::string_view what, absl::string_view reason) {
-    ++refusals_;
-    return WithRetryAfter(
-        WithReason(absl::ResourceExhaustedError(absl::StrCat("the server remembers ", what,
-                                                             " of the last ten minutes and has no room for more; "
-                                                             "retry later, or without a request id")),
-                   reason),
-        absl::Seconds(30));
-  };
+  std::string what;
+  absl::string_view reason;
   if (static_cast<int64_t>(entries_.size()) >= max_ids_) {
-    return full(absl::StrCat(max_ids_, " request ids (--max_request_ids)"), "REQUEST_ID_LIMIT");
+    what = absl::StrCat(max_ids_, " request ids (--max_request_ids)");
+    reason = "REQUEST_ID_LIMIT";
+  } else if (bytes_ + kEntryBytes > max_bytes_) {
+    what = absl::StrCat(bytes_, " bytes of answers by request id, at most ", max_bytes_, " (--max_request_id_bytes),");
+    reason = "REQUEST_ID_BYTES_LIMIT";
+  } else {
+    return absl::OkStatus();
   }
-  if (bytes_ + kEntryBytes > max_bytes_) {
-    return full(
-        absl::StrCat(bytes_, " bytes of answers by request id, at most ", max_bytes_, " (--max_request_id_bytes),"),
-        "REQUEST_ID_BYTES_LIMIT");
-  }
-  return absl::OkStatus();
+  ++refusals_;
+  const absl::Status full = absl::ResourceExhaustedError(
+      absl::StrCat("the server remembers ", what,
+                   " of the last ten minutes and has no room for more; retry later, or without a request id"));
+  return WithRetryAfter(WithReason(full, reason), absl::Seconds(30));
 }
 
 absl::StatusOr<std::string> RequestTable::Once(absl::string_view owner, absl::string_view method,

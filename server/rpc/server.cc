@@ -76,6 +76,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
       {"max_transfers", options.limits.max_transfers, 1, 1 << 20},
       {"max_models", options.limits.max_models, 1, 1 << 20},
       {"max_rpc_memory_bytes", options.limits.max_rpc_memory_bytes, 0, int64_t{1} << 50},
+      {"max_reply_bytes", options.limits.max_reply_bytes, 0, int64_t{1} << 50},
       {"max_request_ids", options.limits.max_request_ids, 1, int64_t{1} << 31},
       {"max_request_id_bytes", options.limits.max_request_id_bytes, 0, int64_t{1} << 50},
       {"max_state_bytes", options.sessions.max_state_bytes, 0, int64_t{1} << 50},
@@ -84,6 +85,9 @@ absl::Status CheckOptions(const ServerOptions& options) {
     if (number.value < number.least || number.value > number.most) {
       return wrong(number.name, number.value, absl::StrCat(number.least, " to ", number.most));
     }
+  }
+  if (options.limits.max_stall < absl::Milliseconds(100)) {
+    return wrong("max_stall", absl::FormatDuration(options.limits.max_stall), "100ms or more, or inf");
   }
   if (options.sessions.default_ttl < absl::Seconds(1)) {
     return wrong("session_ttl", absl::FormatDuration(options.sessions.default_ttl), "1s or more, or inf");
@@ -166,6 +170,7 @@ struct Server::Impl {
         repository(set.repository, &core.models, &core.metrics) {
     core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, [this] { return UseByLabel(); });
     core.metrics.SetRequestIds([this] { return core.requests.counts(); });
+    core.metrics.SetReplyBytes([this] { return core.replies.bytes(); }, [this] { return core.replies.max_bytes(); });
     core.models.SetListener([this] {
       absl::MutexLock lock(&health_mu);
       UpdateHealth();
@@ -191,6 +196,7 @@ struct Server::Impl {
     }
     // A scrape may come at any time, and what these ask is gone before the metrics are.
     core.metrics.SetModels(nullptr);
+    core.metrics.SetReplyBytes(nullptr, nullptr);
     core.metrics.SetSessions(nullptr, nullptr);
     core.metrics.SetRequestIds(nullptr);
   }
@@ -232,6 +238,7 @@ struct Server::Impl {
       RereadOwners();
       core.sessions.DropExpired(SteadyNow());
       core.models.DropRetired(SteadyNow());
+      core.metrics.CountStalls(core.stalls.Cut(absl::Now()));
       // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
       if (!device_failed && core.models.AnyDeviceFailed()) {
         device_failed = true;

@@ -6,10 +6,12 @@
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/once.h"
+#include "server/rpc/owner_page.h"
 #include "server/rpc/prepare.h"
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
 #include "server/rpc/status.h"
+#include "server/rpc/unary.h"
 
 namespace palimpsest {
 namespace {
@@ -17,9 +19,10 @@ namespace {
 constexpr int32_t kMaxForks = 1024;
 
 // A failed call with an etag: what is stale stays so, and a retry of the same call cannot help.
-absl::Status WithEtag(const absl::Status& status, ServerCore& core, const std::string& id, const std::string& etag) {
+absl::Status WithEtag(const absl::Status& status, ServerCore& core, const Call& call, const std::string& etag) {
+  const std::string& id = call.log.session;
   if (status.code() == absl::StatusCode::kAborted && !etag.empty()) {
-    const absl::StatusOr<SessionInfo> session = core.sessions.Get(kDefaultOwner, id, SteadyNow());
+    const absl::StatusOr<SessionInfo> session = core.sessions.Get(call.identity().owner, id, SteadyNow());
     if (session.ok() && absl::StrCat(session->version) != etag) {
       return WithoutRetry(WithReason(status, "ETAG_STALE", {{"session", absl::StrCat("sessions/", id)}}));
     }
@@ -27,115 +30,129 @@ absl::Status WithEtag(const absl::Status& status, ServerCore& core, const std::s
   return status.ok() ? status : SessionError(status, id);
 }
 
-class SessionServiceImpl final : public v1::SessionService::CallbackService {
+using S = v1::SessionService;
+using RawService = S::WithRawCallbackMethod_CreateSession<
+    S::WithRawCallbackMethod_GetSession<S::WithRawCallbackMethod_ListSessions<S::WithRawCallbackMethod_UpdateSession<
+        S::WithRawCallbackMethod_ForkSession<S::WithRawCallbackMethod_DeleteSession<S::Service>>>>>>;
+
+class SessionServiceImpl final : public RawService {
  public:
   explicit SessionServiceImpl(ServerCore& core) : core_(core) {}
 
-  grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context, const v1::CreateSessionRequest* request,
-                                          v1::Session* response) override {
-    constexpr char kMethod[] = "palimpsest.v1.SessionService/CreateSession";
-    return RunUnary(core_, context, kMethod, [&](CallLog& log) {
-      return Once(core_, kMethod, *request, response,
-                  [&](v1::Session* made) -> absl::Status { return Create(*request, log, made); });
-    });
+  grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kCreateSession, request, answer, &SessionServiceImpl::Create);
   }
-
-  grpc::ServerUnaryReactor* GetSession(grpc::CallbackServerContext* context, const v1::GetSessionRequest* request,
-                                       v1::Session* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SessionService/GetSession", [&](CallLog& log) -> absl::Status {
-      Violations violations;
-      CheckName("name", "sessions", request->name(), &log.session, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<SessionInfo> session = core_.sessions.Get(kDefaultOwner, log.session, SteadyNow());
-      if (!session.ok()) return SessionError(session.status(), log.session);
-      FillSession(*session, response);
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* GetSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kGetSession, request, answer, &SessionServiceImpl::Get);
   }
-
-  grpc::ServerUnaryReactor* ListSessions(grpc::CallbackServerContext* context, const v1::ListSessionsRequest* request,
-                                         v1::ListSessionsResponse* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SessionService/ListSessions", [&](CallLog&) -> absl::Status {
-      Violations violations;
-      int32_t limit = 0;
-      CheckPageSize(request->page_size(), &limit, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<std::string> after = core_.pages.Read("sessions", request->page_token());
-      if (!after.ok()) return after.status();
-      // One more than asked for tells whether there is another page.
-      std::vector<SessionInfo> sessions = core_.sessions.List(kDefaultOwner, *after, limit + 1, SteadyNow());
-      if (static_cast<int32_t>(sessions.size()) > limit) {
-        sessions.pop_back();
-        response->set_next_page_token(core_.pages.Make("sessions", sessions.back().id));
-      }
-      for (const SessionInfo& session : sessions) FillSession(session, response->add_sessions());
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* ListSessions(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kListSessions, request, answer, &SessionServiceImpl::List);
   }
-
-  grpc::ServerUnaryReactor* UpdateSession(grpc::CallbackServerContext* context, const v1::UpdateSessionRequest* request,
-                                          v1::Session* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SessionService/UpdateSession", [&](CallLog& log) -> absl::Status {
-      const v1::Session& wanted = request->session();
-      Violations violations;
-      CheckName("session.name", "sessions", wanted.name(), &log.session, violations);
-      absl::Duration ttl;
-      bool change_ttl = !request->has_update_mask() && wanted.has_ttl();
-      for (const std::string& path : request->update_mask().paths()) {
-        if (path == "ttl" || path == "*") {
-          change_ttl = true;
-        } else {
-          violations.Add("update_mask", absl::StrCat("names ", Quoted(path), "; accepted: \"ttl\", or no mask"));
-        }
-      }
-      if (wanted.has_ttl()) {
-        CheckTtl("session.ttl", wanted.ttl(), &ttl, violations);
-      } else if (change_ttl) {
-        violations.Add("session.ttl", "is named in update_mask but absent; accepted: a duration, 0 for no expiry");
-      }
-      if (!violations.empty()) return violations.ToStatus();
-
-      absl::StatusOr<SessionInfo> session = absl::InternalError("");
-      if (change_ttl) {
-        session = core_.sessions.UpdateTtl(kDefaultOwner, log.session, ttl, wanted.etag(), SteadyNow());
-        if (!session.ok()) return WithEtag(session.status(), core_, log.session, wanted.etag());
-      } else {
-        session = core_.sessions.Get(kDefaultOwner, log.session, SteadyNow());
-        if (!session.ok()) return SessionError(session.status(), log.session);
-        if (!wanted.etag().empty() && wanted.etag() != absl::StrCat(session->version)) {
-          return WithEtag(absl::AbortedError(absl::StrCat("sessions/", log.session, " has changed: its etag is \"",
-                                                          session->version, "\", not ", Quoted(wanted.etag()),
-                                                          "; get it again and retry")),
-                          core_, log.session, wanted.etag());
-        }
-      }
-      FillSession(*session, response);
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* UpdateSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kUpdateSession, request, answer, &SessionServiceImpl::Update);
   }
-
-  grpc::ServerUnaryReactor* ForkSession(grpc::CallbackServerContext* context, const v1::ForkSessionRequest* request,
-                                        v1::ForkSessionResponse* response) override {
-    constexpr char kMethod[] = "palimpsest.v1.SessionService/ForkSession";
-    return RunUnary(core_, context, kMethod, [&](CallLog& log) {
-      return Once(core_, kMethod, *request, response,
-                  [&](v1::ForkSessionResponse* made) -> absl::Status { return Fork(*request, log, made); });
-    });
+  grpc::ServerUnaryReactor* ForkSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                        grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kForkSession, request, answer, &SessionServiceImpl::Fork);
   }
-
-  grpc::ServerUnaryReactor* DeleteSession(grpc::CallbackServerContext* context, const v1::DeleteSessionRequest* request,
-                                          google::protobuf::Empty*) override {
-    return RunUnary(core_, context, "palimpsest.v1.SessionService/DeleteSession", [&](CallLog& log) -> absl::Status {
-      Violations violations;
-      CheckName("name", "sessions", request->name(), &log.session, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      return WithEtag(core_.sessions.Delete(kDefaultOwner, log.session, request->etag(), SteadyNow()), core_,
-                      log.session, request->etag());
-    });
+  grpc::ServerUnaryReactor* DeleteSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kDeleteSession, request, answer, &SessionServiceImpl::Delete);
   }
 
  private:
-  absl::Status Create(const v1::CreateSessionRequest& request, CallLog& log, v1::Session* response) {
+  absl::Status Create(Call& call, const v1::CreateSessionRequest& request, v1::Session* response) {
+    return Once(core_, call.identity().owner, methods::kCreateSession.name, request, response,
+                [&](v1::Session* made) { return CreateOnce(request, call, made); });
+  }
+
+  absl::Status Get(Call& call, const v1::GetSessionRequest& request, v1::Session* response) {
+    Violations violations;
+    CheckName("name", "sessions", request.name(), &call.log.session, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::StatusOr<SessionInfo> session = core_.sessions.Get(call.identity().owner, call.log.session, SteadyNow());
+    if (!session.ok()) return SessionError(session.status(), call.log.session);
+    FillSession(*session, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status List(Call& call, const v1::ListSessionsRequest& request, v1::ListSessionsResponse* response) {
+    Violations violations;
+    int32_t limit = 0;
+    CheckPageSize(request.page_size(), &limit, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    const absl::StatusOr<OwnerPage> page =
+        OwnerPage::Read(core_.pages, call.identity(), "sessions", request.owner(), request.page_token());
+    if (!page.ok()) return page.status();
+    const auto& [owner, id] = page->after();
+    // One more than asked for tells whether there is another page.
+    std::vector<SessionInfo> sessions = page->all_owners()
+                                            ? core_.sessions.ListAll(page->after(), limit + 1, SteadyNow())
+                                            : core_.sessions.List(owner, id, limit + 1, SteadyNow());
+    if (static_cast<int32_t>(sessions.size()) > limit) {
+      sessions.pop_back();
+      response->set_next_page_token(page->TokenAfter(sessions.back()));
+    }
+    for (const SessionInfo& session : sessions) FillSession(session, response->add_sessions());
+    return absl::OkStatus();
+  }
+
+  absl::Status Update(Call& call, const v1::UpdateSessionRequest& request, v1::Session* response) {
+    const v1::Session& wanted = request.session();
+    Violations violations;
+    CheckName("session.name", "sessions", wanted.name(), &call.log.session, violations);
+    absl::Duration ttl;
+    bool change_ttl = !request.has_update_mask() && wanted.has_ttl();
+    for (const std::string& path : request.update_mask().paths()) {
+      if (path == "ttl" || path == "*") {
+        change_ttl = true;
+      } else {
+        violations.Add("update_mask", absl::StrCat("names ", Quoted(path), "; accepted: \"ttl\", or no mask"));
+      }
+    }
+    if (wanted.has_ttl()) {
+      CheckTtl("session.ttl", wanted.ttl(), &ttl, violations);
+    } else if (change_ttl) {
+      violations.Add("session.ttl", "is named in update_mask but absent; accepted: a duration, 0 for no expiry");
+    }
+    if (!violations.empty()) return violations.ToStatus();
+
+    absl::StatusOr<SessionInfo> session = absl::InternalError("");
+    if (change_ttl) {
+      session = core_.sessions.UpdateTtl(call.identity().owner, call.log.session, ttl, wanted.etag(), SteadyNow());
+      if (!session.ok()) return WithEtag(session.status(), core_, call, wanted.etag());
+    } else {
+      session = core_.sessions.Get(call.identity().owner, call.log.session, SteadyNow());
+      if (!session.ok()) return SessionError(session.status(), call.log.session);
+      if (!wanted.etag().empty() && wanted.etag() != absl::StrCat(session->version)) {
+        return WithEtag(absl::AbortedError(absl::StrCat("sessions/", call.log.session, " has changed: its etag is \"",
+                                                        session->version, "\", not ", Quoted(wanted.etag()),
+                                                        "; get it again and retry")),
+                        core_, call, wanted.etag());
+      }
+    }
+    FillSession(*session, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status Fork(Call& call, const v1::ForkSessionRequest& request, v1::ForkSessionResponse* response) {
+    return Once(core_, call.identity().owner, methods::kForkSession.name, request, response,
+                [&](v1::ForkSessionResponse* made) { return ForkOnce(request, call, made); });
+  }
+
+  absl::Status Delete(Call& call, const v1::DeleteSessionRequest& request, google::protobuf::Empty*) {
+    Violations violations;
+    CheckName("name", "sessions", request.name(), &call.log.session, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    return WithEtag(core_.sessions.Delete(call.identity().owner, call.log.session, request.etag(), SteadyNow()), core_,
+                    call, request.etag());
+  }
+
+  absl::Status CreateOnce(const v1::CreateSessionRequest& request, Call& call, v1::Session* response) {
     Violations violations;
     if (!request.session_id().empty()) CheckNewId("session_id", request.session_id(), /*dots=*/false, violations);
     std::string model_id;
@@ -157,14 +174,14 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
     const absl::Time now = SteadyNow();
     std::string source_model;
     if (request.has_source_session()) {
-      absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(kDefaultOwner, source, now);
+      absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(call.identity().owner, source, now);
       if (!parked.ok()) return SessionError(parked.status(), source);
       source_model = parked->model;
       session.state = parked->state;
     } else if (request.has_source_snapshot()) {
-      absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(kDefaultOwner, source, now);
+      absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(call.identity().owner, source, now);
       if (!info.ok()) return SnapshotError(info.status(), source);
-      absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(kDefaultOwner, source, now);
+      absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(call.identity().owner, source, now);
       if (!state.ok()) return SnapshotError(state.status(), source);
       source_model = info->model;
       session.state = *state;
@@ -184,20 +201,20 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
                             absl::StrCat("the source is of an earlier models/", model->id(), " with other weights")),
                         "MODEL_REPLACED");
     }
-    log.model = model->id();
+    call.log.model = model->id();
     session.id = request.session_id();
     session.model = model->id();
     session.state_bytes = model->engine().state_format().bytes;
-    absl::StatusOr<SessionInfo> made = core_.sessions.Create(kDefaultOwner, std::move(session), now);
+    absl::StatusOr<SessionInfo> made = core_.sessions.Create(call.identity().owner, std::move(session), now);
     if (!made.ok()) return SessionError(made.status(), request.session_id());
-    log.session = made->id;
+    call.log.session = made->id;
     FillSession(*made, response);
     return absl::OkStatus();
   }
 
-  absl::Status Fork(const v1::ForkSessionRequest& request, CallLog& log, v1::ForkSessionResponse* response) {
+  absl::Status ForkOnce(const v1::ForkSessionRequest& request, Call& call, v1::ForkSessionResponse* response) {
     Violations violations;
-    CheckName("name", "sessions", request.name(), &log.session, violations);
+    CheckName("name", "sessions", request.name(), &call.log.session, violations);
     const int32_t named = request.session_ids_size();
     const int32_t count = request.count() != 0 ? request.count() : named != 0 ? named : 1;
     if (count < 1 || count > kMaxForks) {
@@ -220,8 +237,8 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
     std::vector<std::string> ids(request.session_ids().begin(), request.session_ids().end());
     ids.resize(count);
     absl::StatusOr<std::vector<SessionInfo>> made =
-        core_.sessions.Fork(kDefaultOwner, log.session, std::move(ids), ttl, SteadyNow());
-    if (!made.ok()) return SessionError(made.status(), log.session);
+        core_.sessions.Fork(call.identity().owner, call.log.session, std::move(ids), ttl, SteadyNow());
+    if (!made.ok()) return SessionError(made.status(), call.log.session);
     for (const SessionInfo& session : *made) FillSession(session, response->add_sessions());
     return absl::OkStatus();
   }

@@ -8,15 +8,16 @@
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/once.h"
+#include "server/rpc/owner_page.h"
 #include "server/rpc/prepare.h"
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
 #include "server/rpc/status.h"
+#include "server/rpc/unary.h"
+#include "server/rpc/wire.h"
 
 namespace palimpsest {
 namespace {
-
-constexpr size_t kPieceBytes = size_t{1} << 20;
 
 // A place among the transfers that may run at once.
 class TransferPlace {
@@ -43,11 +44,12 @@ class TransferPlace {
 };
 
 // Sends the bytes of a snapshot. Deletes itself when gRPC is done.
-class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotResponse> {
+class DownloadCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
-  DownloadCall(ServerCore& core, grpc::CallbackServerContext* context, const v1::DownloadSnapshotRequest& request)
-      : core_(core), call_(core, context, "palimpsest.v1.SnapshotService/DownloadSnapshot"), place_(core) {
-    status_ = Begin(request);
+  DownloadCall(ServerCore& core, grpc::CallbackServerContext* context, const grpc::ByteBuffer& request)
+      : core_(core), call_(core, context, methods::kDownloadSnapshot), place_(core) {
+    call_.SetId("");
+    status_ = Guarded([&] { return Begin(request); });
     if (status_.ok()) {
       WriteNext();
     } else {
@@ -56,6 +58,7 @@ class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotR
   }
 
   void OnWriteDone(bool ok) override {
+    call_.EndWait(static_cast<int64_t>(piece_.Length()));
     if (!ok) {
       status_ = absl::CancelledError("the caller has gone");
     } else if (sent_ < bytes_.size()) {
@@ -69,16 +72,18 @@ class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotR
   }
 
  private:
-  absl::Status Begin(const v1::DownloadSnapshotRequest& request) {
+  absl::Status Begin(const grpc::ByteBuffer& bytes) {
     if (!call_.admitted().ok()) return call_.admitted();
+    v1::DownloadSnapshotRequest request;
+    if (absl::Status status = ReadMessage(bytes, call_.limits(), &request); !status.ok()) return status;
     Violations violations;
     std::string id;
     CheckName("name", "snapshots", request.name(), &id, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(kDefaultOwner, id, SteadyNow());
+    absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(call_.identity().owner, id, SteadyNow());
     if (!info.ok()) return SnapshotError(info.status(), id);
     if (absl::Status status = place_.Take(); !status.ok()) return status;
-    absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(kDefaultOwner, id, SteadyNow());
+    absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(call_.identity().owner, id, SteadyNow());
     if (!state.ok()) return SnapshotError(state.status(), id);
     call_.log.model = info->model;
     absl::StatusOr<std::string> bytes = SerializeSnapshot(**state);
@@ -90,10 +95,12 @@ class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotR
 
   void WriteNext() {
     if (sent_ > 0) message_.clear_snapshot();
-    const size_t size = std::min(kPieceBytes, bytes_.size() - sent_);
+    const size_t size = std::min(static_cast<size_t>(kPieceBytes), bytes_.size() - sent_);
     message_.set_data(bytes_.substr(sent_, size));
     sent_ += size;
-    StartWrite(&message_);
+    status_ = WriteMessage(message_, &piece_);
+    call_.BeginWait(static_cast<int64_t>(piece_.Length()));
+    StartWrite(&piece_);
   }
 
   ServerCore& core_;
@@ -103,37 +110,37 @@ class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotR
   std::string bytes_;
   size_t sent_ = 0;
   v1::DownloadSnapshotResponse message_;
+  grpc::ByteBuffer piece_;  // gRPC's from StartWrite to OnWriteDone
 };
 
 // Takes the bytes of a snapshot. No model is referred to between pieces: a caller that stalls must not hold up an
 // unload. Deletes itself when gRPC is done.
-class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotRequest> {
+class UploadCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
  public:
-  UploadCall(ServerCore& core, grpc::CallbackServerContext* context, v1::Snapshot* response)
-      : core_(core),
-        call_(core, context, "palimpsest.v1.SnapshotService/UploadSnapshot"),
-        place_(core),
-        context_(context),
-        response_(response) {
+  UploadCall(ServerCore& core, grpc::CallbackServerContext* context, grpc::ByteBuffer* answer)
+      : core_(core), call_(core, context, methods::kUploadSnapshot), place_(core), context_(context), answer_(answer) {
+    call_.SetId("");
     status_ = call_.admitted();
-    if (status_.ok()) status_ = place_.Take();
     if (status_.ok()) {
-      StartRead(&message_);
+      ReadNext();
     } else {
       Finish(ToGrpc(status_));
     }
   }
 
   void OnReadDone(bool ok) override {
+    call_.EndWait(ok ? static_cast<int64_t>(piece_.Length()) : 0);
     if (ok) {
-      status_ = Take();
-      if (status_.ok()) return StartRead(&message_);
+      status_ = Guarded([this] { return Take(); });
+      if (status_.ok()) return ReadNext();
     } else if (context_->IsCancelled()) {
       status_ = absl::CancelledError("the caller has gone");
     } else {
-      status_ = Store();
+      // Its checksum and its digest are made. Where that is done at once, this object may be gone after it.
+      const absl::Status taken = core_.RunBySize(bytes_.size(), [this] { End(Guarded([this] { return Store(); })); });
+      return taken.ok() ? void() : End(taken);
     }
-    Finish(ToGrpc(status_));
+    End(status_);
   }
   void OnDone() override {
     call_.End(status_);
@@ -141,10 +148,25 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotReques
   }
 
  private:
+  void End(const absl::Status& status) {
+    status_ = status;
+    call_.BeginWait(static_cast<int64_t>(answer_->Length()));
+    Finish(ToGrpc(status));
+  }
+
+  void ReadNext() {
+    call_.BeginWait(0);
+    StartRead(&piece_);
+  }
+
   // The message that has come.
   absl::Status Take() {
+    message_.Clear();
+    if (absl::Status status = ReadMessage(piece_, call_.limits(), &message_); !status.ok()) return status;
     Violations violations;
     if (first_) {
+      // Not before something has come: who only opens a stream takes nobody's place.
+      if (absl::Status status = place_.Take(); !status.ok()) return status;
       if (absl::Status status = TakeFirst(); !status.ok()) return status;
       first_ = false;
     } else if (!message_.snapshot_id().empty() || !message_.model().empty() || message_.has_snapshot()) {
@@ -153,7 +175,7 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotReques
                                                      : "snapshot",
                      "is set in a later message; accepted: in the first only");
     }
-    if (message_.data().size() > kPieceBytes) {
+    if (std::ssize(message_.data()) > kPieceBytes) {
       violations.Add("data",
                      absl::StrCat("has ", message_.data().size(), " bytes; accepted: pieces of at most ", kPieceBytes));
     }
@@ -198,18 +220,20 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotReques
       if (state.status().code() == absl::StatusCode::kInvalidArgument) return FieldViolation("data", message);
       return WithReason(absl::Status(state.status().code(), absl::StrCat("data: ", message)), "SNAPSHOT_REFUSED");
     }
-    absl::StatusOr<SnapshotInfo> made =
-        core_.sessions.AddSnapshot(kDefaultOwner, snapshot_id_, model_id_, std::move(*state), ttl_, SteadyNow());
+    absl::StatusOr<SnapshotInfo> made = core_.sessions.AddSnapshot(call_.identity().owner, snapshot_id_, model_id_,
+                                                                   std::move(*state), ttl_, SteadyNow());
     if (!made.ok()) return SnapshotError(made.status(), snapshot_id_);
-    FillSnapshot(*made, response_);
-    return absl::OkStatus();
+    v1::Snapshot response;
+    FillSnapshot(*made, &response);
+    return WriteMessage(response, answer_);
   }
 
   ServerCore& core_;
   Call call_;
   TransferPlace place_;
   grpc::CallbackServerContext* const context_;
-  v1::Snapshot* const response_;
+  grpc::ByteBuffer* const answer_;  // gRPC's, until OnDone
+  grpc::ByteBuffer piece_;          // gRPC's from StartRead to OnReadDone
   v1::UploadSnapshotRequest message_;
   absl::Status status_;
   bool first_ = true;
@@ -220,99 +244,110 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotReques
   std::string bytes_;
 };
 
-class SnapshotServiceImpl final : public v1::SnapshotService::CallbackService {
+using S = v1::SnapshotService;
+using RawService = S::WithRawCallbackMethod_CreateSnapshot<
+    S::WithRawCallbackMethod_GetSnapshot<S::WithRawCallbackMethod_ListSnapshots<S::WithRawCallbackMethod_DeleteSnapshot<
+        S::WithRawCallbackMethod_DownloadSnapshot<S::WithRawCallbackMethod_UploadSnapshot<S::Service>>>>>>;
+
+class SnapshotServiceImpl final : public RawService {
  public:
   explicit SnapshotServiceImpl(ServerCore& core) : core_(core) {}
 
-  grpc::ServerUnaryReactor* CreateSnapshot(grpc::CallbackServerContext* context,
-                                           const v1::CreateSnapshotRequest* request, v1::Snapshot* response) override {
-    constexpr char kMethod[] = "palimpsest.v1.SnapshotService/CreateSnapshot";
-    return RunUnary(core_, context, kMethod, [&](CallLog& log) {
-      return Once(core_, kMethod, *request, response,
-                  [&](v1::Snapshot* made) -> absl::Status { return Create(*request, log, made); });
-    });
+  grpc::ServerUnaryReactor* CreateSnapshot(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                           grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kCreateSnapshot, request, answer, &SnapshotServiceImpl::Create,
+                    RunsOn::kWorker);  // the state's digest is made
   }
-
-  grpc::ServerUnaryReactor* GetSnapshot(grpc::CallbackServerContext* context, const v1::GetSnapshotRequest* request,
-                                        v1::Snapshot* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SnapshotService/GetSnapshot", [&](CallLog&) -> absl::Status {
-      Violations violations;
-      std::string id;
-      CheckName("name", "snapshots", request->name(), &id, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<SnapshotInfo> snapshot = core_.sessions.GetSnapshot(kDefaultOwner, id, SteadyNow());
-      if (!snapshot.ok()) return SnapshotError(snapshot.status(), id);
-      FillSnapshot(*snapshot, response);
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* GetSnapshot(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                        grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kGetSnapshot, request, answer, &SnapshotServiceImpl::Get);
   }
-
-  grpc::ServerUnaryReactor* ListSnapshots(grpc::CallbackServerContext* context, const v1::ListSnapshotsRequest* request,
-                                          v1::ListSnapshotsResponse* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SnapshotService/ListSnapshots", [&](CallLog&) -> absl::Status {
-      Violations violations;
-      int32_t limit = 0;
-      CheckPageSize(request->page_size(), &limit, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<std::string> after = core_.pages.Read("snapshots", request->page_token());
-      if (!after.ok()) return after.status();
-      std::vector<SnapshotInfo> snapshots = core_.sessions.ListSnapshots(kDefaultOwner, *after, limit + 1, SteadyNow());
-      if (static_cast<int32_t>(snapshots.size()) > limit) {
-        snapshots.pop_back();
-        response->set_next_page_token(core_.pages.Make("snapshots", snapshots.back().id));
-      }
-      for (const SnapshotInfo& snapshot : snapshots) FillSnapshot(snapshot, response->add_snapshots());
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* ListSnapshots(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kListSnapshots, request, answer, &SnapshotServiceImpl::List);
   }
-
-  grpc::ServerUnaryReactor* DeleteSnapshot(grpc::CallbackServerContext* context,
-                                           const v1::DeleteSnapshotRequest* request,
-                                           google::protobuf::Empty*) override {
-    return RunUnary(core_, context, "palimpsest.v1.SnapshotService/DeleteSnapshot", [&](CallLog&) -> absl::Status {
-      Violations violations;
-      std::string id;
-      CheckName("name", "snapshots", request->name(), &id, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::Status status = core_.sessions.DeleteSnapshot(kDefaultOwner, id, SteadyNow());
-      return status.ok() ? status : SnapshotError(status, id);
-    });
+  grpc::ServerUnaryReactor* DeleteSnapshot(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                           grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kDeleteSnapshot, request, answer, &SnapshotServiceImpl::Delete);
   }
-
-  grpc::ServerWriteReactor<v1::DownloadSnapshotResponse>* DownloadSnapshot(
-      grpc::CallbackServerContext* context, const v1::DownloadSnapshotRequest* request) override {
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* DownloadSnapshot(grpc::CallbackServerContext* context,
+                                                               const grpc::ByteBuffer* request) override {
     return new DownloadCall(core_, context, *request);
   }
-
-  grpc::ServerReadReactor<v1::UploadSnapshotRequest>* UploadSnapshot(grpc::CallbackServerContext* context,
-                                                                     v1::Snapshot* response) override {
-    return new UploadCall(core_, context, response);
+  grpc::ServerReadReactor<grpc::ByteBuffer>* UploadSnapshot(grpc::CallbackServerContext* context,
+                                                            grpc::ByteBuffer* answer) override {
+    return new UploadCall(core_, context, answer);
   }
 
  private:
-  absl::Status Create(const v1::CreateSnapshotRequest& request, CallLog& log, v1::Snapshot* response) {
+  absl::Status Create(Call& call, const v1::CreateSnapshotRequest& request, v1::Snapshot* response) {
+    return Once(core_, call.identity().owner, methods::kCreateSnapshot.name, request, response,
+                [&](v1::Snapshot* made) { return CreateOnce(request, call, made); });
+  }
+
+  absl::Status Get(Call& call, const v1::GetSnapshotRequest& request, v1::Snapshot* response) {
+    Violations violations;
+    std::string id;
+    CheckName("name", "snapshots", request.name(), &id, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::StatusOr<SnapshotInfo> snapshot = core_.sessions.GetSnapshot(call.identity().owner, id, SteadyNow());
+    if (!snapshot.ok()) return SnapshotError(snapshot.status(), id);
+    FillSnapshot(*snapshot, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status List(Call& call, const v1::ListSnapshotsRequest& request, v1::ListSnapshotsResponse* response) {
+    Violations violations;
+    int32_t limit = 0;
+    CheckPageSize(request.page_size(), &limit, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    const absl::StatusOr<OwnerPage> page =
+        OwnerPage::Read(core_.pages, call.identity(), "snapshots", request.owner(), request.page_token());
+    if (!page.ok()) return page.status();
+    const auto& [owner, id] = page->after();
+    std::vector<SnapshotInfo> snapshots = page->all_owners()
+                                              ? core_.sessions.ListAllSnapshots(page->after(), limit + 1, SteadyNow())
+                                              : core_.sessions.ListSnapshots(owner, id, limit + 1, SteadyNow());
+    if (static_cast<int32_t>(snapshots.size()) > limit) {
+      snapshots.pop_back();
+      response->set_next_page_token(page->TokenAfter(snapshots.back()));
+    }
+    for (const SnapshotInfo& snapshot : snapshots) FillSnapshot(snapshot, response->add_snapshots());
+    return absl::OkStatus();
+  }
+
+  absl::Status Delete(Call& call, const v1::DeleteSnapshotRequest& request, google::protobuf::Empty*) {
+    Violations violations;
+    std::string id;
+    CheckName("name", "snapshots", request.name(), &id, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::Status status = core_.sessions.DeleteSnapshot(call.identity().owner, id, SteadyNow());
+    return status.ok() ? status : SnapshotError(status, id);
+  }
+
+  absl::Status CreateOnce(const v1::CreateSnapshotRequest& request, Call& call, v1::Snapshot* response) {
     Violations violations;
     if (!request.snapshot_id().empty()) CheckNewId("snapshot_id", request.snapshot_id(), /*dots=*/false, violations);
-    CheckName("session", "sessions", request.session(), &log.session, violations);
+    CheckName("session", "sessions", request.session(), &call.log.session, violations);
     absl::Duration ttl = absl::InfiniteDuration();
     if (request.snapshot().has_ttl()) CheckTtl("snapshot.ttl", request.snapshot().ttl(), &ttl, violations);
     if (!violations.empty()) return violations.ToStatus();
 
     const absl::Time now = SteadyNow();
-    absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(kDefaultOwner, log.session, now);
-    if (!parked.ok()) return SessionError(parked.status(), log.session);
+    absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(call.identity().owner, call.log.session, now);
+    if (!parked.ok()) return SessionError(parked.status(), call.log.session);
     // As for a new session: while the model is referred to, unloading waits, and then finds the snapshot.
     absl::StatusOr<ModelRef> model = core_.models.Find(parked->model);
     if (!model.ok()) return model.status();
-    log.model = model->id();
+    call.log.model = model->id();
     StatePtr state = parked->state;
     if (state == nullptr) {
       absl::StatusOr<StatePtr> empty = EmptyState(model->engine().state_format());
       if (!empty.ok()) return SnapshotError(empty.status(), request.snapshot_id());
       state = *std::move(empty);
     }
-    absl::StatusOr<SnapshotInfo> made =
-        core_.sessions.AddSnapshot(kDefaultOwner, request.snapshot_id(), model->id(), std::move(state), ttl, now);
+    absl::StatusOr<SnapshotInfo> made = core_.sessions.AddSnapshot(call.identity().owner, request.snapshot_id(),
+                                                                   model->id(), std::move(state), ttl, now);
     if (!made.ok()) return SnapshotError(made.status(), request.snapshot_id());
     FillSnapshot(*made, response);
     return absl::OkStatus();

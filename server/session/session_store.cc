@@ -513,7 +513,7 @@ void SessionStore::EndLease(uint64_t serial, LeaseEnd end, StatePtr state, absl:
 
 void SessionStore::DropExpiredLocked(absl::Time now, Later& later) {
   if (now < no_expiry_before_) return;
-  no_expiry_before_ = absl::InfiniteFuture();
+  absl::Time next = absl::InfiniteFuture();
   for (auto it = sessions_.begin(); it != sessions_.end();) {
     // The end of a lease sets the time anew.
     if (it->second.lease != 0) {
@@ -521,26 +521,27 @@ void SessionStore::DropExpiredLocked(absl::Time now, Later& later) {
     } else if (it->second.info.expire_time <= now) {
       it = Erase(it, later);
     } else {
-      no_expiry_before_ = std::min(no_expiry_before_, (it++)->second.info.expire_time);
+      next = std::min(next, (it++)->second.info.expire_time);
     }
   }
   for (auto it = snapshots_.begin(); it != snapshots_.end();) {
     if (it->second.info.expire_time <= now) {
       it = Erase(it, later);
     } else {
-      no_expiry_before_ = std::min(no_expiry_before_, (it++)->second.info.expire_time);
+      next = std::min(next, (it++)->second.info.expire_time);
     }
   }
   for (auto& [serial, lease] : leases_) {
     std::erase_if(lease.waiters, [&](Waiter& waiter) {
       if (waiter.until > now) {
-        no_expiry_before_ = std::min(no_expiry_before_, waiter.until);
+        next = std::min(next, waiter.until);
         return false;
       }
       later.calls.push_back(std::move(waiter.then));
       return true;
     });
   }
+  no_expiry_before_ = next;
 }
 
 SessionStore::Sessions::iterator SessionStore::Erase(Sessions::iterator session, Later& later) {
