@@ -130,6 +130,12 @@ ABSL_FLAG(
     double, max_resets_per_second, Defaults().connections.max_resets_per_second,
     "Calls that one peer may begin and give up in a second, over ten seconds; then its connection is ended. 0: not "
     "bounded, for a server behind a proxy that bounds them.");
+ABSL_FLAG(std::string, auth_tokens_file, "",
+          "File of the owners that may call, with hashes of their tokens, roles and shares: docs/owners.md. Read again "
+          "when it changes. Empty: none, and without --tls_client_ca everybody may do everything.");
+ABSL_FLAG(std::vector<std::string>, admin_identities, {},
+          "Certificates whose owners are admins where there is no --auth_tokens_file, separated by commas: URI:..., "
+          "DNS:... or CN:....");
 
 ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
           "Threads of the arithmetic, for each model. 0: one for each whole processor that the process may use: its "
@@ -214,9 +220,25 @@ const std::vector<FlagGroup>& Groups() {
        {"model", "model_root", "backend", "device", "device_memory_fraction", "state_write_interval", "state_dtype",
         "math", "model_repository", "model_repository_poll", "model_repository_retire_after"}},
       {"Network",
-       {"host", "port", "port_file", "metrics_address", "metrics_port_file", "tls_cert", "tls_key", "tls_client_ca",
-        "metrics_tls", "unix_socket", "unix_socket_mode", "insecure_public", "max_connections",
-        "max_connections_per_peer", "max_connection_idle", "handshake_timeout", "max_calls_per_second",
+       {"host",
+        "port",
+        "port_file",
+        "metrics_address",
+        "metrics_port_file",
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "auth_tokens_file",
+        "admin_identities",
+        "metrics_tls",
+        "unix_socket",
+        "unix_socket_mode",
+        "insecure_public",
+        "max_connections",
+        "max_connections_per_peer",
+        "max_connection_idle",
+        "handshake_timeout",
+        "max_calls_per_second",
         "max_resets_per_second"}},
       {"Engine", {"threads", "slots", "max_queue", "prefill_budget", "max_undelivered_tokens"}},
       {"Sessions", {"session_ttl", "max_sessions", "max_snapshots", "max_state_bytes"}},
@@ -344,7 +366,7 @@ ServerOptions ReadOptions() {
   options.tls_certificate_file = absl::GetFlag(FLAGS_tls_cert);
   options.tls_key_file = absl::GetFlag(FLAGS_tls_key);
   options.tls_client_ca_file = absl::GetFlag(FLAGS_tls_client_ca);
-  using MetricsTls = ServerOptions::MetricsTls;
+  "auth_tokens_file", "admin_identities", using MetricsTls = ServerOptions::MetricsTls;
   options.metrics_tls =
       OneOf<MetricsTls>("metrics_tls", absl::GetFlag(FLAGS_metrics_tls),
                         {{"auto", MetricsTls::kAuto}, {"on", MetricsTls::kOn}, {"off", MetricsTls::kOff}});

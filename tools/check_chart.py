@@ -42,6 +42,8 @@ REFUSED: tuple[tuple[Object, str], ...] = (
     ({"models": [{"name": "a", "path": "/x"}]}, "pattern"),
     ({"autoscaling": {"slotsUsed": 80}}, "slotsUsed"),
     ({"tls": {"clientAuthority": True}}, "secretName"),
+    ({"flags": {"auth_tokens_file": "/x"}}, "'auth_tokens_file'"),
+    ({"auth": {"secretName": "Not a name"}}, "pattern"),
 )
 
 

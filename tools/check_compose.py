@@ -48,7 +48,8 @@ def errors(files: list[str]) -> Iterator[str]:
 
 def main() -> int:
     """0 when all is well."""
-    found = [*errors(["compose.yaml"]), *errors(["compose.yaml", "compose.cuda.yaml"])]
+    files = ["compose.yaml", "compose.auth.yaml", "compose.cuda.yaml"]
+    found = [error for more in files for error in errors(list(dict.fromkeys(["compose.yaml", more])))]
     for error in found:
         print(error, file=sys.stderr)
     return 1 if found else 0

@@ -12,14 +12,17 @@ import sys
 ALLOWED: dict[str, set[str]] = {
     "base": set(),
     "kernels": {"base"},
+    "server/json": set(),
+    "server/auth": {"base", "server/json"},
     "server/tokenizer": {"base"},
-    "server/model": {"base", "kernels"},
+    "server/model": {"base", "kernels", "server/json"},
     "server/session": {"base", "kernels/common"},
     "server/engine": {"base", "server/model", "server/session", "server/tokenizer", "kernels"},
     "server/net": set(),
     "server/metrics": {"base", "server/engine", "server/session"},
     "server/rpc": {
         "base",
+        "server/auth",
         "server/engine",
         "server/metrics",
         "server/model",

@@ -159,10 +159,30 @@ struct Metrics::Impl {
                             .Name("palimpsest_model_repository_loads_total")
                             .Help("Versions that the model repository has loaded, or tried to, by status code.")
                             .Register(*registry);
+    owners_file_loads = &prometheus::BuildCounter()
+                             .Name("palimpsest_owners_file_loads_total")
+                             .Help("Times that a changed file of owners was read, by status code.")
+                             .Register(*registry);
+    owner_requests = &prometheus::BuildCounter()
+                          .Name("palimpsest_owner_requests_total")
+                          .Help("Calls that have ended, by owner and status code.")
+                          .Register(*registry);
+    owner_tokens = &prometheus::BuildCounter()
+                        .Name("palimpsest_owner_generated_tokens_total")
+                        .Help("Tokens generated, by owner.")
+                        .Register(*registry);
     requests = &prometheus::BuildCounter()
                     .Name("palimpsest_requests_total")
                     .Help("Calls that have ended, by method and status code.")
                     .Register(*registry);
+    owner_requests = &prometheus::BuildCounter()
+                          .Name("palimpsest_owner_requests_total")
+                          .Help("Requests that engines have ended, by owner.")
+                          .Register(*registry);
+    owner_tokens = &prometheus::BuildCounter()
+                        .Name("palimpsest_owner_tokens_total")
+                        .Help("Tokens of the prompts and replies of requests that have ended, by owner.")
+                        .Register(*registry);
     finished = &prometheus::BuildCounter()
                     .Name("palimpsest_finished_total")
                     .Help("Requests that the engine has ended, by reason; prompt: taken in or scored, none to follow.")
@@ -177,6 +197,14 @@ struct Metrics::Impl {
                              .Help("Connections that have ended; closed: by either side in the ordinary way.")
                              .Register(*registry);
     for (const char* reason : kEndReasons) ended_connections->Add({{"reason", reason}});
+  }
+
+  void CountOwner(const RequestSink::Finish& finish) const {
+    const std::string owner = owner_label ? owner_label(finish.owner) : finish.owner;
+    owner_requests->Add({{"owner", owner}}).Increment();
+    owner_tokens->Add({{"owner", owner}, {"kind", "prompt"}}).Increment(static_cast<double>(finish.prompt_tokens));
+    owner_tokens->Add({{"owner", owner}, {"kind", "generated"}})
+        .Increment(static_cast<double>(finish.generated_tokens));
   }
 
   ModelSeries SeriesOf(const std::string& model) {
@@ -240,6 +268,21 @@ struct Metrics::Impl {
       }
     }
     families.push_back(std::move(refused));
+    const struct {
+      const char* name;
+      const char* help;
+      int64_t ParkedUse::*value;
+    } owners[] = {
+        {"palimpsest_owner_sessions", "Sessions, by owner.", &ParkedUse::sessions},
+        {"palimpsest_owner_snapshots", "Snapshots, by owner.", &ParkedUse::snapshots},
+        {"palimpsest_owner_state_bytes", "What they count as, each a whole state, by owner.", &ParkedUse::state_bytes}};
+    for (const auto& family : owners) {
+      MetricFamily made{family.name, family.help, MetricType::Gauge, {}};
+      for (const auto& [owner, parked] : use.by_owner) {
+        made.metric.push_back(Value(static_cast<double>(parked.*family.value), {{"owner", owner}}, MetricType::Gauge));
+      }
+      families.push_back(std::move(made));
+    }
   }
 
   void CollectRequestIds(std::vector<MetricFamily>& families) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
@@ -406,7 +449,13 @@ struct Metrics::Impl {
   Family<prometheus::Counter>* requests;
   Family<prometheus::Gauge>* retiring;
   Family<prometheus::Counter>* repository_loads;
+  Family<prometheus::Counter>* owners_file_loads;
+  Family<prometheus::Counter>* owner_requests;
+  Family<prometheus::Counter>* owner_tokens;
   Family<prometheus::Counter>* finished;
+  Family<prometheus::Counter>* owner_requests;
+  Family<prometheus::Counter>* owner_tokens;
+  std::function<std::string(const std::string&)> owner_label;  // constant once there is a model
   Family<prometheus::Counter>* refused_connections;
   Family<prometheus::Counter>* ended_connections;
   std::atomic<bool> ready = false;
@@ -457,7 +506,10 @@ EngineObserver Metrics::Observe(const std::string& model) {
   };
   observer.on_queued = [to](absl::Duration waited) { to.queue->Observe(absl::ToDoubleSeconds(waited)); };
   observer.on_first_token = [to](absl::Duration time) { to.first_token->Observe(absl::ToDoubleSeconds(time)); };
-  observer.on_finish = [to](const RequestSink::Finish& finish) { to.finished.at(ReasonOf(finish))->Increment(); };
+  observer.on_finish = [this, to](const RequestSink::Finish& finish) {
+    to.finished.at(ReasonOf(finish))->Increment();
+    impl_->CountOwner(finish);
+  };
   observer.on_token = [to](absl::Duration since_last) { to.per_token->Observe(absl::ToDoubleSeconds(since_last)); };
   return observer;
 }
@@ -478,6 +530,18 @@ void Metrics::SetRetiring(const std::string& model, int32_t versions) {
 
 void Metrics::CountRepositoryLoad(const std::string& model, absl::string_view code) {
   impl_->repository_loads->Add({{"model", model}, {"code", std::string(code)}}).Increment();
+}
+
+void Metrics::CountOwnersFileLoad(absl::string_view code) {
+  impl_->owners_file_loads->Add({{"code", std::string(code)}}).Increment();
+}
+
+void Metrics::CountOwner(absl::string_view owner, absl::string_view code, int64_t generated_tokens) {
+  const std::string name(owner);
+  impl_->owner_requests->Add({{"owner", name}, {"code", std::string(code)}}).Increment();
+  if (generated_tokens > 0) {
+    impl_->owner_tokens->Add({{"owner", name}}).Increment(static_cast<double>(generated_tokens));
+  }
 }
 
 void Metrics::SetReady(bool ready) { impl_->ready = ready; }
@@ -518,6 +582,10 @@ void Metrics::CountConnectionEnded(absl::string_view reason) {
 void Metrics::SetReplyBytes(std::function<std::pair<int64_t, int64_t>()> bytes) {
   absl::MutexLock lock(&impl_->mu);
   impl_->reply_bytes = std::move(bytes);
+}
+
+void Metrics::SetOwnerLabel(std::function<std::string(const std::string& owner)> label) {
+  impl_->owner_label = std::move(label);
 }
 
 void Metrics::CountStalls(int32_t calls) { impl_->stalls->Increment(calls); }

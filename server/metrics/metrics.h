@@ -68,6 +68,10 @@ class Metrics {
   void SetRetiring(const std::string& model, int32_t versions);
   // The model repository has tried to load a version of the model.
   void CountRepositoryLoad(const std::string& model, absl::string_view code);
+  // The file of owners has changed and was read again.
+  void CountOwnersFileLoad(absl::string_view code);
+  // A call of an owner has ended. `owner` is one of few: those that the file of owners names, and one for the rest.
+  void CountOwner(absl::string_view owner, absl::string_view code, int64_t generated_tokens);
   // Whether the server takes requests, as its health says.
   void SetReady(bool ready);
   // The models there are, by id, and whether each is ready. `models` is called at each scrape, until it is replaced;
@@ -90,6 +94,9 @@ class Metrics {
   // Bytes of answers that wait to be read, and how many may; asked at each scrape until it is replaced; null: nothing
   // is told of them.
   void SetReplyBytes(std::function<std::pair<int64_t, int64_t>()> bytes);
+
+  // How owners are named in labels; identity without it. Before the first Observe.
+  void SetOwnerLabel(std::function<std::string(const std::string& owner)> label);
 
   // Calls were ended because their peers did nothing.
   void CountStalls(int32_t calls);

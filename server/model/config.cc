@@ -9,8 +9,8 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "base/file.h"
+#include "server/json/json.h"
 #include "server/model/architectures.h"
-#include "server/model/checkpoint/json.h"
 #include "server/model/config_keys.h"
 
 namespace palimpsest {

@@ -134,8 +134,17 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const Method&
   log.span_id = std::move(trace.span_id);
   log.parent_span_id = std::move(trace.parent_id);
   log.trace_state = std::move(trace.trace_state);
-  admitted_ = core_.call_rate.Admit(log.peer);
-  if (admitted_.ok()) admitted_ = core_.door.Enter();
+  admitted_ = Admit(method);
+}
+
+absl::Status Call::Admit(const Method& method) {
+  if (absl::Status status = core_.call_rate.Admit(log.peer); !status.ok()) return status;
+  absl::StatusOr<Identity> identity = IdentityOf(*core_.authenticator, *context_);
+  if (!identity.ok()) return identity.status();
+  identity_ = *std::move(identity);
+  log.owner = identity_.owner;
+  if (absl::Status status = CheckRole(identity_, method.who, method.name); !status.ok()) return status;
+  return core_.door.Enter();
 }
 
 void Call::NoteRead() { log.read_time = SteadyNow() - arrival_; }
@@ -156,7 +165,7 @@ bool Call::AwaitSession(const absl::Status& status, std::function<void(absl::Sta
   if (!absl::IsAborted(status) || log.session.empty() || std::exchange(waited_, true)) return false;
   const absl::Time until = SteadyNow() + kPatience;
   // The store calls on whatever thread ends the lease, the engine's as a rule, which has no time for this.
-  core_.sessions.AwaitEnding(owner_, log.session, until, [&workers = core_.workers, then = std::move(then)] {
+  core_.sessions.AwaitEnding(owner(), log.session, until, [&workers = core_.workers, then = std::move(then)] {
     const absl::Status taken = workers.Run([then] { then(absl::OkStatus()); });
     if (!taken.ok()) then(taken);
   });
@@ -176,6 +185,9 @@ void Call::End(const absl::Status& told) {
   log.total_time = now - arrival_;
   LogCall(log);
   core_.metrics.CountRequest(method_, log.code, log.total_time);
+  if (!log.owner.empty()) {
+    core_.metrics.CountOwner(core_.authenticator->LabelOf(log.owner), log.code, log.generated_tokens);
+  }
   if (log.read_time > absl::ZeroDuration()) core_.metrics.ObserveRead(method_, log.read_time);
   if (admitted_.ok()) core_.door.Leave();
 }

@@ -6,15 +6,19 @@
 #include <atomic>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "server/auth/authenticator.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/background.h"
 #include "server/rpc/call_rate.h"
+#include "server/rpc/caller.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/log.h"
 #include "server/rpc/memory_budget.h"
@@ -55,11 +59,13 @@ inline bool IsShort(size_t bytes) { return bytes <= (size_t{4} << 10); }
 
 // The order of the members is that of what they need: each is gone before those above it.
 struct ServerCore {
-  ServerCore(const Limits& set_limits, const SessionStoreOptions& session_options,
-             const ModelRegistry::Options& model_options, double max_calls_per_second)
-      : limits(set_limits),
+  ServerCore(std::unique_ptr<Authenticator> set_authenticator, const Limits& set_limits,
+             const SessionStoreOptions& session_options, const ModelRegistry::Options& model_options,
+             double max_calls_per_second)
+      : authenticator(std::move(set_authenticator)),
+        limits(set_limits),
         call_rate(max_calls_per_second),
-        sessions(session_options),
+        sessions(WithShares(session_options, authenticator.get())),
         requests(set_limits.max_request_ids, std::numeric_limits<int64_t>::max()),
         replies(std::numeric_limits<int64_t>::max()),
         memory({.max_state_bytes = session_options.max_state_bytes,
@@ -68,7 +74,7 @@ struct ServerCore {
                 .max_transfers = set_limits.max_transfers},
                MemoryLimits(), &sessions, &requests, &replies),
         stalls(set_limits.max_stall),
-        models(model_options, &metrics, &sessions, &memory),
+        models(WithShares(model_options, authenticator.get()), &metrics, &sessions, &memory),
         workers(kWorkThreads, kMaxLongRequests) {}
 
   // Few, so that the engine keeps its processors however many long requests come.
@@ -76,6 +82,7 @@ struct ServerCore {
   // Requests that may wait for one of them: each is counted in gRPC's memory as long as it does.
   static constexpr int32_t kMaxLongRequests = 1024;
 
+  const std::unique_ptr<Authenticator> authenticator;
   const Limits limits;
   CallRate call_rate;
   Metrics metrics;
@@ -109,13 +116,15 @@ class Call {
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  // Whether the door let it in: else the status to end it with.
+  // Whether the caller is known, may call this, and the door let it in: else the status to end it with.
   const absl::Status& admitted() const { return admitted_; }
+  // Who calls; of a call that is not admitted, perhaps nobody in particular.
+  const Identity& identity() const { return identity_; }
   absl::Time arrival() const { return arrival_; }
   absl::Time deadline() const { return deadline_; }
   const std::string& id() const { return log.id; }
   // Whose sessions and snapshots it is about.
-  const std::string& owner() const { return owner_; }
+  const std::string& owner() const { return identity_.owner; }
   MessageLimits limits() const { return limits_; }
 
   // The caller's id for logs, kept if it is fit for a header; the caller reads the call's in `x-request-id`. Before the
@@ -145,15 +154,17 @@ class Call {
   CallLog log;  // for the handler to fill in
 
  private:
+  absl::Status Admit(const Method& method);
+
   ServerCore& core_;
   grpc::CallbackServerContext* const context_;
   const char* const method_;
   const MessageLimits limits_;
   const absl::Time arrival_;
   absl::Time deadline_ = absl::InfiniteFuture();
-  std::string owner_ = kDefaultOwner;
   Stalls::Watch watch_;
   ReplyBudget::Hold reply_;
+  Identity identity_;
   absl::Status admitted_;
   bool waited_ = false;
   bool ended_ = false;

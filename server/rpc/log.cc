@@ -74,6 +74,7 @@ void LogCall(const CallLog& call) {
   const auto time = [&fields](const char* key, absl::Duration value) {
     if (value != absl::ZeroDuration()) fields[key] = Milliseconds(value);
   };
+  text("owner", call.owner);
   text("trace_id", call.trace_id);
   text("span_id", call.span_id);
   text("parent_span_id", call.parent_span_id);

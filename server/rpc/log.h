@@ -12,6 +12,7 @@ namespace palimpsest {
 struct CallLog {
   std::string id;
   std::string method;
+  std::string owner;
   std::string trace_id;
   std::string span_id;
   std::string parent_span_id;

@@ -148,7 +148,7 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::str
   return Engine::Start(std::move(*model), made.tokenizer, options_.engine, metrics_->Observe(id));
 }
 
-absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::string& folder) {
+absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::string& folder, ModelOrigin origin) {
   ServedModel* entry = nullptr;
   {
     absl::MutexLock lock(&mu_);
@@ -176,13 +176,17 @@ absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::
     models_.erase(id);
     return WithoutRetry(made.status());
   }
+  (*made)->info.origin = origin;
   const ModelInfo info = (*made)->info;
   AddToMetrics(info);
-  absl::MutexLock lock(&mu_);
-  entry->room = std::move((*made)->room);
-  entry->tokenizer = std::move((*made)->tokenizer);
-  entry->engine = std::move((*made)->engine);
-  entry->info = info;
+  {
+    absl::MutexLock lock(&mu_);
+    entry->room = std::move((*made)->room);
+    entry->tokenizer = std::move((*made)->tokenizer);
+    entry->engine = std::move((*made)->engine);
+    entry->info = info;
+  }
+  Report();
   return info;
 }
 
@@ -206,7 +210,7 @@ absl::StatusOr<ModelInfo> ModelRegistry::Replace(const std::string& id, const st
   {
     absl::MutexLock lock(&mu_);
     const auto found = models_.find(id);
-    if (found != models_.end() && !found->second->info.from_repository) {
+    if (found != models_.end() && found->second->info.origin != ModelOrigin::kRepository) {
       return absl::AlreadyExistsError(
           absl::StrCat("models/", id, " is there already, and not from the repository; ", "rename one of them"));
     }
@@ -219,13 +223,13 @@ absl::StatusOr<ModelInfo> ModelRegistry::Replace(const std::string& id, const st
   absl::StatusOr<std::unique_ptr<ServedModel>> made = Make(id, folder);
   if (!made.ok()) return made.status();
   (*made)->info.version = version;
-  (*made)->info.from_repository = true;
+  (*made)->info.origin = ModelOrigin::kRepository;
   const ModelInfo info = (*made)->info;
   int32_t retiring = 0;
   {
     absl::MutexLock lock(&mu_);
     std::unique_ptr<ServedModel>& place = models_[id];
-    if (place != nullptr && !place->info.from_repository) {  // LoadModel took the name meanwhile
+    if (place != nullptr && place->info.origin != ModelOrigin::kRepository) {  // LoadModel took the name meanwhile
       return absl::AlreadyExistsError(absl::StrCat("models/", id, " is there already, and not from the repository"));
     }
     std::swap(place, *made);
@@ -234,6 +238,7 @@ absl::StatusOr<ModelInfo> ModelRegistry::Replace(const std::string& id, const st
   }
   AddToMetrics(info);
   metrics_->SetRetiring(id, retiring);
+  Report();
   return info;
 }
 
@@ -249,6 +254,7 @@ void ModelRegistry::Retire(const std::string& id, absl::Duration retire_after) {
     retiring = RetiringOf(id);
   }
   metrics_->SetRetiring(id, retiring);
+  Report();
 }
 
 void ModelRegistry::Retire(std::unique_ptr<ServedModel> served, absl::Time by) {
@@ -317,6 +323,12 @@ EngineStats ModelRegistry::StatsOf(const std::string& id) const {
   return stats;
 }
 
+bool ModelRegistry::AnyReady() const {
+  absl::MutexLock lock(&mu_);
+  return std::ranges::any_of(models_,
+                             [](const auto& entry) { return entry.second->info.condition == ModelCondition::kReady; });
+}
+
 bool ModelRegistry::AnyDeviceFailed() const {
   absl::MutexLock lock(&mu_);
   const auto failed = [](const ServedModel& served) {
@@ -342,13 +354,23 @@ absl::Status ModelRegistry::Unload(const std::string& id) {
       return WithReason(absl::UnavailableError(absl::StrCat("models/", id, " is loading; unload it when it is ready")),
                         "MODEL_LOADING");
     }
-    if (found->second->info.from_repository) {
+    if (found->second->info.origin == ModelOrigin::kFlag) {
+      return WithReason(absl::FailedPreconditionError(absl::StrCat("models/", id, " was named by --model when the ",
+                                                                   "server was started; it goes when the server is ",
+                                                                   "started without it")),
+                        "MODEL_OF_FLAG");
+    }
+    if (found->second->info.origin == ModelOrigin::kRepository) {
       return WithReason(absl::FailedPreconditionError(absl::StrCat("models/", id, " comes from the server's ",
                                                                    "--model_repository; take its folder out there")),
                         "MODEL_OF_REPOSITORY");
     }
     entry = found->second.get();
     entry->info.condition = ModelCondition::kUnloading;
+  }
+  Report();
+  {
+    absl::MutexLock lock(&mu_);
     mu_.Await(absl::Condition(
         +[](ServedModel* waited) { return waited->references == 0; }, entry));
   }

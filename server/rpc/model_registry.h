@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -32,13 +33,16 @@
 namespace palimpsest {
 
 enum class ModelCondition : uint8_t { kLoading, kReady, kUnloading };
+// Who asked for a model. What a call has not loaded, a call does not unload: --model and --model_repository say what
+// this server is for.
+enum class ModelOrigin : uint8_t { kCall, kFlag, kRepository };
 
 // What there is to say about a model; all but the first two are empty while it loads.
 struct ModelInfo {
   std::string id;
   ModelCondition condition = ModelCondition::kLoading;
-  std::string version;           // in the model repository, if it has versions
-  bool from_repository = false;  // what came from there goes only with it
+  ModelOrigin origin = ModelOrigin::kCall;
+  std::string version;  // in the model repository, if it has versions
   std::string architecture;
   int64_t parameter_count = 0;
   std::string weight_dtype;
@@ -113,7 +117,8 @@ class ModelRegistry {
 
   // Takes the name, loads, warms up. Blocks for as long as that takes.
   // ALREADY_EXISTS: the name is taken.  RESOURCE_EXHAUSTED: max_models.  Else what the loaders said.
-  absl::StatusOr<ModelInfo> Load(const std::string& id, const std::string& folder);
+  absl::StatusOr<ModelInfo> Load(const std::string& id, const std::string& folder,
+                                 ModelOrigin origin = ModelOrigin::kCall);
   // Loads and warms up a version of a model of the repository, and puts it in the place of the one that is ready, if
   // there is one; that one retires, and is gone after `retire_after` at the latest. On error all is as before. Blocks
   // for as long as loading takes; one thread at a time calls this.
@@ -128,7 +133,7 @@ class ModelRegistry {
 
   // Refuses new references, waits for those there are, forgets the model's sessions and snapshots, frees it.
   // Blocks for as long as that takes. NOT_FOUND: no such model, or it is being unloaded already. UNAVAILABLE: loading.
-  // FAILED_PRECONDITION: it came from the repository.
+  // FAILED_PRECONDITION: it came from a flag or from the repository.
   absl::Status Unload(const std::string& id);
 
   // NOT_FOUND: no such model, or it is being unloaded.  UNAVAILABLE: it is loading.
@@ -143,6 +148,12 @@ class ModelRegistry {
   absl::StatusOr<ModelInfo> Get(const std::string& id) const;
   // By id.
   std::vector<ModelInfo> List() const;
+
+  // Whether some model answers calls.
+  bool AnyReady() const;
+  // Called after what AnyReady says may have changed, on the thread that changed it, without the registry's lock. Set
+  // before the first model is loaded.
+  void SetListener(std::function<void()> listener) { listener_ = std::move(listener); }
 
   // Whether the device of some model has failed. It will not come back in this process.
   bool AnyDeviceFailed() const;
@@ -166,6 +177,9 @@ class ModelRegistry {
   void AddToMetrics(const ModelInfo& info);
   int32_t RetiringOf(const std::string& id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Retire(std::unique_ptr<ServedModel> served, absl::Time by) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Report() const {
+    if (listener_) listener_();
+  }
   ModelRef Refer(ServedModel& served) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Drop(ServedModel* served);
 
@@ -173,6 +187,7 @@ class ModelRegistry {
   Metrics* const metrics_;
   SessionStore* const sessions_;
   MemoryBudget* const memory_;
+  std::function<void()> listener_;
   mutable absl::Mutex mu_;  // held for map operations only
   std::map<std::string, std::unique_ptr<ServedModel>> models_ ABSL_GUARDED_BY(mu_);
   std::vector<std::unique_ptr<ServedModel>> retiring_ ABSL_GUARDED_BY(mu_);

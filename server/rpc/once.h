@@ -10,8 +10,8 @@
 
 namespace palimpsest {
 
-// Runs `act`, which fills in the response, or gives the answer of an earlier call with the same request id; see
-// RequestTable.
+// Runs `act`, which fills in the response, or gives the answer of the owner's earlier call with the same request id;
+// see RequestTable.
 template <class Request, class Response, class Act>
 absl::Status Once(ServerCore& core, const Call& call, const char* method, const Request& request, Response* response,
                   const Act& act) {

@@ -17,6 +17,7 @@ void FillTimestamp(absl::Time time, google::protobuf::Timestamp* wire) {
 
 void FillSession(const SessionInfo& info, v1::Session* wire) {
   wire->set_name(absl::StrCat("sessions/", info.id));
+  wire->set_owner(info.owner);
   wire->set_model(absl::StrCat("models/", info.model));
   switch (info.condition) {
     case SessionCondition::kIdle:
@@ -46,6 +47,7 @@ void FillSession(const SessionInfo& info, v1::Session* wire) {
 
 void FillSnapshot(const SnapshotInfo& info, v1::Snapshot* wire) {
   wire->set_name(absl::StrCat("snapshots/", info.id));
+  wire->set_owner(info.owner);
   wire->set_model(absl::StrCat("models/", info.model));
   wire->set_position(info.position);
   wire->set_size_bytes(info.size_bytes);

@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -21,6 +22,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "grpc/health/v1/health.pb.h"
+#include "server/auth/authenticator.h"
 #include "server/engine/available_processors.h"
 #include "server/metrics/metrics.h"
 #include "server/metrics/page_server.h"
@@ -29,15 +31,17 @@
 #include "server/rpc/checks.h"
 #include "server/rpc/log.h"
 #include "server/rpc/services.h"
+#include "server/rpc/status.h"
 #include "server/rpc/threads.h"
 #include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {
 
-// The names that health tells of, besides "", the whole server.
-constexpr const char* kServiceNames[] = {"palimpsest.v1.GenerationService", "palimpsest.v1.SessionService",
-                                         "palimpsest.v1.SnapshotService", "palimpsest.v1.ModelService"};
+// The names that health tells of besides kModelServiceName; "" is the whole server.
+constexpr const char* kServiceNames[] = {"", "palimpsest.v1.GenerationService", "palimpsest.v1.SessionService",
+                                         "palimpsest.v1.SnapshotService"};
+constexpr char kModelServiceName[] = "palimpsest.v1.ModelService";
 
 // How often sessions and snapshots that nobody asks for are looked at.
 constexpr absl::Duration kSweepEvery = absl::Seconds(1);
@@ -206,9 +210,14 @@ PageServerOptions MetricsPage(const ServerOptions& options, const Tls& tls) {
 
 // Empty where something says who may call, or that anybody may.
 std::string WhyLoopbackOnly(const ServerOptions& options) {
-  if (options.insecure_public || !options.tls_client_ca_file.empty()) return "";
-  return "nothing says who may call; accepted: a loopback address, or --tls_client_ca (callers show certificates), or "
-         "--insecure_public (anybody may call)";
+  if (options.insecure_public || !options.tls_client_ca_file.empty() || !options.auth_tokens_file.empty()) return "";
+  return "nothing says who may call; accepted: a loopback address, or --auth_tokens_file (callers have tokens), or "
+         "--tls_client_ca (they show certificates), or --insecure_public (anybody may call)";
+}
+
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" || absl::StartsWith(host, "127.") ||
+         absl::StartsWith(host, "unix:");
 }
 
 EngineOptions Resolved(EngineOptions options) {
@@ -232,18 +241,22 @@ std::string ServerVersion() {
 }
 
 struct Server::Impl {
-  explicit Impl(const ServerOptions& set)
+  Impl(const ServerOptions& set, std::unique_ptr<Authenticator> authenticator)
       : options(set),
-        core(set.limits, set.sessions,
+        core(std::move(authenticator), set.limits, set.sessions,
              {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend},
              set.connections.max_calls_per_second),
         repository(set.repository, &core.models, &core.metrics) {
-    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); },
-                             [this] { return core.sessions.use(); });
+    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, [this] { return UseByLabel(); });
+    core.metrics.SetOwnerLabel([this](const std::string& owner) { return core.authenticator->LabelOf(owner); });
     core.metrics.SetRequestIds([this] { return core.requests.counts(); });
     core.metrics.SetReplyBytes([this] {
       const ReplyBudget::Counts counts = core.replies.counts();
       return std::pair(counts.bytes, counts.max_bytes);
+    });
+    core.models.SetListener([this] {
+      absl::MutexLock lock(&health_mu);
+      UpdateHealth();
     });
     core.metrics.SetModels([this] {
       std::map<std::string, bool> ready;
@@ -260,6 +273,10 @@ struct Server::Impl {
       sweep_stopped.notify_one();
       sweeper.join();
     }
+    {
+      absl::MutexLock lock(&health_mu);
+      health = nullptr;
+    }
     // A scrape may come at any time, and what these ask is gone before the metrics are.
     core.metrics.SetModels(nullptr);
     core.metrics.SetReplyBytes(nullptr);
@@ -269,31 +286,68 @@ struct Server::Impl {
 
   absl::Status Listen();
   absl::Status LoadModels();
-  // Health is that the server is open, and that its devices and its listener work.
-  void UpdateHealth(const std::function<void(Impl& impl)>& change) ABSL_LOCKS_EXCLUDED(health_mu);
+  // What is parked, with the owners as metrics name them.
+  SessionStore::Use UseByLabel() const {
+    SessionStore::Use use = core.sessions.use();
+    std::map<std::string, ParkedUse> by_label;
+    for (const auto& [owner, parked] : use.by_owner) {
+      ParkedUse& sum = by_label[core.authenticator->LabelOf(owner)];
+      sum.sessions += parked.sessions;
+      sum.snapshots += parked.snapshots;
+      sum.state_bytes += parked.state_bytes;
+    }
+    use.by_owner = std::move(by_label);
+    return use;
+  }
+  // What health depends on, besides the models. SERVING: all of it is so, and there is a model to answer with; that of
+  // ModelService, which can load one, needs none.
+  struct Conditions {
+    bool open = false;
+    bool devices_work = true;
+    bool accepting = true;
+  };
+  void Set(bool Conditions::*condition, bool value) ABSL_LOCKS_EXCLUDED(health_mu) {
+    absl::MutexLock lock(&health_mu);
+    conditions.*condition = value;
+    UpdateHealth();
+  }
+  bool Is(bool Conditions::*condition) ABSL_LOCKS_EXCLUDED(health_mu) {
+    absl::MutexLock lock(&health_mu);
+    return conditions.*condition;
+  }
   void WatchListener();
+  // A file of owners that has changed counts from now on, if it is right.
+  void RereadOwners() {
+    const std::optional<absl::Status> read = core.authenticator->Reread();
+    if (!read.has_value()) return;
+    core.metrics.CountOwnersFileLoad(CodeName(read->code()));
+    if (read->ok()) return LogEvent("owners read again", {{"file", options.auth_tokens_file}});
+    LogWarning("the file of owners is wrong; what it said before goes on", {{"error", std::string(read->message())}});
+  }
+  void UpdateHealth() ABSL_EXCLUSIVE_LOCKS_REQUIRED(health_mu);
   void Sweep() {
     std::unique_lock<std::mutex> lock(sweep_mu);
     while (!sweep_stopped.wait_for(lock, absl::ToChronoMilliseconds(kSweepEvery), [this] { return stop_sweeping; })) {
+      RereadOwners();
       core.sessions.DropExpired(SteadyNow());
       core.models.DropRetired(SteadyNow());
       core.metrics.CountStalls(core.stalls.Cut(SteadyNow()));
       // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
-      if (!device_failed && core.models.AnyDeviceFailed()) {
+      if (Is(&Conditions::devices_work) && core.models.AnyDeviceFailed()) {
         LogEvent("a device failed", {{"cure", "restart the server"}});
-        UpdateHealth([](Impl& impl) { impl.device_failed = true; });
+        Set(&Conditions::devices_work, false);
       }
       WatchListener();
     }
   }
 
   const ServerOptions options;
+  // Before the core: a model that is still being loaded reports while the core goes.
+  absl::Mutex health_mu;  // so that what is said last is what is so
+  Conditions conditions ABSL_GUARDED_BY(health_mu);
+  grpc::HealthCheckServiceInterface* health ABSL_GUARDED_BY(health_mu) = nullptr;  // while the server is there
   ServerCore core;
   ModelRepository repository;
-  absl::Mutex health_mu;
-  bool open = false;  // under health_mu, all three, but that the sweeper alone changes the last two
-  bool device_failed = false;
-  bool accepting = true;
   std::vector<std::unique_ptr<grpc::Service>> services;
   std::unique_ptr<Connections> connections;  // constant after Listen, and so is the server
   std::unique_ptr<grpc::Server> server;
@@ -311,7 +365,13 @@ absl::Status Server::Impl::Listen() {
   const absl::StatusOr<Tls> tls = ReadTls(options);
   if (!tls.ok()) return tls.status();
   if (!options.metrics_address.empty()) {
-    absl::StatusOr<int32_t> exposed = core.metrics.Expose(MetricsPage(options, *tls));
+    PageServerOptions page = MetricsPage(options, *tls);
+    if (page.authorize == nullptr && !options.auth_tokens_file.empty()) {
+      page.authorize = [this](std::string_view authorization) {
+        return core.authenticator->MayReadMetrics(authorization);
+      };
+    }
+    absl::StatusOr<int32_t> exposed = core.metrics.Expose(page);
     if (!exposed.ok()) return exposed.status();
     metrics_port = *exposed;
   }
@@ -357,40 +417,43 @@ absl::Status Server::Impl::Listen() {
                                       : "the gRPC server cannot be started: the TLS files do not hold a key and its "
                                         "certificate");
   }
-  UpdateHealth([](Impl&) {});
+  {
+    absl::MutexLock lock(&health_mu);
+    health = server->GetHealthCheckService();
+    UpdateHealth();
+  }
   return connections->Start();
 }
 
 absl::Status Server::Impl::LoadModels() {
   for (const ServerOptions::ModelSource& source : options.models) {
     const absl::Time begin = SteadyNow();
-    absl::StatusOr<ModelInfo> model = core.models.Load(source.id, source.folder);
+    absl::StatusOr<ModelInfo> model = core.models.Load(source.id, source.folder, ModelOrigin::kFlag);
     if (!model.ok()) return model.status();
     LogModelLoaded(*model, SteadyNow() - begin);
   }
   return repository.Start();
 }
 
-void Server::Impl::UpdateHealth(const std::function<void(Impl& impl)>& change) {
-  absl::MutexLock lock(&health_mu);
-  change(*this);
-  const bool serving = open && !device_failed && accepting;
-  grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
-  health->SetServingStatus("", serving);
+void Server::Impl::UpdateHealth() {
+  if (health == nullptr) return;
+  const bool up = conditions.open && conditions.devices_work && conditions.accepting;
+  const bool serving = up && core.models.AnyReady();
   for (const char* name : kServiceNames) health->SetServingStatus(name, serving);
+  health->SetServingStatus(kModelServiceName, conditions.open);
   core.metrics.SetReady(serving);
 }
 
 void Server::Impl::WatchListener() {
   const bool now = connections->accepting();
-  if (now == accepting) return;
+  if (now == Is(&Conditions::accepting)) return;
   if (now) {
     LogEvent("connections are accepted again");
   } else {
     LogWarning("connections are not accepted", {{"cure", "raise the limit of descriptors, or restart the server"}});
   }
   core.metrics.SetAccepting(now);
-  UpdateHealth([now](Impl& impl) { impl.accepting = now; });
+  Set(&Conditions::accepting, now);
 }
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -398,7 +461,12 @@ Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   if (absl::Status status = CheckThreads(ThreadsNeeded(options)); !status.ok()) return status;
-  auto impl = std::make_unique<Impl>(options);
+  absl::StatusOr<std::unique_ptr<Authenticator>> authenticator =
+      Authenticator::Make({.tokens_file = options.auth_tokens_file,
+                           .certificates = !options.tls_client_ca_file.empty(),
+                           .admin_identities = options.admin_identities});
+  if (!authenticator.ok()) return authenticator.status();
+  auto impl = std::make_unique<Impl>(options, *std::move(authenticator));
   Impl* const self = impl.get();
   if (absl::Status status = self->core.memory.Begin(); !status.ok()) return status;
   const absl::Status listening = impl->Listen();
@@ -407,9 +475,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   std::unique_ptr<Server> server(new Server(std::move(impl)));
   if (!listening.ok()) return listening;
   if (options.on_listening) options.on_listening(self->connections->port(), self->metrics_port);
+  if (!options.auth_tokens_file.empty() && options.tls_certificate_file.empty() && !IsLoopback(options.host)) {
+    LogWarning("tokens come over plain text; anybody on the way can read them", {{"cure", "--tls_cert and --tls_key"}});
+  }
   if (absl::Status status = self->LoadModels(); !status.ok()) return status;
   self->core.door.Open();
-  self->UpdateHealth([](Impl& opened) { opened.open = true; });
+  self->Set(&Impl::Conditions::open, true);
   absl::StatusOr<std::thread> sweeper = StartThread([self] { self->Sweep(); });  // last: it may take the health back
   if (!sweeper.ok()) return sweeper.status();
   self->sweeper = *std::move(sweeper);
@@ -424,7 +495,7 @@ int32_t Server::metrics_port() const { return impl_->metrics_port; }
 void Server::Drain(absl::Duration grace, absl::Duration lame_duck) {
   absl::MutexLock lock(&impl_->drain_mu);
   if (std::exchange(impl_->drained, true)) return;
-  impl_->UpdateHealth([](Impl& impl) { impl.open = false; });
+  impl_->Set(&Impl::Conditions::open, false);
   impl_->repository.Stop();
   absl::SleepFor(lame_duck);
   const absl::Time deadline = SteadyNow() + grace;

@@ -59,6 +59,10 @@ struct ServerOptions {
   std::string tls_key_file;
   std::string tls_client_ca_file;
 
+  // Who may call. Whether callers show certificates follows from the client authority.
+  std::string auth_tokens_file;
+  std::vector<std::string> admin_identities;
+
   EngineOptions engine;  // of every model
   ModelOptions model;    // of every model
   BackendOptions backend;

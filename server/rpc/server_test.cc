@@ -91,6 +91,28 @@ TEST(Health, IsNotServingUntilTheModelIsWarmAndCallsAreTurnedAwayUntilThen) {
   EXPECT_EQ(CheckHealth(server.channel(), "palimpsest.v1.Nobody"), -grpc::StatusCode::NOT_FOUND);
 }
 
+TEST(Health, IsServingWhileThereIsAModelToAnswerWith) {
+  TestServer server([](ServerOptions& options) { options.models.clear(); });
+  const auto expect = [&server](int health, const char* when) {
+    for (const char* service :
+         {"", "palimpsest.v1.GenerationService", "palimpsest.v1.SessionService", "palimpsest.v1.SnapshotService"}) {
+      EXPECT_EQ(CheckHealth(server.channel(), service), health) << service << when;
+    }
+    EXPECT_EQ(CheckHealth(server.channel(), "palimpsest.v1.ModelService"), kServing) << "it can load one" << when;
+    EXPECT_EQ(server.Metric("palimpsest_ready"), health == kServing ? 1 : 0) << when;
+  };
+  expect(kNotServing, " at the start");
+  ASSERT_TRUE(server.Load("mine", "tiny").ok());
+  expect(kServing, " with one");
+  ASSERT_TRUE(server.Load("another", "other").ok());
+  ASSERT_TRUE(server.Unload("mine").ok());
+  expect(kServing, " with the other");
+  EXPECT_FALSE(server.Load("damaged", "nowhere").ok());
+  expect(kServing, " after one that cannot be loaded");
+  ASSERT_TRUE(server.Unload("another").ok());
+  expect(kNotServing, " at the end");
+}
+
 TEST(Reflection, ListsTheServices) {
   TestServer server;
   // grpc.reflection.v1alpha: request { string list_services = 7 }.
@@ -321,14 +343,12 @@ TEST(Metrics, MoveWithWhatHappens) {
 
 TEST(Metrics, ForgetAModelThatIsUnloaded) {
   TestServer server;
-  grpc::ClientContext context;
-  v1::UnloadModelRequest request;
-  request.set_name("models/tiny");
-  google::protobuf::Empty empty;
-  ASSERT_TRUE(server.models().UnloadModel(&context, request, &empty).ok());
-  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_slots{model=\"tiny\",condition=\"free\"}")));
-  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_snapshots{model=\"tiny\"}")));
-  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_model_ready{model=\"tiny\"}")));
+  ASSERT_TRUE(server.Load("mine", "tiny").ok());
+  EXPECT_EQ(server.Metric("palimpsest_model_ready{model=\"mine\"}"), 1);
+  ASSERT_TRUE(server.Unload("mine").ok());
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_slots{model=\"mine\",condition=\"free\"}")));
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_snapshots{model=\"mine\"}")));
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_model_ready{model=\"mine\"}")));
 }
 
 // A self-signed certificate for localhost, and its key, by the openssl library's own tool in the test's folder.

@@ -6,6 +6,7 @@
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/once.h"
+#include "server/rpc/owner_page.h"
 #include "server/rpc/prepare.h"
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
@@ -88,13 +89,17 @@ class SessionServiceImpl final : public RawService {
     int32_t limit = 0;
     CheckPageSize(request.page_size(), &limit, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<std::string> after = core_.pages.Read("sessions", request.page_token());
-    if (!after.ok()) return after.status();
+    const absl::StatusOr<OwnerPage> page =
+        OwnerPage::Read(core_.pages, call.identity(), "sessions", request.owner(), request.page_token());
+    if (!page.ok()) return page.status();
+    const auto& [owner, id] = page->after();
     // One more than asked for tells whether there is another page.
-    std::vector<SessionInfo> sessions = core_.sessions.List(call.owner(), *after, limit + 1, SteadyNow());
+    std::vector<SessionInfo> sessions = page->all_owners()
+                                            ? core_.sessions.ListAll(page->after(), limit + 1, SteadyNow())
+                                            : core_.sessions.List(owner, id, limit + 1, SteadyNow());
     if (static_cast<int32_t>(sessions.size()) > limit) {
       sessions.pop_back();
-      response->set_next_page_token(core_.pages.Make("sessions", sessions.back().id));
+      response->set_next_page_token(page->TokenAfter(sessions.back()));
     }
     for (const SessionInfo& session : sessions) FillSession(session, response->add_sessions());
     return absl::OkStatus();

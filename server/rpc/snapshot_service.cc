@@ -8,6 +8,7 @@
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/once.h"
+#include "server/rpc/owner_page.h"
 #include "server/rpc/prepare.h"
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
@@ -300,12 +301,16 @@ class SnapshotServiceImpl final : public RawService {
     int32_t limit = 0;
     CheckPageSize(request.page_size(), &limit, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<std::string> after = core_.pages.Read("snapshots", request.page_token());
-    if (!after.ok()) return after.status();
-    std::vector<SnapshotInfo> snapshots = core_.sessions.ListSnapshots(call.owner(), *after, limit + 1, SteadyNow());
+    const absl::StatusOr<OwnerPage> page =
+        OwnerPage::Read(core_.pages, call.identity(), "snapshots", request.owner(), request.page_token());
+    if (!page.ok()) return page.status();
+    const auto& [owner, id] = page->after();
+    std::vector<SnapshotInfo> snapshots = page->all_owners()
+                                              ? core_.sessions.ListAllSnapshots(page->after(), limit + 1, SteadyNow())
+                                              : core_.sessions.ListSnapshots(owner, id, limit + 1, SteadyNow());
     if (static_cast<int32_t>(snapshots.size()) > limit) {
       snapshots.pop_back();
-      response->set_next_page_token(core_.pages.Make("snapshots", snapshots.back().id));
+      response->set_next_page_token(page->TokenAfter(snapshots.back()));
     }
     for (const SnapshotInfo& snapshot : snapshots) FillSnapshot(snapshot, response->add_snapshots());
     return absl::OkStatus();

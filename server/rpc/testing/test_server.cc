@@ -163,6 +163,23 @@ std::pair<grpc::Status, v1::Snapshot> TestServer::Upload(const std::string& byte
   return result;
 }
 
+grpc::Status TestServer::Load(const std::string& id, const std::string& checkpoint) {
+  grpc::ClientContext context;
+  v1::LoadModelRequest request;
+  request.set_model_id(id);
+  request.set_path(checkpoint);
+  v1::Model model;
+  return models_->LoadModel(&context, request, &model);
+}
+
+grpc::Status TestServer::Unload(const std::string& id) {
+  grpc::ClientContext context;
+  v1::UnloadModelRequest request;
+  request.set_name(absl::StrCat("models/", id));
+  google::protobuf::Empty empty;
+  return models_->UnloadModel(&context, request, &empty);
+}
+
 std::string TestServer::Scrape(const std::string& path) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   PALIMPSEST_CHECK(fd >= 0);

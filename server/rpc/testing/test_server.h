@@ -75,6 +75,10 @@ class TestServer {
   std::pair<grpc::Status, v1::Snapshot> Upload(const std::string& bytes, v1::UploadSnapshotRequest first = {},
                                                size_t piece = 1000);
 
+  // LoadModel of a checkpoint in the folder, and UnloadModel.
+  grpc::Status Load(const std::string& id, const std::string& checkpoint);
+  grpc::Status Unload(const std::string& id);
+
   // The answer's body to GET on the metrics port, or "" if there was none.
   std::string Scrape(const std::string& path = "/metrics");
   // The value of a line of the page: "name" or "name{label="value"}" as printed; NaN if it is not there.
