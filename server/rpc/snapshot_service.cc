@@ -86,9 +86,9 @@ class DownloadCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(call_.identity().owner, id, SteadyNow());
     if (!state.ok()) return SnapshotError(state.status(), id);
     call_.log.model = info->model;
-    absl::StatusOr<std::string> bytes = SerializeSnapshot(**state);
-    if (!bytes.ok()) return WithReason(bytes.status(), "NO_MEMORY");
-    bytes_ = *std::move(bytes);
+    absl::StatusOr<std::string> serialized = SerializeSnapshot(**state);
+    if (!serialized.ok()) return WithReason(serialized.status(), "NO_MEMORY");
+    bytes_ = *std::move(serialized);
     FillSnapshot(*info, message_.mutable_snapshot());
     return absl::OkStatus();
   }
