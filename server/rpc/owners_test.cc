@@ -154,6 +154,8 @@ class Caller {
 
 class OwnersTest : public ::testing::Test {
  protected:
+  OwnersTest() { server_.SetMetricsToken("ops"); }
+
   static std::string Write(const std::string& path, const std::string& text) {
     std::ofstream(path, std::ios::binary) << text;
     return path;
