@@ -175,14 +175,6 @@ struct Metrics::Impl {
                     .Name("palimpsest_requests_total")
                     .Help("Calls that have ended, by method and status code.")
                     .Register(*registry);
-    owner_requests = &prometheus::BuildCounter()
-                          .Name("palimpsest_owner_requests_total")
-                          .Help("Requests that engines have ended, by owner.")
-                          .Register(*registry);
-    owner_tokens = &prometheus::BuildCounter()
-                        .Name("palimpsest_owner_tokens_total")
-                        .Help("Tokens of the prompts and replies of requests that have ended, by owner.")
-                        .Register(*registry);
     finished = &prometheus::BuildCounter()
                     .Name("palimpsest_finished_total")
                     .Help("Requests that the engine has ended, by reason; prompt: taken in or scored, none to follow.")
@@ -197,14 +189,6 @@ struct Metrics::Impl {
                              .Help("Connections that have ended; closed: by either side in the ordinary way.")
                              .Register(*registry);
     for (const char* reason : kEndReasons) ended_connections->Add({{"reason", reason}});
-  }
-
-  void CountOwner(const RequestSink::Finish& finish) const {
-    const std::string owner = owner_label ? owner_label(finish.owner) : finish.owner;
-    owner_requests->Add({{"owner", owner}}).Increment();
-    owner_tokens->Add({{"owner", owner}, {"kind", "prompt"}}).Increment(static_cast<double>(finish.prompt_tokens));
-    owner_tokens->Add({{"owner", owner}, {"kind", "generated"}})
-        .Increment(static_cast<double>(finish.generated_tokens));
   }
 
   ModelSeries SeriesOf(const std::string& model) {
@@ -453,9 +437,6 @@ struct Metrics::Impl {
   Family<prometheus::Counter>* owner_requests;
   Family<prometheus::Counter>* owner_tokens;
   Family<prometheus::Counter>* finished;
-  Family<prometheus::Counter>* owner_requests;
-  Family<prometheus::Counter>* owner_tokens;
-  std::function<std::string(const std::string&)> owner_label;  // constant once there is a model
   Family<prometheus::Counter>* refused_connections;
   Family<prometheus::Counter>* ended_connections;
   std::atomic<bool> ready = false;
@@ -506,10 +487,7 @@ EngineObserver Metrics::Observe(const std::string& model) {
   };
   observer.on_queued = [to](absl::Duration waited) { to.queue->Observe(absl::ToDoubleSeconds(waited)); };
   observer.on_first_token = [to](absl::Duration time) { to.first_token->Observe(absl::ToDoubleSeconds(time)); };
-  observer.on_finish = [this, to](const RequestSink::Finish& finish) {
-    to.finished.at(ReasonOf(finish))->Increment();
-    impl_->CountOwner(finish);
-  };
+  observer.on_finish = [to](const RequestSink::Finish& finish) { to.finished.at(ReasonOf(finish))->Increment(); };
   observer.on_token = [to](absl::Duration since_last) { to.per_token->Observe(absl::ToDoubleSeconds(since_last)); };
   return observer;
 }
@@ -582,10 +560,6 @@ void Metrics::CountConnectionEnded(absl::string_view reason) {
 void Metrics::SetReplyBytes(std::function<std::pair<int64_t, int64_t>()> bytes) {
   absl::MutexLock lock(&impl_->mu);
   impl_->reply_bytes = std::move(bytes);
-}
-
-void Metrics::SetOwnerLabel(std::function<std::string(const std::string& owner)> label) {
-  impl_->owner_label = std::move(label);
 }
 
 void Metrics::CountStalls(int32_t calls) { impl_->stalls->Increment(calls); }

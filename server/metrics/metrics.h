@@ -95,9 +95,6 @@ class Metrics {
   // is told of them.
   void SetReplyBytes(std::function<std::pair<int64_t, int64_t>()> bytes);
 
-  // How owners are named in labels; identity without it. Before the first Observe.
-  void SetOwnerLabel(std::function<std::string(const std::string& owner)> label);
-
   // Calls were ended because their peers did nothing.
   void CountStalls(int32_t calls);
   // A request has been read, so long after it arrived.

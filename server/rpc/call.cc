@@ -111,8 +111,8 @@ absl::Status Guarded(const std::function<absl::Status()>& act) {
   }
 }
 
-absl::Status ServerCore::RunBySize(size_t bytes, std::function<void()> work) {
-  if (!IsShort(bytes)) return workers.Run(std::move(work));
+absl::Status ServerCore::RunBySize(const std::string& connection, size_t bytes, std::function<void()> work) {
+  if (!IsShort(bytes)) return workers.Run(connection, std::move(work));
   work();
   return absl::OkStatus();
 }
@@ -165,8 +165,8 @@ bool Call::AwaitSession(const absl::Status& status, std::function<void(absl::Sta
   if (!absl::IsAborted(status) || log.session.empty() || std::exchange(waited_, true)) return false;
   const absl::Time until = SteadyNow() + kPatience;
   // The store calls on whatever thread ends the lease, the engine's as a rule, which has no time for this.
-  core_.sessions.AwaitEnding(owner(), log.session, until, [&workers = core_.workers, then = std::move(then)] {
-    const absl::Status taken = workers.Run([then] { then(absl::OkStatus()); });
+  core_.sessions.AwaitEnding(owner(), log.session, until, [this, then = std::move(then)] {
+    const absl::Status taken = core_.workers.Run(log.peer, [then] { then(absl::OkStatus()); });
     if (!taken.ok()) then(taken);
   });
   return true;

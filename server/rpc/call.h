@@ -101,7 +101,8 @@ struct ServerCore {
 
   // Runs `work`, which reads a request of `bytes`: at once on this thread if that IsShort, else on a worker.
   // RESOURCE_EXHAUSTED: it is long, and too many wait; `work` will not run.
-  absl::Status RunBySize(size_t bytes, std::function<void()> work);
+  // `connection` as for WorkThreads.
+  absl::Status RunBySize(const std::string& connection, size_t bytes, std::function<void()> work);
 };
 
 // What `act` returns; RESOURCE_EXHAUSTED where memory for it cannot be had, and INTERNAL for what else is thrown by

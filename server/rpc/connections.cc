@@ -9,10 +9,10 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/log.h"
 #include "server/net/descriptors.h"
 #include "server/net/peer.h"
 #include "server/net/steady_time.h"
-#include "server/rpc/log.h"
 
 namespace palimpsest {
 namespace {

@@ -207,26 +207,55 @@ TEST(ReplyBudget, WhatIsLongerThanHalfNeedNotBeTriedAgain) {
   EXPECT_EQ(DetailsOf(status).retry_seconds, -1);
 }
 
-TEST(WorkThreads, RefuseWhatTheyHaveNoRoomFor) {
-  absl::Notification begun, go_on;
-  std::atomic<int> done = 0;
-  {
-    WorkThreads threads(1, 1);
+class WorkThreadsTest : public ::testing::Test {
+ protected:
+  // Takes the one thread until `go_on_`.
+  void Occupy(WorkThreads& threads) {
+    absl::Notification begun;
     ASSERT_TRUE(threads
-                    .Run([&] {
-                      begun.Notify();
-                      go_on.WaitForNotification();
-                      ++done;
-                    })
+                    .Run("first",
+                         [&] {
+                           begun.Notify();
+                           go_on_.WaitForNotification();
+                         })
                     .ok());
     begun.WaitForNotification();
-    EXPECT_TRUE(threads.Run([&] { ++done; }).ok());
-    const absl::Status status = threads.Run([&] { ++done; });
-    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-    EXPECT_EQ(DetailsOf(ToGrpc(status)).reason, "WORK_QUEUE_FULL");
-    go_on.Notify();
   }
-  EXPECT_EQ(done, 2);  // what was taken is done before the threads end
+  absl::Notification go_on_;
+};
+
+TEST_F(WorkThreadsTest, RefuseWhatTheyHaveNoRoomForAndDoWhatTheyTook) {
+  std::atomic<int> done = 0;
+  const auto work = [&done] { ++done; };
+  {
+    WorkThreads threads(1, 8);
+    Occupy(threads);
+    // A connection may have a quarter of the queue.
+    for (const char* connection : {"a", "a", "b", "b", "c", "c", "d", "d"}) {
+      EXPECT_TRUE(threads.Run(connection, work).ok()) << connection;
+    }
+    for (const char* connection : {"a", "e"}) {
+      const absl::Status status = threads.Run(connection, work);
+      EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_EQ(DetailsOf(ToGrpc(status)).reason, "WORK_QUEUE_FULL");
+    }
+    go_on_.Notify();
+  }
+  EXPECT_EQ(done, 8);
+}
+
+TEST_F(WorkThreadsTest, ConnectionsTakeTurns) {
+  std::string order;
+  {
+    WorkThreads threads(1, 400);
+    Occupy(threads);
+    for (int i = 0; i < 5; ++i) EXPECT_TRUE(threads.Run("many", [&order] { order += 'm'; }).ok());
+    EXPECT_TRUE(threads.Run("few", [&order] { order += 'f'; }).ok());
+    EXPECT_TRUE(threads.Run("other", [&order] { order += 'o'; }).ok());
+    EXPECT_TRUE(threads.Run("few", [&order] { order += 'f'; }).ok());
+    go_on_.Notify();
+  }
+  EXPECT_EQ(order, "mfomfmmm");
 }
 
 TEST(Status, NamesTheMissingResource) {

@@ -38,7 +38,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     absl::Status status = call_.admitted();
     if (status.ok()) status = CheckMessageSize(*bytes, call_.limits());
     if (status.ok()) {
-      status = core_.RunBySize(bytes->Length(), [this, bytes] { Try(*bytes); });
+      status = core_.RunBySize(call_.log.peer, bytes->Length(), [this, bytes] { Try(*bytes); });
     }
     if (status.ok()) return;
     call_.SetId("");

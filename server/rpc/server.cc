@@ -248,7 +248,6 @@ struct Server::Impl {
              set.connections.max_calls_per_second),
         repository(set.repository, &core.models, &core.metrics) {
     core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, [this] { return UseByLabel(); });
-    core.metrics.SetOwnerLabel([this](const std::string& owner) { return core.authenticator->LabelOf(owner); });
     core.metrics.SetRequestIds([this] { return core.requests.counts(); });
     core.metrics.SetReplyBytes([this] {
       const ReplyBudget::Counts counts = core.replies.counts();

@@ -137,7 +137,8 @@ class UploadCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
       status_ = absl::CancelledError("the caller has gone");
     } else {
       // Its checksum and its digest are made. Where that is done at once, this object may be gone after it.
-      const absl::Status taken = core_.RunBySize(bytes_.size(), [this] { End(Guarded([this] { return Store(); })); });
+      const absl::Status taken =
+          core_.RunBySize(call_.log.peer, bytes_.size(), [this] { End(Guarded([this] { return Store(); })); });
       return taken.ok() ? void() : End(taken);
     }
     End(status_);

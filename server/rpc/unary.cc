@@ -30,7 +30,7 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
     if (status.ok() && runs_on == RunsOn::kOwnThread) return core_.tasks.Run([this] { Run(); });
     if (status.ok()) {
       const size_t bytes = runs_on == RunsOn::kWorker ? SIZE_MAX : request_->Length();
-      status = core_.RunBySize(bytes, [this] {
+      status = core_.RunBySize(call_.log.peer, bytes, [this] {
         if (context_->IsCancelled())
           return End(absl::CancelledError("the caller has gone"));  // while it waited for a worker
         Run();
