@@ -2,6 +2,8 @@
 
 #include <grpc/grpc.h>
 #include <grpc/support/alloc.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -23,6 +25,9 @@ constexpr int64_t kLookEvery = 4096;
 // What a connection may send beside messages and streams: window updates, settings, pings, a TLS handshake.
 constexpr int64_t kOtherBytes = int64_t{4} << 20;
 constexpr absl::Duration kLogEvery = absl::Seconds(10);
+// Threads that hand connections to gRPC, and connections that may wait for them.
+constexpr int32_t kHandoverThreads = 4;
+constexpr int32_t kHandoverQueue = 4096;
 constexpr absl::Duration kPatience = absl::Seconds(5);
 // How long a rate of resets is averaged over.
 constexpr double kResetSeconds = 10;
@@ -108,6 +113,7 @@ Connections::Connections(std::unique_ptr<Listener> listener, const ConnectionLim
       metrics_(metrics),
       // A client that goes with all its streams has done nothing wrong.
       resets_(limits.max_resets_per_second, kResetSeconds * limits.max_resets_per_second + most_streams) {
+  handover_ = std::make_unique<WorkThreads>(kHandoverThreads, kHandoverQueue);
   // The counters are gRPC's, and must be there as long as this asks for them.
   grpc_init();
   metrics_->SetConnections([listener = listener_.get()] { return listener->connections(); }, limits_.max_connections);
@@ -115,7 +121,8 @@ Connections::Connections(std::unique_ptr<Listener> listener, const ConnectionLim
 
 Connections::~Connections() {
   metrics_->SetConnections(nullptr, 0);
-  listener_->Finish();  // its thread calls this object
+  listener_->Finish();  // its thread calls this object, and so do these
+  handover_.reset();
   grpc_shutdown();
 }
 
@@ -133,10 +140,18 @@ void Connections::AddTo(grpc::ServerBuilder& builder, std::shared_ptr<grpc::Serv
 absl::Status Connections::Start() {
   ListenerEvents events;
   events.on_connection = [this](int fd, int listener_fd) {
-    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
-    connection.fd = fd;
-    connection.listener_fd = listener_fd;
-    acceptor_->HandleNewConnection(&connection);
+    const auto refuse = [fd] {
+      shutdown(fd, SHUT_RDWR);
+      close(fd);
+    };
+    const absl::Status accepted = handover_->Run([this, fd, listener_fd, refuse] {
+      if (stopped_) return refuse();
+      grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+      connection.fd = fd;
+      connection.listener_fd = listener_fd;
+      acceptor_->HandleNewConnection(&connection);
+    });
+    if (!accepted.ok()) refuse();
   };
   events.refuse = [this](const std::string& group) { return resets_.InDebt(group, SteadyTime()); };
   events.on_refused = [this](absl::string_view reason, const std::string& peer) { Refused(reason, peer); };

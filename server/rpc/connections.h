@@ -9,6 +9,7 @@
 
 #include <grpcpp/server_builder.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -22,6 +23,7 @@
 #include "server/metrics/metrics.h"
 #include "server/net/listener.h"
 #include "server/net/rate_by_name.h"
+#include "server/rpc/background.h"
 
 namespace palimpsest {
 
@@ -55,7 +57,10 @@ class Connections {
   // Accepts, once the server has started. RESOURCE_EXHAUSTED: no thread for it.
   absl::Status Start();
   // Accepts no more. Those that are open stay.
-  void Stop() { listener_->Stop(); }
+  void Stop() {
+    stopped_ = true;
+    listener_->Stop();
+  }
 
   int32_t port() const { return listener_->port(); }
   const ConnectionLimits& limits() const { return limits_; }
@@ -78,6 +83,10 @@ class Connections {
   const int64_t most_streams_;
   Metrics* const metrics_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
+  // A peer that never stops sending keeps the thread that hands its connection over for as long: gRPC reads there. So
+  // it is not the listener's, which goes on to watch, and ends those that flood.
+  std::unique_ptr<WorkThreads> handover_;
+  std::atomic<bool> stopped_{false};
   // The listener's thread's, all of them.
   RateByName resets_;
   absl::flat_hash_map<int64_t, std::unique_ptr<Seen>> seen_;     // by the listener's id

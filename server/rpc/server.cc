@@ -50,8 +50,8 @@ constexpr int64_t kMaxPemBytes = 1 << 20;
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
 // Nobody has called for so long: the callers have gone elsewhere.
 constexpr absl::Duration kQuiet = absl::Milliseconds(200);
-// Threads beside those of the models: on two processors 18 were seen under load. gRPC's pools grow with the processors.
-constexpr int32_t kOwnThreads = 12;
+// Threads beside those of the models: on two processors 22 were seen under load. gRPC's pools grow with the processors.
+constexpr int32_t kOwnThreads = 16;
 constexpr int32_t kThreadsPerProcessor = 3;
 
 absl::Status CheckOptions(const ServerOptions& options) {
