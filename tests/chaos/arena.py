@@ -22,7 +22,14 @@ class Arena:
     """What an attack gets. `address` is where attackers dial: the server itself, or the proxy in front of it."""
 
     def __init__(
-        self, server: Server, port: int, canary: Canary, seconds: float, work: Path, start: Callable[..., Server]
+        self,
+        server: Server,
+        port: int,
+        canary: Canary,
+        seconds: float,
+        work: Path,
+        start: Callable[..., Server],
+        fronts: dict[str, Path],
     ) -> None:
         self.server = server
         self.address = ("127.0.0.1", port)
@@ -30,6 +37,7 @@ class Arena:
         self.canary = canary
         self.seconds = seconds
         self.work = work
+        self.fronts = fronts
         self.random = random.Random(1)
         self.failures: list[str] = []
         self.numbers: dict[str, float] = {}

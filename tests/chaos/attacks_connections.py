@@ -12,7 +12,9 @@ import grpc
 from . import http2, rpc
 from .arena import ATTACKER, Arena
 from .checks import PROMPT, describe, patiently
+from .front import start_front
 from .rpc import Caller, generate_request
+from .server import Limits
 
 
 def connection_flood(arena: Arena) -> None:
@@ -60,7 +62,7 @@ def half_requests(arena: Arena) -> None:
 def _during(arena: Arena, attack: float) -> None:
     """Somebody else's call, made while the attack runs, is answered before its deadline."""
     begin = time.monotonic()
-    with Caller(arena.server.target) as caller:
+    with Caller(arena.target) as caller:
         try:
             caller.generate(generate_request(PROMPT, 4), timeout=attack)
         except grpc.RpcError as error:
@@ -131,19 +133,44 @@ def ping_and_settings_flood(arena: Arena) -> None:
 
 
 def malformed_bin_header(arena: Arena) -> None:
-    """Calls whose -bin header is not base64, beside another client's stream over the same way."""
+    """Calls whose -bin header or trailer is not base64, beside another client's stream over the same way."""
     with Caller(arena.target) as caller:
         stream = caller.stream(rpc.GENERATE, generate_request(PROMPT, 400))
         try:
             next(stream)
             for attempt in range(20):
                 with contextlib.suppress(OSError), http2.Connection(arena.address, source=ATTACKER) as one:
-                    one.call(rpc.HEALTH_CHECK, b"", [("x-trace-bin", "not*base64" if attempt % 2 else "A")])
+                    bad = [("x-trace-bin", "not*base64" if attempt % 2 else "A")]
+                    if attempt < 14:
+                        one.call(rpc.HEALTH_CHECK, b"", bad)
+                    else:
+                        number = one.call(rpc.UPLOAD_SNAPSHOT, b"", end=False)
+                        flags = http2.END_HEADERS | http2.END_STREAM
+                        one.send(http2.frame(http2.HEADERS, flags, number, http2.header_block(bad)))
                     one.read_some(0.05)
             received = sum(1 for _ in stream)
             arena.require(received > 0, "the other client's stream ends early")
         except grpc.RpcError as error:
             arena.require(False, f"the other client's stream ends in {describe(error)}")
+
+
+def headers_that_aborted(arena: Arena) -> None:
+    """Headers over which gRPC before 1.53 is known to abort: odd values, and more than 8 KiB of others."""
+    odd: list[list[http2.Header]] = [[("te", "x")], [("grpclb_client_stats", "x")], [(":scheme", "x")]]
+    large: list[list[http2.Header]] = [[("x-large", "v" * 9000)], [(f"x-{n}", "v" * 100) for n in range(100)]]
+    for strange in odd:
+        for more in large:
+            for extra in (strange + more, more + strange):
+                with contextlib.suppress(OSError), http2.Connection(arena.address, source=ATTACKER) as one:
+                    usual = http2.grpc_headers(rpc.HEALTH_CHECK, one.authority)
+                    pseudo = [header for header in (*extra, *usual) if header[0].startswith(":")]
+                    names = {name for name, _ in extra}
+                    pseudo = [header for header in pseudo if header in extra or header[0] not in names]
+                    plain = [header for header in (*extra, *usual) if not header[0].startswith(":")]
+                    plain = [header for header in plain if header in extra or header[0] not in names]
+                    block = http2.header_block(pseudo + plain)
+                    one.send(http2.frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, 1, block))
+                    one.read_some(0.2)
 
 
 def abrupt_ends(arena: Arena) -> None:
@@ -174,6 +201,36 @@ def damaged_frames(arena: Arena) -> None:
                 payload = random.randbytes(random.choice((0, 1, 4, 5, 8, 9, 200)))
                 one.send(http2.frame(random.randrange(12), random.randrange(256), random.randrange(8), payload))
             one.read_some(0.05)
+
+
+def replicas(arena: Arena) -> None:
+    """Two replicas behind one proxy: calls on a session go to the one that has it, forks by their parent's name."""
+    from palimpsest import Client, errors
+
+    other = arena.start_another((), Limits())
+    folder = arena.work / "replicas"
+    folder.mkdir()
+    try:
+        with start_front("haproxy", arena.fronts, [arena.server.port, other.port], folder) as front:
+            target = f"127.0.0.1:{front.port}"
+            names = [f"route-{n}" for n in range(24)]
+            for name in names:
+                with Client(target, metadata=[("x-goog-request-params", f"session=sessions/{name}")]) as client:
+                    made = client.create_session(name)
+                    try:
+                        client.generate_text(PROMPT, session=made, max_tokens=2)
+                        (fork,) = client.fork_session(made)
+                        client.generate_text(PROMPT, session=fork, max_tokens=2)
+                        client.delete_session(fork)
+                    except errors.NotFound as error:
+                        arena.require(False, f"a call went to the other replica: {error}")
+            here, there = (server.metric("palimpsest_sessions", "idle") for server in (arena.server, other))
+            arena.require(here > 1 and there > 0, f"of {len(names)} sessions, {here} and {there} are on the replicas")
+            for name in names:
+                with Client(target) as client:
+                    client.delete_session(f"sessions/{name}")
+    finally:
+        other.kill()
 
 
 def serves_clients(arena: Arena) -> None:

@@ -94,7 +94,7 @@ def thread_limit(arena: Arena) -> None:
 def stopped_and_continued(arena: Arena) -> None:
     """SIGSTOP for a while with streams on their way, then SIGCONT: they go on."""
     caller = arena.caller()
-    streams = [caller.stream(rpc.GENERATE, generate_request(PROMPT, 300)) for _ in range(8)]
+    streams = [caller.stream(rpc.GENERATE, generate_request(PROMPT, 300), timeout=300.0) for _ in range(8)]
     for stream in streams:
         next(stream)
     pid = arena.server.process.pid

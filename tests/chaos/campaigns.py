@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal
 
@@ -18,7 +18,15 @@ from .arena import Arena
 from .checks import MEBIBYTE, Bounds, Canary, afterwards, describe, while_attacked
 from .front import Front, start_front
 from .rpc import Caller
-from .server import FAKETIME_LIBRARY, Limits, Server, StartFailure, known_flags
+from .server import (
+    FAKETIME_LIBRARY,
+    Limits,
+    Server,
+    StartFailure,
+    known_flags,
+    memory_controller,
+    memory_group,
+)
 
 Log = Literal["file", "unread", "full"]
 
@@ -35,6 +43,7 @@ class Campaign:
     bounds: Bounds = field(default_factory=Bounds)
     log: Log = "file"
     clock: bool = False
+    group_bytes: int = 0  # the memory of the control group that the server is in; 0: none of its own
     front: str = ""  # the proxy that attackers and clients go through
 
     @property
@@ -45,6 +54,8 @@ class Campaign:
 
 SMALL = ("--max_rpc_memory_bytes=268435456",)
 STALL = ("--max_stall=2s",)
+# Behind a proxy all clients have one address.
+BEHIND = ("--max_resets_per_second=0", "--max_connections_per_peer=2000")
 
 CAMPAIGNS = (
     Campaign("never_reading_tokenize", attacks_memory.never_reading_tokenize, SMALL, STALL),
@@ -61,6 +72,7 @@ CAMPAIGNS = (
         ("--max_sessions=100000",),
         limits=Limits(address_space=900 * MEBIBYTE),
     ),
+    Campaign("parked_sessions_in_group", attacks_memory.parked_sessions, group_bytes=256 * MEBIBYTE),
     Campaign("start_without_memory", attacks_memory.start_without_memory),
     Campaign("connection_flood", attacks_connections.connection_flood, limits=Limits(files=64)),
     Campaign("connection_flood_1024", attacks_connections.connection_flood_1024, limits=Limits(files=1024)),
@@ -69,6 +81,7 @@ CAMPAIGNS = (
     Campaign("continuation_flood", attacks_connections.continuation_flood),
     Campaign("ping_and_settings_flood", attacks_connections.ping_and_settings_flood),
     Campaign("malformed_bin_header", attacks_connections.malformed_bin_header),
+    Campaign("headers_that_aborted", attacks_connections.headers_that_aborted),
     Campaign("abrupt_ends", attacks_connections.abrupt_ends),
     Campaign("damaged_frames", attacks_connections.damaged_frames),
     Campaign("stalled_log", attacks_machine.many_calls, log="unread"),
@@ -79,17 +92,19 @@ CAMPAIGNS = (
     Campaign("clock_jump", attacks_machine.clock_jump, clock=True),
     Campaign("overload", attacks_machine.overload, ("--slots=4", "--max_queue=4")),
     *(
-        Campaign(f"{front}_{name}", attack, flags, wishes, front=front)
+        Campaign(f"{front}_{name}", attack, wishes=BEHIND, front=front)
         for front in ("haproxy", "envoy")
-        for name, attack, flags, wishes in (
-            ("clients", attacks_connections.serves_clients, (), ()),
-            ("malformed_bin_header", attacks_connections.malformed_bin_header, (), ()),
-            ("rapid_resets", attacks_connections.rapid_resets, (), ()),
-            ("continuation_flood", attacks_connections.continuation_flood, (), ()),
-            ("ping_and_settings_flood", attacks_connections.ping_and_settings_flood, (), ()),
-            ("connection_flood", attacks_connections.connection_flood, (), ()),
-            ("damaged_frames", attacks_connections.damaged_frames, (), ()),
-            ("abrupt_ends", attacks_connections.abrupt_ends, (), ()),
+        for name, attack in (
+            ("clients", attacks_connections.serves_clients),
+            *((("replicas", attacks_connections.replicas),) if front == "haproxy" else ()),
+            ("malformed_bin_header", attacks_connections.malformed_bin_header),
+            ("headers_that_aborted", attacks_connections.headers_that_aborted),
+            ("rapid_resets", attacks_connections.rapid_resets),
+            ("continuation_flood", attacks_connections.continuation_flood),
+            ("ping_and_settings_flood", attacks_connections.ping_and_settings_flood),
+            ("connection_flood", attacks_connections.connection_flood),
+            ("damaged_frames", attacks_connections.damaged_frames),
+            ("abrupt_ends", attacks_connections.abrupt_ends),
         )
     ),
 )
@@ -127,6 +142,8 @@ def lacks(campaign: Campaign, setting: Setting) -> str:
         return campaign.front
     if campaign.clock and not Path(FAKETIME_LIBRARY).exists():
         return "libfaketime"
+    if campaign.group_bytes and memory_controller() is None:
+        return "a memory control group that can be written to"
     return ""
 
 
@@ -158,8 +175,10 @@ def run(campaign: Campaign, setting: Setting) -> Result:
         work = Path(folder)
         limits = campaign.limits
         if campaign.clock:
-            limits = Limits(wall_clock=work / "clock")
+            limits = replace(limits, wall_clock=work / "clock")
             (work / "clock").write_text("+0")
+        if campaign.group_bytes:
+            limits = replace(limits, group=stack.enter_context(memory_group(campaign.group_bytes)))
         wishes = [flag for flag in campaign.wishes if flag[2:].partition("=")[0] in setting.flags]
         flags = ["--grace=2s", *campaign.flags, *wishes]
 
@@ -179,7 +198,9 @@ def run(campaign: Campaign, setting: Setting) -> Result:
                 front = stack.enter_context(start_front(campaign.front, setting.fronts, [server.port], work))
             with Caller(server.target) as caller:
                 canary = Canary(caller)
-            arena = Arena(server, front.port if front else server.port, canary, setting.seconds, work, start)
+            arena = Arena(
+                server, front.port if front else server.port, canary, setting.seconds, work, start, setting.fronts
+            )
             result.numbers = arena.numbers
             stack.callback(arena.leave)
             try:

@@ -118,7 +118,7 @@ class Connection:
         self.send_data(stream, grpc_message(message), end=end)
         return stream
 
-    def send_data(self, stream: int, data: bytes, *, end: bool, timeout: float = 30.0) -> None:
+    def send_data(self, stream: int, data: bytes, *, end: bool, timeout: float = 5.0) -> None:
         """Sends as the windows allow. TimeoutError if they stay shut; the stream may have been closed meanwhile."""
         give_up = time.monotonic() + timeout
         self._stream_windows.setdefault(stream, self._peer_initial_window)

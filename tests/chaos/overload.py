@@ -75,12 +75,12 @@ class Prober(threading.Thread):
         self.refused = self.without_retry_info = self.served = 0
         self.unexpected: set[str] = set()
         self._target, self._metadata = target, metadata
-        self._stop = threading.Event()
+        self._over = threading.Event()
 
     def run(self) -> None:
         """Until it is told to stop."""
         with Caller(self._target, metadata=self._metadata) as caller:
-            while not self._stop.wait(0.2):
+            while not self._over.wait(0.2):
                 try:
                     caller.generate(generate_request(PROMPT, 4), timeout=120)
                     self.served += 1
@@ -92,7 +92,7 @@ class Prober(threading.Thread):
 
     def stop(self) -> None:
         """Waits for its last call."""
-        self._stop.set()
+        self._over.set()
         self.join()
 
 
@@ -188,5 +188,5 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
         "probes": {"refused": prober.refused, "without_retry_info": prober.without_retry_info, "served": prober.served},
     }  # fmt: skip
     command = f"./dev chaos overload_long --seconds {options.seconds:.0f}"
-    report.write(options.results, "Ten times the load, for ten minutes", command, data, rows)
+    report.write(options.results, f"Ten times the load, for {options.seconds:.0f} s", command, data, rows)
     return 1 if failures else 0

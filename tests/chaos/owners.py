@@ -10,6 +10,7 @@ from typing import Any
 from .rpc import Metadata
 
 NAMES = ("quiet-a", "quiet-b", "flood")
+WATCHER = "watcher"  # who reads the metrics page
 FLAG = "auth_tokens_file"
 
 
@@ -25,7 +26,7 @@ def metadata(owner: str) -> Metadata:
 
 def write_tokens(path: Path, share: dict[str, Any] | None = None) -> str:
     """A tokens file of the three owners, each with this share; returns the flag that names it."""
-    owners = {
+    owners: dict[str, Any] = {
         name: {
             "roles": ["user"],
             "token_sha256": [hashlib.sha256(token(name).encode()).hexdigest()],
@@ -33,5 +34,6 @@ def write_tokens(path: Path, share: dict[str, Any] | None = None) -> str:
         }
         for name in NAMES
     }
+    owners[WATCHER] = {"roles": ["metrics"], "token_sha256": [hashlib.sha256(token(WATCHER).encode()).hexdigest()]}
     path.write_text(json.dumps({"version": 1, "owners": owners}))
     return f"--{FLAG}={path}"

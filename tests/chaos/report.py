@@ -37,17 +37,17 @@ class MemoryLine:
     def __init__(self, server: Server) -> None:
         self.bytes: list[int] = []
         self._server = server
-        self._stop = threading.Event()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.wait(1.0):
+        while not self._over.wait(1.0):
             self.bytes.append(self._server.resident_bytes())
 
     def stop(self) -> None:
         """Takes no more."""
-        self._stop.set()
+        self._over.set()
         self._thread.join()
 
     def flat(self) -> tuple[bool, int, int]:

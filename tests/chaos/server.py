@@ -11,10 +11,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from . import owners
 
 START_SECONDS = 60.0
 # A server that takes more memory than this is ended, so that an attack that works does not take the machine along.
@@ -38,6 +40,7 @@ class Limits:
     address_space: int | None = None
     threads: int | None = None  # the server then runs as a user of its own, because root has no such limit
     wall_clock: Path | None = None  # libfaketime's file, whose offset the server's wall clock has
+    group: Path | None = None  # a control group
 
     UNUSED_USER = 54321
 
@@ -46,7 +49,8 @@ class Limits:
         values = (("nofile", self.files), ("as", self.address_space), ("nproc", self.threads))
         chosen = [f"--{name}={value}:{value}" for name, value in values if value is not None]
         user = [f"--reuid={self.UNUSED_USER}", "--clear-groups"] if self.threads is not None else []
-        return [*(["prlimit", *chosen, "--"] if chosen else []), "setpriv", "--pdeathsig=KILL", *user, "--"]
+        enter = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self.group / "cgroup.procs")] if self.group else []
+        return [*enter, *(["prlimit", *chosen, "--"] if chosen else []), "setpriv", "--pdeathsig=KILL", *user, "--"]
 
     def environment(self) -> dict[str, str]:
         """What the server's environment has besides ours."""
@@ -59,6 +63,49 @@ class Limits:
             "DONT_FAKE_MONOTONIC": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
+
+
+def memory_controller() -> Path | None:
+    """The folder of our own memory control group, if we may make others below it."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):  # version 1
+            found = Path("/sys/fs/cgroup/memory") / path.lstrip("/")
+        elif not controllers and "memory" in _read(
+            Path("/sys/fs/cgroup") / path.lstrip("/") / "cgroup.subtree_control"
+        ):
+            found = Path("/sys/fs/cgroup") / path.lstrip("/")
+        else:
+            continue
+        if os.access(found, os.W_OK):
+            return found
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def memory_group(limit: int) -> Iterator[Path]:
+    """A control group with so many bytes of memory. OSError where we may not make one."""
+    parent = memory_controller()
+    if parent is None:
+        raise OSError("there is no memory control group that can be written to")
+    group = parent / f"chaos-{os.getpid()}-{time.monotonic_ns()}"
+    group.mkdir()
+    try:
+        (group / ("memory.max" if (group / "memory.max").exists() else "memory.limit_in_bytes")).write_text(str(limit))
+        yield group
+    finally:
+        for _ in range(50):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+                break
+            time.sleep(0.1)
 
 
 FAKETIME_LIBRARY = f"/usr/lib/{os.uname().machine}-linux-gnu/faketime/libfaketimeMT.so.1"
@@ -158,7 +205,8 @@ class Server:
         """The page of metrics, each series by its name and labels. OSError if it does not come in time."""
         connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=timeout)
         try:
-            connection.request("GET", "/metrics")
+            # A server without a file of owners does not look at this.
+            connection.request("GET", "/metrics", headers=dict(owners.metadata(owners.WATCHER)))
             page = connection.getresponse().read().decode()
         except http.client.HTTPException as error:
             raise OSError(f"the metrics page was cut short: {error!r}") from error
