@@ -12,7 +12,7 @@ import grpc
 from . import http2, rpc
 from .arena import ATTACKER, Arena
 from .checks import PROMPT, describe, patiently
-from .front import start_front
+from .front import make_certificate, start_front
 from .rpc import Caller, generate_request
 from .server import Limits
 
@@ -231,6 +231,22 @@ def replicas(arena: Arena) -> None:
                     client.delete_session(f"sessions/{name}")
     finally:
         other.kill()
+
+
+def serves_tls(arena: Arena) -> None:
+    """Clients that speak TLS to the proxy are served; who speaks plain text there is not."""
+    from palimpsest import Client
+
+    folder = arena.work / "tls"
+    folder.mkdir()
+    certificate = make_certificate(folder)
+    with start_front("haproxy", arena.fronts, [arena.server.port], folder, certificate) as front:
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with Client(f"localhost:{front.port}", credentials=credentials) as client:
+            said = client.generate_text(PROMPT, max_tokens=50, temperature=0)
+            arena.require(len(said) > 20, "a reply over TLS is cut short")
+        with Caller(f"127.0.0.1:{front.port}") as caller:
+            arena.require(not caller.is_serving(3), "plain text is answered where TLS is due")
 
 
 def serves_clients(arena: Arena) -> None:

@@ -57,6 +57,8 @@ STALL = ("--max_stall=2s",)
 # Behind a proxy all clients have one address.
 BEHIND = ("--max_resets_per_second=0", "--max_connections_per_peer=2000")
 
+HAPROXY_ONLY = (("tls", attacks_connections.serves_tls), ("replicas", attacks_connections.replicas))
+
 CAMPAIGNS = (
     Campaign("never_reading_tokenize", attacks_memory.never_reading_tokenize, SMALL, STALL),
     Campaign("never_reading_list", attacks_memory.never_reading_list, SMALL, STALL),
@@ -96,7 +98,7 @@ CAMPAIGNS = (
         for front in ("haproxy", "envoy")
         for name, attack in (
             ("clients", attacks_connections.serves_clients),
-            *((("replicas", attacks_connections.replicas),) if front == "haproxy" else ()),
+            *(HAPROXY_ONLY if front == "haproxy" else ()),
             ("malformed_bin_header", attacks_connections.malformed_bin_header),
             ("headers_that_aborted", attacks_connections.headers_that_aborted),
             ("rapid_resets", attacks_connections.rapid_resets),

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grpc
+
 from .rpc import Caller
 
 DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy"
@@ -66,11 +68,27 @@ def envoy_command(program: Path, port: int, servers: Sequence[int], work: Path) 
 COMMANDS = {"haproxy": haproxy_command, "envoy": envoy_command}
 
 
+def make_certificate(work: Path) -> Path:
+    """A file with a certificate for localhost, signed by itself, and its key, as HAProxy wants it."""
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    key, certificate, both = work / "key.pem", work / "certificate.pem", work / "both.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subprocess.run([*command, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    both.write_text(certificate.read_text() + key.read_text())
+    return both
+
+
 @contextlib.contextmanager
-def start_front(kind: str, programs: dict[str, Path], servers: Sequence[int], work: Path) -> Iterator[Front]:
-    """The proxy before these servers, which it has found healthy."""
+def start_front(
+    kind: str, programs: dict[str, Path], servers: Sequence[int], work: Path, certificate: Path | None = None
+) -> Iterator[Front]:
+    """The proxy before these servers, which it has found healthy; with a certificate, HAProxy speaks TLS."""
     port = free_port()
     command, environment = COMMANDS[kind](programs[kind], port, servers, work)
+    credentials = None
+    if certificate is not None:
+        environment["PALIMPSEST_PROXY_CERTIFICATE"] = str(certificate)
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
     with (work / f"{kind}.log").open("wb") as log:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL", "--", *command],
@@ -81,7 +99,7 @@ def start_front(kind: str, programs: dict[str, Path], servers: Sequence[int], wo
         )
     try:
         give_up = time.monotonic() + 20
-        with Caller(f"127.0.0.1:{port}") as caller:
+        with Caller(f"localhost:{port}", credentials=credentials) as caller:
             while not caller.is_serving(2):
                 if process.poll() is not None or time.monotonic() > give_up:
                     log_text = (work / f"{kind}.log").read_text(errors="replace")
