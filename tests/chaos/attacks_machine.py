@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from . import rpc
+from . import owners, rpc
 from .arena import Arena
 from .checks import PROMPT, describe
 from .rpc import Caller, generate_request
@@ -195,3 +195,35 @@ def overload(arena: Arena) -> None:
     arena.crowd(82, call)
     arena.require(served[0] > 0, "the patient callers are never served")
     arena.numbers |= {"served_patient": served[0], "served_flood": served[1], "refused": refused[0]}
+
+
+def overload_of_one_owner(arena: Arena) -> None:
+    """One of three owners of equal share sends all that it can: it is refused, and the others never are."""
+    end = time.monotonic() + arena.seconds
+    served = dict.fromkeys(owners.NAMES, 0)
+    refused = dict.fromkeys(owners.NAMES, 0)
+    lock = threading.Lock()
+
+    def call(index: int) -> None:
+        owner = owners.NAMES[index] if index < 2 else owners.NAMES[2]
+        with Caller(arena.target, metadata=owners.metadata(owner)) as caller:
+            while time.monotonic() < end:
+                try:
+                    caller.generate(generate_request(PROMPT, 32), timeout=60.0)
+                    with lock:
+                        served[owner] += 1
+                except grpc.RpcError as error:
+                    with lock:
+                        refused[owner] += 1
+                    arena.require(
+                        error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, f"overload ends in {describe(error)}"
+                    )
+                    arena.require(rpc.carries_retry_info(error), "a refusal does not say when to come again")
+                    time.sleep(0.05)
+
+    arena.crowd(42, call)
+    for owner in owners.NAMES[:2]:
+        arena.require(served[owner] > 0, f"{owner} is never served")
+        arena.require(refused[owner] == 0, f"{owner}, who has one call at a time, is refused {refused[owner]} times")
+    arena.require(refused[owners.NAMES[2]] > 0, "the flood is never refused")
+    arena.numbers |= {f"served_{name}": count for name, count in served.items()}

@@ -13,7 +13,7 @@ from typing import IO, Literal
 
 import grpc
 
-from . import attacks_connections, attacks_machine, attacks_memory
+from . import attacks_connections, attacks_machine, attacks_memory, owners, rpc
 from .arena import Arena
 from .checks import MEBIBYTE, Bounds, Canary, afterwards, describe, while_attacked
 from .front import Front, start_front
@@ -43,6 +43,7 @@ class Campaign:
     bounds: Bounds = field(default_factory=Bounds)
     log: Log = "file"
     clock: bool = False
+    owners: bool = False  # the server knows owners; the canary is the first one's
     group_bytes: int = 0  # the memory of the control group that the server is in; 0: none of its own
     front: str = ""  # the proxy that attackers and clients go through
 
@@ -93,6 +94,9 @@ CAMPAIGNS = (
     Campaign("cancellations", attacks_machine.cancellations, ("--slots=8",)),
     Campaign("clock_jump", attacks_machine.clock_jump, clock=True),
     Campaign("overload", attacks_machine.overload, ("--slots=4", "--max_queue=4")),
+    Campaign(
+        "overload_of_one_owner", attacks_machine.overload_of_one_owner, ("--slots=4", "--max_queue=8"), owners=True
+    ),
     *(
         Campaign(f"{front}_{name}", attack, wishes=BEHIND, front=front)
         for front in ("haproxy", "envoy")
@@ -144,6 +148,8 @@ def lacks(campaign: Campaign, setting: Setting) -> str:
         return campaign.front
     if campaign.clock and not Path(FAKETIME_LIBRARY).exists():
         return "libfaketime"
+    if campaign.owners and owners.FLAG not in setting.flags:
+        return "a server that knows owners"
     if campaign.group_bytes and memory_controller() is None:
         return "a memory control group that can be written to"
     return ""
@@ -184,6 +190,11 @@ def run(campaign: Campaign, setting: Setting) -> Result:
         wishes = [flag for flag in campaign.wishes if flag[2:].partition("=")[0] in setting.flags]
         flags = ["--grace=2s", *campaign.flags, *wishes]
 
+        metadata: rpc.Metadata = []
+        if campaign.owners:
+            flags.append(owners.write_tokens(work / "owners.json", {"max_queue": 4}))
+            metadata = owners.metadata(owners.NAMES[0])
+
         def start(more: Sequence[str], given: Limits) -> Server:
             return Server(setting.binary, setting.checkpoint, ["--grace=2s", *more], work, limits=given)
 
@@ -198,7 +209,7 @@ def run(campaign: Campaign, setting: Setting) -> Result:
             front: Front | None = None
             if campaign.front:
                 front = stack.enter_context(start_front(campaign.front, setting.fronts, [server.port], work))
-            with Caller(server.target) as caller:
+            with Caller(server.target, metadata=metadata) as caller:
                 canary = Canary(caller)
             arena = Arena(
                 server, front.port if front else server.port, canary, setting.seconds, work, start, setting.fronts
@@ -211,11 +222,11 @@ def run(campaign: Campaign, setting: Setting) -> Result:
                 arena.require(False, f"an honest call of the campaign ends in {describe(error)}")
             except OSError as error:
                 arena.require(False, f"the campaign ends early: {error!r}")
-            found = [*arena.failures, *while_attacked(server, arena.target, canary, [])]
+            found = [*arena.failures, *while_attacked(server, arena.target, canary, metadata)]
             if front is not None and not front.running():
                 found.append("the proxy has ended")
             arena.leave()
-            found += afterwards(server, arena.target, canary, campaign.bounds, [])
+            found += afterwards(server, arena.target, canary, campaign.bounds, metadata)
             result.failures = list(dict.fromkeys(found))
         except (grpc.RpcError, OSError) as error:
             result.failures.append(f"the campaign could not be finished: {error!r}")

@@ -168,8 +168,8 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
     flat, early, late = line.flat()
     if not flat:
         failures.append(f"memory grows: {early} MiB early, {late} MiB at the end")
-    failures += while_attacked(server, server.target, canary, list(mine))
-    failures += afterwards(server, server.target, canary, Bounds(), list(mine))
+    failures += while_attacked(server, server.target, canary, mine)
+    failures += afterwards(server, server.target, canary, Bounds(), mine)
 
     rows = [
         ("owners", "three of equal share" if has_owners else "one: this server knows no owners"),

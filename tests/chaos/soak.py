@@ -296,8 +296,8 @@ def spend(server: Server, options: argparse.Namespace, has_owners: bool) -> int:
     flat, early, late = line.flat()
     if not flat:
         failures.append(f"memory grows: {early} MiB early, {late} MiB at the end")
-    failures += while_attacked(server, server.target, canary, list(mine))
-    failures += afterwards(server, server.target, canary, Bounds(), list(mine))
+    failures += while_attacked(server, server.target, canary, mine)
+    failures += afterwards(server, server.target, canary, Bounds(), mine)
     rows = [
         ("for", f"{options.seconds:.0f} s, {VISITORS} callers at once"),
         ("owners", f"{len(owners.NAMES)}" if has_owners else "one: this server knows no owners"),
