@@ -38,7 +38,7 @@ class Limits:
 
     files: int | None = None
     address_space: int | None = None
-    threads: int | None = None  # the server then runs as a user of its own, because root has no such limit
+    threads: int | None = None  # beside those that its user has; root has no such limit, so a user of its own then
     wall_clock: Path | None = None  # libfaketime's file, whose offset the server's wall clock has
     group: Path | None = None  # a control group
 
@@ -46,9 +46,11 @@ class Limits:
 
     def command(self) -> list[str]:
         """What to run the server with: it ends when we do, and with the limits."""
-        values = (("nofile", self.files), ("as", self.address_space), ("nproc", self.threads))
+        as_root = os.geteuid() == 0
+        threads = self.threads if as_root or self.threads is None else self.threads + _threads_of(os.geteuid())
+        values = (("nofile", self.files), ("as", self.address_space), ("nproc", threads))
         chosen = [f"--{name}={value}:{value}" for name, value in values if value is not None]
-        user = [f"--reuid={self.UNUSED_USER}", "--clear-groups"] if self.threads is not None else []
+        user = [f"--reuid={self.UNUSED_USER}", "--clear-groups"] if self.threads is not None and as_root else []
         enter = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self.group / "cgroup.procs")] if self.group else []
         return [*enter, *(["prlimit", *chosen, "--"] if chosen else []), "setpriv", "--pdeathsig=KILL", *user, "--"]
 
@@ -63,6 +65,15 @@ class Limits:
             "DONT_FAKE_MONOTONIC": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
+
+
+def _threads_of(user: int) -> int:
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == user:
+                count += len(list((folder / "task").iterdir()))
+    return count
 
 
 def memory_controller() -> Path | None:
