@@ -111,6 +111,11 @@ ABSL_FLAG(int32_t, max_transfers, Defaults().limits.max_transfers, "Snapshots up
 ABSL_FLAG(int32_t, max_models, Defaults().limits.max_models, "Models loaded at once.");
 ABSL_FLAG(int64_t, max_rpc_memory_bytes, Defaults().limits.max_rpc_memory_bytes,
           "Memory for messages on their way, all connections together.");
+ABSL_FLAG(int64_t, max_reply_bytes, Defaults().limits.max_reply_bytes,
+          "Memory for answers that are made and not yet read, all connections together. One may have half of it.");
+ABSL_FLAG(absl::Duration, max_stall, Defaults().limits.max_stall,
+          "How long a call's peer may do nothing while it is its turn to read or to send. What is longer ends the "
+          "call. inf: for ever.");
 ABSL_FLAG(int64_t, max_request_ids, Defaults().limits.max_request_ids,
           "Request ids of creating calls remembered, for ten minutes each.");
 
@@ -146,7 +151,7 @@ const std::vector<FlagGroup>& Groups() {
       {"Limits",
        {"max_message_bytes", "max_prompt_tokens", "max_prompt_bytes", "max_tokens", "default_max_tokens",
         "max_scored_values", "max_stop_strings", "max_streams_per_connection", "max_transfers", "max_models",
-        "max_rpc_memory_bytes", "max_request_ids"}},
+        "max_rpc_memory_bytes", "max_reply_bytes", "max_stall", "max_request_ids"}},
       {"Operation", {"flagfile", "lame_duck", "grace", "log_format"}}};
   return groups;
 }
@@ -268,6 +273,8 @@ ServerOptions ReadOptions() {
   options.limits.max_transfers = absl::GetFlag(FLAGS_max_transfers);
   options.limits.max_models = absl::GetFlag(FLAGS_max_models);
   options.limits.max_rpc_memory_bytes = absl::GetFlag(FLAGS_max_rpc_memory_bytes);
+  options.limits.max_reply_bytes = absl::GetFlag(FLAGS_max_reply_bytes);
+  options.limits.max_stall = absl::GetFlag(FLAGS_max_stall);
   options.limits.max_request_ids = absl::GetFlag(FLAGS_max_request_ids);
   return options;
 }

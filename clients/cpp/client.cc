@@ -13,72 +13,15 @@
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "clients/cpp/status.h"
+#include "clients/cpp/attempts.h"
+#include "clients/cpp/target.h"
+#include "clients/cpp/token.h"
 #include "palimpsest/v1/generation.grpc.pb.h"
 #include "palimpsest/v1/model.grpc.pb.h"
 #include "palimpsest/v1/session.grpc.pb.h"
 #include "palimpsest/v1/snapshot.grpc.pb.h"
 
 namespace palimpsest::client {
-
-void Cancellation::Cancel() {
-  std::vector<std::shared_ptr<grpc::ClientContext>> contexts;
-  {
-    absl::MutexLock lock(&mu_);
-    cancelled_ = true;
-    contexts = contexts_;
-  }
-  // Without the lock: gRPC may run the end of a call, and with it Remove, inside TryCancel.
-  for (const auto& context : contexts) context->TryCancel();
-}
-
-bool Cancellation::cancelled() const {
-  absl::MutexLock lock(&mu_);
-  return cancelled_;
-}
-
-void Cancellation::Add(const std::shared_ptr<grpc::ClientContext>& context) {
-  absl::MutexLock lock(&mu_);
-  contexts_.push_back(context);
-  if (cancelled_) context->TryCancel();  // before the call has begun there is nothing to run
-}
-
-void Cancellation::Remove(const std::shared_ptr<grpc::ClientContext>& context) {
-  absl::MutexLock lock(&mu_);
-  contexts_.erase(std::remove(contexts_.begin(), contexts_.end(), context), contexts_.end());
-}
-
-// The grpc::ClientContext of one call: its deadline, its way to be cancelled, its trace, and the session to route it
-// by.
-class CallContext {
- public:
-  CallContext(const CallOptions& options, const std::string& session) : cancellation_(options.cancellation) {
-    if (options.timeout != absl::InfiniteDuration()) {
-      context_->set_deadline(absl::ToChronoTime(absl::Now() + options.timeout));
-    }
-    if (!session.empty()) AddMetadata("x-goog-request-params", absl::StrCat("session=", session));
-    if (!options.traceparent.empty()) AddMetadata("traceparent", options.traceparent);
-    if (!options.tracestate.empty()) AddMetadata("tracestate", options.tracestate);
-    if (cancellation_ != nullptr) cancellation_->Add(context_);
-  }
-  ~CallContext() {
-    if (cancellation_ != nullptr) cancellation_->Remove(context_);
-  }
-  CallContext(const CallContext&) = delete;
-  CallContext& operator=(const CallContext&) = delete;
-
-  grpc::ClientContext* get() { return context_.get(); }
-
- private:
-  // gRPC ends the process on a value with bytes that it does not allow, and such a value is the server's to refuse.
-  void AddMetadata(const char* key, const std::string& value) {
-    const bool printable = std::all_of(value.begin(), value.end(), [](char c) { return c >= ' ' && c <= '~'; });
-    if (printable) context_->AddMetadata(key, value);
-  }
-
-  Cancellation* const cancellation_;
-  const std::shared_ptr<grpc::ClientContext> context_ = std::make_shared<grpc::ClientContext>();
-};
 
 namespace {
 
@@ -126,11 +69,25 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   return bytes;
 }
 
+bool Encrypts(const ConnectOptions& options) {
+  return options.tls || !options.ca_file.empty() || !options.key_file.empty();
+}
+
+absl::Status CheckTokenOf(const std::string& target, const ConnectOptions& options) {
+  if (options.token.empty()) return absl::OkStatus();
+  if (!Encrypts(options) && !IsLocalTarget(target) && !options.allow_insecure_token) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(target, " is another machine and the connection is not encrypted: anybody on the way could read ",
+                     "the token. Connect with TLS, or allow it with allow_insecure_token"));
+  }
+  return CheckToken(options.token, "the token");
+}
+
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(const ConnectOptions& options) {
   if (options.certificate_file.empty() != options.key_file.empty()) {
     return absl::InvalidArgumentError("a client certificate and its key go together: give both files or neither");
   }
-  if (!options.tls && options.ca_file.empty() && options.key_file.empty()) return grpc::InsecureChannelCredentials();
+  if (!Encrypts(options)) return grpc::InsecureChannelCredentials();
   grpc::SslCredentialsOptions ssl;
   const std::pair<const std::string*, std::string*> files[] = {{&options.ca_file, &ssl.pem_root_certs},
                                                                {&options.certificate_file, &ssl.pem_cert_chain},
@@ -144,8 +101,10 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(const Conn
   return grpc::SslCredentials(ssl);
 }
 
-grpc::ChannelArguments Arguments(const ConnectOptions& options) {
+grpc::ChannelArguments Arguments(const std::string& target, const ConnectOptions& options) {
   grpc::ChannelArguments arguments;
+  // A proxy is of no use on the way to this machine, and seldom lets anybody through to it.
+  if (IsLocalTarget(target)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetMaxReceiveMessageSize(options.max_message_bytes);
   arguments.SetMaxSendMessageSize(options.max_message_bytes);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, absl::ToInt64Milliseconds(options.keepalive_time));
@@ -171,8 +130,11 @@ std::string SessionOf(const v1::CreateSessionRequest& request) {
 
 class Stream final : public GenerateStream {
  public:
-  Stream(v1::GenerationService::Stub& stub, const v1::GenerateRequest& request, const CallOptions& options)
-      : context_(options, SessionOf(request)), reader_(stub.Generate(context_.get(), request)) {}
+  Stream(const Peer& peer, v1::GenerationService::Stub& stub, const v1::GenerateRequest& request,
+         const CallOptions& options)
+      : stub_(stub), request_(request), attempts_(peer, options, SessionOf(request)) {
+    reader_ = stub_.Generate(attempts_.Next(), request_);
+  }
 
   ~Stream() override {
     if (status_) return;
@@ -181,9 +143,20 @@ class Stream final : public GenerateStream {
   }
 
   bool Next(v1::GenerateResponse& message) override {
-    if (status_ || !reader_->Read(&message)) return false;
+    if (status_) return false;
+    while (!reader_->Read(&message)) {
+      if (begun_) return false;
+      absl::Status status = attempts_.ToStatus(reader_->Finish());
+      if (!attempts_.WaitToRetry(status)) {
+        status_ = status;
+        return false;
+      }
+      reader_.reset();  // before its context
+      reader_ = stub_.Generate(attempts_.Next(), request_);
+    }
+    begun_ = true;
     if (request_id_.empty()) {
-      const auto& metadata = context_.get()->GetServerInitialMetadata();
+      const auto& metadata = attempts_.context()->GetServerInitialMetadata();
       const auto it = metadata.find("x-request-id");
       if (it != metadata.end()) request_id_ = std::string(it->second.data(), it->second.size());
     }
@@ -191,13 +164,11 @@ class Stream final : public GenerateStream {
     return true;
   }
 
-  void Cancel() override { context_.get()->TryCancel(); }
+  void Cancel() override { attempts_.Cancel(); }
 
   absl::StatusOr<v1::GenerateFinish> Finish() override {
-    if (!status_) {
-      for (v1::GenerateResponse message; Next(message);) continue;
-      status_ = FromGrpc(reader_->Finish());
-    }
+    for (v1::GenerateResponse message; Next(message);) continue;
+    if (!status_) status_ = attempts_.ToStatus(reader_->Finish());
     if (!status_->ok()) return *status_;
     if (!finish_) return absl::InternalError("the stream ended without saying why");
     return *finish_;
@@ -206,8 +177,11 @@ class Stream final : public GenerateStream {
   std::string request_id() const override { return request_id_; }
 
  private:
-  CallContext context_;
-  const std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader_;
+  v1::GenerationService::Stub& stub_;
+  const v1::GenerateRequest request_;
+  Attempts attempts_;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader_;
+  bool begun_ = false;  // a message has come
   std::string request_id_;
   std::optional<v1::GenerateFinish> finish_;
   std::optional<absl::Status> status_;  // set once the call has ended
@@ -216,11 +190,11 @@ class Stream final : public GenerateStream {
 // One GenerateAsync call; owns itself until gRPC says that it is done.
 class AsyncStream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
  public:
-  static void Start(v1::GenerationService::Stub& stub, const v1::GenerateRequest& request, const CallOptions& options,
-                    std::function<void(const v1::GenerateResponse&)> on_message,
+  static void Start(const Peer& peer, v1::GenerationService::Stub& stub, const v1::GenerateRequest& request,
+                    const CallOptions& options, std::function<void(const v1::GenerateResponse&)> on_message,
                     std::function<void(absl::Status)> on_done) {
-    auto* stream = new AsyncStream(request, options, std::move(on_message), std::move(on_done));
-    stub.async()->Generate(stream->context_.get(), &stream->request_, stream);
+    auto* stream = new AsyncStream(peer, request, options, std::move(on_message), std::move(on_done));
+    stub.async()->Generate(stream->attempts_.Next(), &stream->request_, stream);
     stream->StartRead(&stream->message_);
     stream->StartCall();
   }
@@ -234,20 +208,20 @@ class AsyncStream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
   void OnDone(const grpc::Status& grpc_status) override {
     // This ends first: once the caller knows, it may destroy its Cancellation.
     const auto on_done = std::move(on_done_);
-    const absl::Status status = FromGrpc(grpc_status);
+    const absl::Status status = attempts_.ToStatus(grpc_status);
     delete this;
     on_done(status);
   }
 
  private:
-  AsyncStream(const v1::GenerateRequest& request, const CallOptions& options,
+  AsyncStream(const Peer& peer, const v1::GenerateRequest& request, const CallOptions& options,
               std::function<void(const v1::GenerateResponse&)> on_message, std::function<void(absl::Status)> on_done)
-      : context_(options, SessionOf(request)),
+      : attempts_(peer, options, SessionOf(request)),
         request_(request),
         on_message_(std::move(on_message)),
         on_done_(std::move(on_done)) {}
 
-  CallContext context_;
+  Attempts attempts_;
   const v1::GenerateRequest request_;
   v1::GenerateResponse message_;
   const std::function<void(const v1::GenerateResponse&)> on_message_;
@@ -256,20 +230,21 @@ class AsyncStream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
 
 class GrpcClient final : public Client {
  public:
-  explicit GrpcClient(const std::shared_ptr<grpc::Channel>& channel)
-      : generation_(v1::GenerationService::NewStub(channel)),
+  GrpcClient(const std::shared_ptr<grpc::Channel>& channel, Peer peer)
+      : peer_(std::move(peer)),
+        generation_(v1::GenerationService::NewStub(channel)),
         sessions_(v1::SessionService::NewStub(channel)),
         snapshots_(v1::SnapshotService::NewStub(channel)),
         models_(v1::ModelService::NewStub(channel)),
         health_(channel) {}
 
   std::unique_ptr<GenerateStream> Generate(const v1::GenerateRequest& request, const CallOptions& options) override {
-    return std::make_unique<Stream>(*generation_, request, options);
+    return std::make_unique<Stream>(peer_, *generation_, request, options);
   }
 
   void GenerateAsync(const v1::GenerateRequest& request, std::function<void(const v1::GenerateResponse&)> on_message,
                      std::function<void(absl::Status)> on_done, const CallOptions& options) override {
-    AsyncStream::Start(*generation_, request, options, std::move(on_message), std::move(on_done));
+    AsyncStream::Start(peer_, *generation_, request, options, std::move(on_message), std::move(on_done));
   }
 
   absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request, const CallOptions& options) override {
@@ -352,33 +327,38 @@ class GrpcClient final : public Client {
 
   absl::StatusOr<v1::Snapshot> DownloadSnapshot(const std::string& name, const ByteSink& sink,
                                                 const CallOptions& options) override {
-    CallContext context(options, "");
+    Attempts attempts(peer_, options, "");
     v1::DownloadSnapshotRequest request;
     request.set_name(name);
-    const auto reader = snapshots_->DownloadSnapshot(context.get(), request);
-    v1::Snapshot snapshot;
-    int64_t received = 0;
-    absl::Status sunk;
-    for (v1::DownloadSnapshotResponse piece; reader->Read(&piece);) {
-      if (piece.has_snapshot()) snapshot = piece.snapshot();
-      received += piece.data().size();
-      if (sunk.ok()) sunk = sink(piece.data());
-      if (!sunk.ok()) context.get()->TryCancel();
+    while (true) {
+      const auto reader = snapshots_->DownloadSnapshot(attempts.Next(), request);
+      v1::Snapshot snapshot;
+      int64_t received = 0;
+      bool begun = false;
+      absl::Status sunk;
+      for (v1::DownloadSnapshotResponse piece; reader->Read(&piece);) {
+        begun = true;
+        if (piece.has_snapshot()) snapshot = piece.snapshot();
+        received += piece.data().size();
+        if (sunk.ok()) sunk = sink(piece.data());
+        if (!sunk.ok()) attempts.Cancel();
+      }
+      absl::Status status = attempts.ToStatus(reader->Finish());
+      if (!sunk.ok()) return sunk;
+      if (!status.ok() && !begun && attempts.WaitToRetry(status)) continue;
+      if (!status.ok()) return status;
+      if (received != snapshot.size_bytes()) {
+        return absl::DataLossError(absl::StrCat(name, ": ", received, " bytes came, it has ", snapshot.size_bytes()));
+      }
+      return snapshot;
     }
-    const absl::Status status = FromGrpc(reader->Finish());
-    if (!sunk.ok()) return sunk;
-    if (!status.ok()) return status;
-    if (received != snapshot.size_bytes()) {
-      return absl::DataLossError(absl::StrCat(name, ": ", received, " bytes came, it has ", snapshot.size_bytes()));
-    }
-    return snapshot;
   }
 
   absl::StatusOr<v1::Snapshot> UploadSnapshot(const UploadSnapshotOptions& what, const ByteSource& source,
                                               const CallOptions& options) override {
-    CallContext context(options, "");
+    Attempts attempts(peer_, options, "");
     v1::Snapshot snapshot;
-    const auto writer = snapshots_->UploadSnapshot(context.get(), &snapshot);
+    const auto writer = snapshots_->UploadSnapshot(attempts.Next(), &snapshot);
     v1::UploadSnapshotRequest piece;
     piece.set_snapshot_id(what.snapshot_id);
     piece.set_model(what.model);
@@ -394,7 +374,7 @@ class GrpcClient final : public Client {
       absl::StatusOr<std::string> bytes = source();
       if (!bytes.ok()) {
         sourced = bytes.status();
-        context.get()->TryCancel();
+        attempts.Cancel();
         break;
       }
       if (bytes->empty() && !first) break;
@@ -408,7 +388,7 @@ class GrpcClient final : public Client {
       if (last) break;
     }
     if (open && sourced.ok()) writer->WritesDone();
-    const absl::Status status = FromGrpc(writer->Finish());
+    const absl::Status status = attempts.ToStatus(writer->Finish());
     if (!sourced.ok()) return sourced;
     if (!status.ok()) return status;
     return snapshot;
@@ -442,7 +422,7 @@ class GrpcClient final : public Client {
   }
 
   absl::StatusOr<Health> CheckHealth(const std::string& service, const CallOptions& options) override {
-    CallContext context(options, "");
+    Attempts attempts(peer_, options, "");
     google::protobuf::StringValue request;
     google::protobuf::Int32Value response;
     request.set_value(service);
@@ -450,7 +430,7 @@ class GrpcClient final : public Client {
     // threads, and a program that makes no GenerateAsync call should not wait for that when it ends.
     grpc::CompletionQueue queue;
     grpc::Status status;
-    const auto call = health_.PrepareUnaryCall(context.get(), "/grpc.health.v1.Health/Check", request, &queue);
+    const auto call = health_.PrepareUnaryCall(attempts.Next(), "/grpc.health.v1.Health/Check", request, &queue);
     call->StartCall();
     call->Finish(&response, &status, /*tag=*/nullptr);
     void* tag;
@@ -459,27 +439,29 @@ class GrpcClient final : public Client {
     queue.Shutdown();
     while (queue.Next(&tag, &ok)) continue;
     if (status.error_code() == grpc::StatusCode::NOT_FOUND) return Health::kServiceUnknown;
-    if (!status.ok()) return FromGrpc(status);
+    if (!status.ok()) return attempts.ToStatus(status);
     return static_cast<Health>(response.value());
   }
 
  private:
   template <typename Response, typename Stub, typename Request>
-  static absl::StatusOr<Response> Call(Stub& stub,
-                                       grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-                                       const std::type_identity_t<Request>& request, const CallOptions& options,
-                                       const std::string& session = "") {
-    CallContext context(options, session);
-    Response response;
-    const grpc::Status status = (stub.*method)(context.get(), request, &response);
-    if (!status.ok()) return FromGrpc(status);
-    return response;
+  absl::StatusOr<Response> Call(Stub& stub,
+                                grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                                const std::type_identity_t<Request>& request, const CallOptions& options,
+                                const std::string& session = "") const {
+    Attempts attempts(peer_, options, session);
+    while (true) {
+      Response response;
+      absl::Status status = attempts.ToStatus((stub.*method)(attempts.Next(), request, &response));
+      if (status.ok()) return response;
+      if (!attempts.WaitToRetry(status)) return status;
+    }
   }
 
   template <typename Item, typename Request, typename Response, typename Stub>
-  static absl::StatusOr<std::vector<Item>> AllPages(
+  absl::StatusOr<std::vector<Item>> AllPages(
       Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-      const google::protobuf::RepeatedPtrField<Item>& (Response::*items)() const, const CallOptions& options) {
+      const google::protobuf::RepeatedPtrField<Item>& (Response::*items)() const, const CallOptions& options) const {
     std::vector<Item> all;
     Request request;
     request.set_page_size(1000);
@@ -492,6 +474,7 @@ class GrpcClient final : public Client {
     return all;
   }
 
+  const Peer peer_;
   const std::unique_ptr<v1::GenerationService::Stub> generation_;
   const std::unique_ptr<v1::SessionService::Stub> sessions_;
   const std::unique_ptr<v1::SnapshotService::Stub> snapshots_;
@@ -520,12 +503,18 @@ std::string_view HealthName(Health health) {
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& target, const ConnectOptions& options) {
   absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> credentials = Credentials(options);
   if (!credentials.ok()) return credentials.status();
-  auto client = std::make_unique<GrpcClient>(grpc::CreateCustomChannel(target, *credentials, Arguments(options)));
+  if (absl::Status status = CheckTokenOf(target, options); !status.ok()) return status;
+  const Peer peer = {.authorization = options.token.empty() ? "" : absl::StrCat("Bearer ", options.token),
+                     .proxy = ProxyOnTheWay(target)};
+  auto client =
+      std::make_unique<GrpcClient>(grpc::CreateCustomChannel(target, *credentials, Arguments(target, options)), peer);
   if (options.connect_timeout > absl::ZeroDuration()) {
     // Any answer will do, also "no such method": it proves the connection, and a failure names its cause.
     const absl::Status answer = client->CheckHealth("", {.timeout = options.connect_timeout}).status();
     if (absl::IsUnavailable(answer) || absl::IsDeadlineExceeded(answer)) {
-      return absl::UnavailableError(absl::StrCat("cannot reach ", target, ": ", answer.message()));
+      const bool names_proxy = absl::IsUnavailable(answer) || peer.proxy.empty();
+      return absl::UnavailableError(absl::StrCat("cannot reach ", target, ": ", answer.message(),
+                                                 names_proxy ? "" : absl::StrCat("\n  ", peer.proxy)));
     }
   }
   return client;

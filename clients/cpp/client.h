@@ -11,8 +11,11 @@
 // this library adds to the bare stubs:
 // * one connection for all services: keepalive that idle token streams survive behind a balancer, messages up to
 //   64 MiB (an inline state is larger than gRPC's 4 MiB), TLS;
-// * retries of UNAVAILABLE, by service config, for the calls that may be repeated: reads, and the calls that carry a
-//   request id, which is filled in where the caller left it empty. Never Generate or Score;
+// * retries, see RetryPolicy: of any call that the server refused for the moment; and, of the calls that may be
+//   repeated, where the server was not reached: reads, and the calls that carry a request id, which is filled in where
+//   the caller left it empty;
+// * a bearer token with every call, never over plain text to another machine, and this machine (loopback addresses,
+//   localhost, unix sockets) reached without the environment's proxies;
 // * the session's name in the metadata key `x-goog-request-params`, so that a balancer can route by it, and the W3C
 //   trace context of the caller, if there is one;
 // * snapshots as files or strings, sent in pieces of 1 MiB;
@@ -37,11 +40,9 @@
 #include "palimpsest/v1/session.pb.h"
 #include "palimpsest/v1/snapshot.pb.h"
 
-namespace grpc {
-class ClientContext;
-}
-
 namespace palimpsest::client {
+
+class CallInProgress;
 
 struct ConnectOptions {
   // Encrypts, and checks the server's certificate against `ca_file`, or the system's authorities if that is empty.
@@ -50,6 +51,11 @@ struct ConnectOptions {
   // The client's own certificate and key, for servers that ask for one. Both or neither; they imply `tls`.
   std::string certificate_file = "";
   std::string key_file = "";
+
+  // Says who calls: sent as `authorization: Bearer TOKEN`. Empty: none. ReadTokenFile of token.h reads one.
+  std::string token = "";
+  // Sends it to another machine even without encryption, where anybody on the way can read it.
+  bool allow_insecure_token = false;
 
   // Largest message sent or received. An inline state must fit: raise it together with the server's limit.
   int max_message_bytes = 64 << 20;
@@ -75,17 +81,30 @@ class Cancellation {
   bool cancelled() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  friend class CallContext;
-  void Add(const std::shared_ptr<grpc::ClientContext>& context) ABSL_LOCKS_EXCLUDED(mu_);
-  void Remove(const std::shared_ptr<grpc::ClientContext>& context) ABSL_LOCKS_EXCLUDED(mu_);
+  friend class Attempts;
+  void Add(const std::shared_ptr<CallInProgress>& call) ABSL_LOCKS_EXCLUDED(mu_);
+  void Remove(const std::shared_ptr<CallInProgress>& call) ABSL_LOCKS_EXCLUDED(mu_);
 
   mutable absl::Mutex mu_;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
-  std::vector<std::shared_ptr<grpc::ClientContext>> contexts_ ABSL_GUARDED_BY(mu_);  // calls in progress
+  std::vector<std::shared_ptr<CallInProgress>> calls_ ABSL_GUARDED_BY(mu_);
+};
+
+// How often, and for how long, a call is made again that the server refused for the moment. A refusal is ABORTED
+// (another call holds the session), RESOURCE_EXHAUSTED (a queue or a limit is full) or UNAVAILABLE (the server is
+// draining) that says when to come back (google.rpc.RetryInfo): the server has then done nothing yet, so that any call
+// may be repeated. The client waits as long as the server asks, twice as long at each further refusal, and up to a
+// quarter more at random, so that many clients do not come back as one. It gives up, with the last refusal, at the
+// bounds below or where the wait would pass the call's own timeout. A call of whose answer anything has come is never
+// made again; nor are GenerateAsync, whose caller must not be kept waiting, and an upload from a ByteSource, which
+// cannot be read twice.
+struct RetryPolicy {
+  int max_attempts = 6;                        // the most times that a call is made; 1: refusals come back at once
+  absl::Duration max_time = absl::Seconds(5);  // no attempt begins later than this after the first
 };
 
 struct CallOptions {
-  // DEADLINE_EXCEEDED after this long.
+  // DEADLINE_EXCEEDED after this long, all attempts together.
   absl::Duration timeout = absl::InfiniteDuration();
   // May be null.
   Cancellation* cancellation = nullptr;
@@ -93,6 +112,7 @@ struct CallOptions {
   // span. What a header cannot carry is left out.
   std::string traceparent = "";
   std::string tracestate = "";
+  RetryPolicy retry = {};
 };
 
 // The stream of one Generate call. One thread reads; Cancel may come from any. Destroying it early cancels the call.
@@ -133,7 +153,8 @@ struct UploadSnapshotOptions {
 class Client {
  public:
   // Connects to `host:port`, `unix:/path` or any gRPC target.
-  // INVALID_ARGUMENT: a certificate and no key, or the other way.  NOT_FOUND: a file of `options` cannot be read.
+  // INVALID_ARGUMENT: a certificate and no key, or the other way; a malformed token, or one that would cross a network
+  // in plain text.  NOT_FOUND: a file of `options` cannot be read.
   // UNAVAILABLE: nobody answered there within `connect_timeout`.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& target, const ConnectOptions& options = {});
 
@@ -191,7 +212,7 @@ class Client {
 
   // -- Conveniences over the calls above
   absl::StatusOr<std::string> DownloadSnapshotBytes(const std::string& name, const CallOptions& options = {});
-  // The file appears under its name once it is whole.
+  // The file appears under its name once it is whole and on the disk; only its owner may read it.
   absl::StatusOr<v1::Snapshot> DownloadSnapshotFile(const std::string& name, const std::string& path,
                                                     const CallOptions& options = {});
   absl::StatusOr<v1::Snapshot> UploadSnapshotBytes(const UploadSnapshotOptions& what, std::string_view bytes,

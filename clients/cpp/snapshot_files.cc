@@ -1,21 +1,38 @@
 // The conveniences of Client that put snapshots into strings and files.
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "clients/cpp/attempts.h"
 #include "clients/cpp/client.h"
+#include "clients/cpp/whole_file.h"
 
 namespace palimpsest::client {
 namespace {
 
-using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
+absl::Status ReadError(const std::string& path) {
+  return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+}
 
-absl::Status FileError(absl::string_view what, const std::string& path) {
-  return absl::ErrnoToStatus(errno, absl::StrCat(what, " ", path));
+// Uploads from a source that can be opened once more, so that a refusal can be answered by another attempt.
+absl::StatusOr<v1::Snapshot> UploadAgain(Client& client, const UploadSnapshotOptions& what, const CallOptions& options,
+                                         const std::function<absl::StatusOr<ByteSource>()>& open) {
+  const Peer nobody;
+  Attempts attempts(nobody, options, "");
+  while (true) {
+    const absl::StatusOr<ByteSource> source = open();
+    if (!source.ok()) return source.status();
+    CallOptions once = options;
+    once.timeout = attempts.TimeLeft();
+    attempts.Next();
+    absl::StatusOr<v1::Snapshot> snapshot = client.UploadSnapshot(what, *source, once);
+    absl::Status status = snapshot.status();
+    if (status.ok() || !attempts.WaitToRetry(status)) return status.ok() ? snapshot : status;
+  }
 }
 
 }  // namespace
@@ -33,39 +50,35 @@ absl::StatusOr<std::string> Client::DownloadSnapshotBytes(const std::string& nam
 
 absl::StatusOr<v1::Snapshot> Client::DownloadSnapshotFile(const std::string& name, const std::string& path,
                                                           const CallOptions& options) {
-  const std::string partial = absl::StrCat(path, ".partial");
-  File file(std::fopen(partial.c_str(), "wb"), &std::fclose);
-  if (file == nullptr) return FileError("cannot write", partial);
-  const auto write = [&](std::string_view piece) {
-    if (std::fwrite(piece.data(), 1, piece.size(), file.get()) != piece.size()) {
-      return FileError("cannot write", partial);
-    }
-    return absl::OkStatus();
-  };
-  absl::StatusOr<v1::Snapshot> snapshot = DownloadSnapshot(name, write, options);
-  if (snapshot.ok() && std::fclose(file.release()) != 0) snapshot = FileError("cannot write", partial);
-  if (snapshot.ok() && std::rename(partial.c_str(), path.c_str()) != 0) snapshot = FileError("cannot write", path);
-  if (!snapshot.ok()) std::remove(partial.c_str());
+  absl::StatusOr<WholeFile> file = WholeFile::Create(path);
+  if (!file.ok()) return file.status();
+  absl::StatusOr<v1::Snapshot> snapshot = DownloadSnapshot(
+      name, [&file](std::string_view piece) { return file->Write(piece); }, options);
+  if (!snapshot.ok()) return snapshot;
+  if (const absl::Status status = file->Commit(); !status.ok()) return status;
   return snapshot;
 }
 
 absl::StatusOr<v1::Snapshot> Client::UploadSnapshotBytes(const UploadSnapshotOptions& what, std::string_view bytes,
                                                          const CallOptions& options) {
-  return UploadSnapshot(
-      what, [&bytes]() -> absl::StatusOr<std::string> { return std::string(std::exchange(bytes, {})); }, options);
+  return UploadAgain(*this, what, options, [bytes]() -> absl::StatusOr<ByteSource> {
+    return [left = bytes]() mutable { return std::string(std::exchange(left, {})); };
+  });
 }
 
 absl::StatusOr<v1::Snapshot> Client::UploadSnapshotFile(const UploadSnapshotOptions& what, const std::string& path,
                                                         const CallOptions& options) {
-  const File file(std::fopen(path.c_str(), "rb"), &std::fclose);
-  if (file == nullptr) return FileError("cannot read", path);
-  const auto read = [&]() -> absl::StatusOr<std::string> {
-    std::string piece(1 << 20, '\0');
-    piece.resize(std::fread(piece.data(), 1, piece.size(), file.get()));
-    if (std::ferror(file.get())) return FileError("cannot read", path);
-    return piece;
-  };
-  return UploadSnapshot(what, read, options);
+  return UploadAgain(*this, what, options, [&path]() -> absl::StatusOr<ByteSource> {
+    const std::shared_ptr<std::FILE> file(std::fopen(path.c_str(), "rbe"),
+                                          [](std::FILE* opened) { opened == nullptr ? 0 : std::fclose(opened); });
+    if (file == nullptr) return ReadError(path);
+    return [file, &path]() -> absl::StatusOr<std::string> {
+      std::string piece(1 << 20, '\0');
+      piece.resize(std::fread(piece.data(), 1, piece.size(), file.get()));
+      if (std::ferror(file.get())) return ReadError(path);
+      return piece;
+    };
+  });
 }
 
 }  // namespace palimpsest::client

@@ -158,6 +158,13 @@ struct Metrics::Impl {
     sequences = histogram("palimpsest_batch_sequences", "Sequences that took part in one iteration of the engine.");
     iteration = histogram("palimpsest_iteration_seconds", "Duration of one iteration of the engine.");
     duration = histogram("palimpsest_request_duration_seconds", "From a call's arrival to its end.");
+    read = histogram("palimpsest_request_read_seconds",
+                     "From a call's arrival until its request was read: parsed, and turned into tokens.");
+    stalls = &prometheus::BuildCounter()
+                  .Name("palimpsest_calls_stalled_total")
+                  .Help("Calls that were ended because their peers neither read nor sent anything for too long.")
+                  .Register(*registry)
+                  .Add({});
     retiring = &prometheus::BuildGauge()
                     .Name("palimpsest_model_versions_retiring")
                     .Help("Versions that were replaced and still serve their sessions.")
@@ -329,6 +336,13 @@ struct Metrics::Impl {
           Value(s.slots - s.slots_used, {{"model", labels->model}, {"condition", "free"}}, MetricType::Gauge));
     }
 
+    if (reply_bytes) {
+      family("palimpsest_reply_bytes", "Memory for answers that are made, or promised, and not yet read.",
+             MetricType::Gauge)
+          .metric.push_back(Value(static_cast<double>(reply_bytes()), {}, MetricType::Gauge));
+      family("palimpsest_reply_bytes_max", "Memory that such answers may take.", MetricType::Gauge)
+          .metric.push_back(Value(static_cast<double>(max_reply_bytes), {}, MetricType::Gauge));
+    }
     if (session_counts) CollectSessions(families);
     return families;
   }
@@ -343,6 +357,8 @@ struct Metrics::Impl {
   Family<Histogram>* sequences;
   Family<Histogram>* iteration;
   Family<Histogram>* duration;
+  Family<Histogram>* read;
+  prometheus::Counter* stalls;
   Family<prometheus::Counter>* requests;
   Family<prometheus::Gauge>* retiring;
   Family<prometheus::Counter>* repository_loads;
@@ -354,6 +370,8 @@ struct Metrics::Impl {
   std::function<std::map<std::string, bool>()> readiness ABSL_GUARDED_BY(mu);
   std::function<std::map<std::string, SessionStore::Counts>()> session_counts ABSL_GUARDED_BY(mu);
   SessionStoreOptions session_limits ABSL_GUARDED_BY(mu);
+  std::function<int64_t()> reply_bytes ABSL_GUARDED_BY(mu);
+  int64_t max_reply_bytes ABSL_GUARDED_BY(mu) = 0;
   std::unique_ptr<prometheus::Exposer> exposer ABSL_GUARDED_BY(mu);
 };
 
@@ -458,6 +476,18 @@ void Metrics::SetSessions(std::function<std::map<std::string, SessionStore::Coun
   absl::MutexLock lock(&impl_->mu);
   impl_->session_counts = std::move(counts);
   impl_->session_limits = limits;
+}
+
+void Metrics::SetReplyBytes(std::function<int64_t()> bytes, int64_t most) {
+  absl::MutexLock lock(&impl_->mu);
+  impl_->reply_bytes = std::move(bytes);
+  impl_->max_reply_bytes = most;
+}
+
+void Metrics::CountStalls(int32_t calls) { impl_->stalls->Increment(calls); }
+
+void Metrics::ObserveRead(absl::string_view method, absl::Duration time) {
+  impl_->read->Add({{"method", std::string(method)}}, RequestEdges()).Observe(absl::ToDoubleSeconds(time));
 }
 
 void Metrics::CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration) {

@@ -66,6 +66,13 @@ class Metrics {
   // `counts`, by model, is called at each scrape, until it is replaced; null: nothing is told of them.
   void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts, SessionStoreOptions limits);
 
+  // Bytes of answers that wait to be read, asked at each scrape until it is replaced; null: nothing is told of them.
+  void SetReplyBytes(std::function<int64_t()> bytes, int64_t most);
+
+  // Calls were ended because their peers did nothing.
+  void CountStalls(int32_t calls);
+  // A request has been read, so long after it arrived.
+  void ObserveRead(absl::string_view method, absl::Duration time);
   // A call has ended. `method` is "palimpsest.v1.GenerationService/Generate".
   void CountRequest(absl::string_view method, absl::string_view code, absl::Duration duration);
 

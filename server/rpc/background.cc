@@ -3,6 +3,9 @@
 #include <atomic>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "server/rpc/status.h"
+
 namespace palimpsest {
 
 DeliveryThread::DeliveryThread() : thread_([this] { Run(); }) {}
@@ -31,6 +34,44 @@ void DeliveryThread::Run() {
     }
     for (const std::shared_ptr<Deliverable>& item : taken) item->Deliver();
     taken.clear();
+  }
+}
+
+WorkThreads::WorkThreads(int32_t threads, int32_t queue) : queue_(queue) {
+  for (int32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Loop(); });
+}
+
+WorkThreads::~WorkThreads() {
+  {
+    absl::MutexLock lock(&mu_);
+    stop_ = true;
+  }
+  for (std::thread& thread : threads_) thread.join();
+}
+
+absl::Status WorkThreads::Run(std::function<void()> task) {
+  absl::MutexLock lock(&mu_);
+  if (std::ssize(tasks_) >= queue_) {
+    return WithReason(absl::ResourceExhaustedError(absl::StrCat(queue_,
+                                                                " long requests wait to be read already; retry, "
+                                                                "or send shorter ones")),
+                      "WORK_QUEUE_FULL");
+  }
+  tasks_.push_back(std::move(task));
+  return absl::OkStatus();
+}
+
+void WorkThreads::Loop() {
+  for (;;) {
+    std::function<void()> task;
+    {
+      absl::MutexLock lock(&mu_);
+      mu_.Await(absl::Condition(this, &WorkThreads::Due));
+      if (tasks_.empty()) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+    }
+    task();
   }
 }
 

@@ -1,12 +1,15 @@
 // Threads for what must not hold up the callers' or the engine's.
 #pragma once
 
+#include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 
 namespace palimpsest {
@@ -38,6 +41,29 @@ class DeliveryThread {
   std::vector<std::shared_ptr<Deliverable>> queue_ ABSL_GUARDED_BY(mu_);
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
+};
+
+// A fixed number of threads for requests whose reading takes long: parsing and turning text into tokens. gRPC's own
+// threads, which all calls share, health's among them, stay free. Thread-safe.
+class WorkThreads {
+ public:
+  // `queue`: tasks that may wait.
+  WorkThreads(int32_t threads, int32_t queue);
+  // Runs what waits, then ends.
+  ~WorkThreads();
+
+  // RESOURCE_EXHAUSTED (WORK_QUEUE_FULL): as many wait as may, and `task` will not run.
+  absl::Status Run(std::function<void()> task);
+
+ private:
+  void Loop();
+  bool Due() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stop_ || !tasks_.empty(); }
+
+  const int32_t queue_;
+  absl::Mutex mu_;  // not held while a task runs
+  std::deque<std::function<void()>> tasks_ ABSL_GUARDED_BY(mu_);
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<std::thread> threads_;
 };
 
 // Runs each task on a thread of its own: for the few calls that take seconds, loading and unloading a model. Callers

@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <memory>
+#include <exception>
+#include <new>
 #include <random>
 #include <utility>
 #include <vector>
@@ -86,14 +87,35 @@ void Door::AwaitQuiet(absl::Duration time, absl::Time deadline) {
   }
 }
 
-Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const char* method, const std::string& id)
-    : core_(core), method_(method), arrival_(absl::Now()) {
+absl::Status Guarded(const std::function<absl::Status()>& act) {
+  try {
+    return act();
+  } catch (const std::bad_alloc&) {
+    return WithReason(absl::ResourceExhaustedError("there is no memory for this request; retry later, or ask for less"),
+                      "OUT_OF_MEMORY");
+  } catch (const std::exception& error) {
+    return absl::InternalError(absl::StrCat("unexpected: ", error.what()));
+  }
+}
+
+absl::Status ServerCore::RunBySize(size_t bytes, std::function<void()> work) {
+  if (!IsShort(bytes)) return workers.Run(std::move(work));
+  work();
+  return absl::OkStatus();
+}
+
+Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const Method& method)
+    : core_(core),
+      context_(context),
+      method_(method.name),
+      limits_(LimitsOf(method.size, core.limits)),
+      arrival_(absl::Now()),
+      watch_(core.stalls, context->c_call()) {
   const std::chrono::system_clock::time_point deadline = context->deadline();
   if (deadline != std::chrono::system_clock::time_point::max()) deadline_ = absl::FromChrono(deadline);
-  log.id = IsRequestId(id) ? id : MakeRequestId();
-  log.method = method;
+  log.id = MakeRequestId();
+  log.method = method.name;
   log.peer = context->peer();
-  context->AddInitialMetadata("x-request-id", log.id);
   TraceContext trace = ContinueTrace(Values(*context, "traceparent"), Values(*context, "tracestate"));
   context->AddInitialMetadata("traceresponse", trace.ToString());
   log.trace_id = std::move(trace.trace_id);
@@ -103,10 +125,23 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const char* m
   admitted_ = core_.door.Enter();
 }
 
+void Call::NoteRead() { log.read_time = absl::Now() - arrival_; }
+
 Call::~Call() { PALIMPSEST_CHECK(ended_); }
 
-void Call::End(const absl::Status& status) {
+void Call::SetId(const std::string& id) {
+  if (IsRequestId(id)) log.id = id;
+  context_->AddInitialMetadata("x-request-id", log.id);
+}
+
+void Call::BeginWait(int64_t bytes) { watch_.Begin(bytes, absl::Now()); }
+void Call::EndWait(int64_t bytes) { watch_.End(bytes, absl::Now()); }
+
+absl::Status Call::HoldReply(int64_t bytes) { return core_.replies.Take(log.peer, bytes, &reply_); }
+
+void Call::End(const absl::Status& told) {
   ended_ = true;
+  const absl::Status status = watch_.cut() ? absl::ResourceExhaustedError(core_.stalls.Reason()) : told;
   // A deadline that passes reaches the server as a cancellation.
   const absl::Time now = absl::Now();
   const bool late = status.code() == absl::StatusCode::kCancelled && now >= deadline_;
@@ -115,34 +150,8 @@ void Call::End(const absl::Status& status) {
   log.total_time = now - arrival_;
   LogCall(log);
   core_.metrics.CountRequest(method_, log.code, log.total_time);
+  if (log.read_time > absl::ZeroDuration()) core_.metrics.ObserveRead(method_, log.read_time);
   if (admitted_.ok()) core_.door.Leave();
-}
-
-grpc::ServerUnaryReactor* RunUnary(ServerCore& core, grpc::CallbackServerContext* context, const char* method,
-                                   const std::function<absl::Status(CallLog& log)>& handle) {
-  Call call(core, context, method);
-  const absl::Status status = call.admitted().ok() ? handle(call.log) : call.admitted();
-  call.End(status);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpc(status));
-  return reactor;
-}
-
-grpc::ServerUnaryReactor* RunSlowUnary(ServerCore& core, grpc::CallbackServerContext* context, const char* method,
-                                       std::function<absl::Status(CallLog& log)> handle) {
-  auto call = std::make_shared<Call>(core, context, method);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  if (!call->admitted().ok()) {
-    call->End(call->admitted());
-    reactor->Finish(ToGrpc(call->admitted()));
-    return reactor;
-  }
-  core.tasks.Run([call, reactor, handle = std::move(handle)] {
-    const absl::Status status = handle(call->log);
-    call->End(status);
-    reactor->Finish(ToGrpc(status));
-  });
-  return reactor;
 }
 
 }  // namespace palimpsest

@@ -15,9 +15,12 @@
 #include "server/rpc/background.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/log.h"
+#include "server/rpc/methods.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/page_token.h"
+#include "server/rpc/reply_budget.h"
 #include "server/rpc/request_table.h"
+#include "server/rpc/stalls.h"
 #include "server/session/session_store.h"
 
 namespace palimpsest {
@@ -44,6 +47,9 @@ class Door {
   absl::Time last_event_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
 };
 
+// Whether reading a request of so many bytes takes some milliseconds at most, however it is tokenised.
+inline bool IsShort(size_t bytes) { return bytes <= (size_t{4} << 10); }
+
 // The order of the members is that of what they need: each is gone before those above it.
 struct ServerCore {
   ServerCore(const Limits& set_limits, const SessionStoreOptions& session_options,
@@ -51,26 +57,43 @@ struct ServerCore {
       : limits(set_limits),
         sessions(session_options),
         requests(set_limits.max_request_ids),
-        models(model_options, &metrics, &sessions) {}
+        replies(set_limits.max_reply_bytes),
+        stalls(set_limits.max_stall),
+        models(model_options, &metrics, &sessions),
+        workers(kWorkThreads, kMaxLongRequests) {}
+
+  // Few, so that the engine keeps its processors however many long requests come.
+  static constexpr int32_t kWorkThreads = 2;
+  // Requests that may wait for one of them: each is counted in gRPC's memory as long as it does.
+  static constexpr int32_t kMaxLongRequests = 1024;
 
   const Limits limits;
   Metrics metrics;
   SessionStore sessions;
   RequestTable requests;
   const PageTokens pages;
+  ReplyBudget replies;
+  Stalls stalls;
   std::atomic<int32_t> transfers{0};  // uploads and downloads that run
   Door door;
   ModelRegistry models;
   DeliveryThread delivery;
   TaskThreads tasks;
+  WorkThreads workers;
+
+  // Runs `work`, which reads a request of `bytes`: at once on this thread if that IsShort, else on a worker.
+  // RESOURCE_EXHAUSTED: it is long, and too many wait; `work` will not run.
+  absl::Status RunBySize(size_t bytes, std::function<void()> work);
 };
 
-// One call from its beginning to its end, for the log, the metrics and the door.
+// What `act` returns; RESOURCE_EXHAUSTED where memory for it cannot be had, and INTERNAL for what else is thrown by
+// libraries.
+absl::Status Guarded(const std::function<absl::Status()>& act);
+
+// One call from its beginning to its end, for the log, the metrics, the door, and its peer's patience.
 class Call {
  public:
-  // `method` is "palimpsest.v1.GenerationService/Generate" and must outlive the call. `id`, the caller's for logs, is
-  // kept if it is fit for a header; else one is made. The caller reads it in `x-request-id`.
-  Call(ServerCore& core, grpc::CallbackServerContext* context, const char* method, const std::string& id = "");
+  Call(ServerCore& core, grpc::CallbackServerContext* context, const Method& method);
   ~Call();
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -80,26 +103,39 @@ class Call {
   absl::Time arrival() const { return arrival_; }
   absl::Time deadline() const { return deadline_; }
   const std::string& id() const { return log.id; }
+  MessageLimits limits() const { return limits_; }
 
-  // Writes the log line, counts, leaves the door. Call once.
+  // The caller's id for logs, kept if it is fit for a header; the caller reads the call's in `x-request-id`. Before the
+  // first message or the end leaves.
+  void SetId(const std::string& id);
+
+  // The request has been read, for the log and the metrics; for those whose reading may take long.
+  void NoteRead();
+
+  // The answer of `bytes` is the peer's to read from now on, or it is the peer's turn to send one; and it has.
+  void BeginWait(int64_t bytes);
+  void EndWait(int64_t bytes);
+
+  // Counts an answer until the call is over. As ReplyBudget::Take.
+  absl::Status HoldReply(int64_t bytes);
+
+  // Writes the log line, counts, leaves the door. Call once, when gRPC is done with the call. A call that was ended
+  // because its peer did nothing is told of as that, whatever `status` says.
   void End(const absl::Status& status);
 
   CallLog log;  // for the handler to fill in
 
  private:
   ServerCore& core_;
+  grpc::CallbackServerContext* const context_;
   const char* const method_;
+  const MessageLimits limits_;
   const absl::Time arrival_;
   absl::Time deadline_ = absl::InfiniteFuture();
+  Stalls::Watch watch_;
+  ReplyBudget::Hold reply_;
   absl::Status admitted_;
   bool ended_ = false;
 };
-
-// Runs a call that is quick, on the thread that brought it.
-grpc::ServerUnaryReactor* RunUnary(ServerCore& core, grpc::CallbackServerContext* context, const char* method,
-                                   const std::function<absl::Status(CallLog& log)>& handle);
-// Runs one that takes long, on a thread of its own. It is finished even if the caller has gone.
-grpc::ServerUnaryReactor* RunSlowUnary(ServerCore& core, grpc::CallbackServerContext* context, const char* method,
-                                       std::function<absl::Status(CallLog& log)> handle);
 
 }  // namespace palimpsest

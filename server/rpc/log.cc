@@ -94,6 +94,7 @@ void LogCall(const CallLog& call) {
   number("generated_tokens", call.generated_tokens);
   number("cached_tokens", call.cached_tokens);
   number("position", call.position);
+  time("read_ms", call.read_time);
   time("queue_ms", call.queue_time);
   time("ttft_ms", call.time_to_first_token);
   fields["total_ms"] = Milliseconds(call.total_time);

@@ -33,7 +33,8 @@ struct CallLog {
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
   int64_t cached_tokens = 0;
-  int64_t position = 0;  // where the context stands at the end
+  int64_t position = 0;      // where the context stands at the end
+  absl::Duration read_time;  // until the request was read: a worker waited for, parsed, turned into tokens
   absl::Duration queue_time;
   absl::Duration time_to_first_token;
   absl::Duration total_time;

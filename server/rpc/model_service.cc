@@ -8,72 +8,81 @@
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
 #include "server/rpc/status.h"
+#include "server/rpc/unary.h"
 
 namespace palimpsest {
 namespace {
 
-class ModelServiceImpl final : public v1::ModelService::CallbackService {
+using S = v1::ModelService;
+using RawService = S::WithRawCallbackMethod_ListModels<S::WithRawCallbackMethod_GetModel<
+    S::WithRawCallbackMethod_LoadModel<S::WithRawCallbackMethod_UnloadModel<S::Service>>>>;
+
+class ModelServiceImpl final : public RawService {
  public:
   explicit ModelServiceImpl(ServerCore& core) : core_(core) {}
 
-  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest*,
-                                       v1::ListModelsResponse* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.ModelService/ListModels", [&](CallLog&) {
-      for (const ModelInfo& model : core_.models.List()) FillModel(model, response->add_models());
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kListModels, request, answer, &ModelServiceImpl::List);
   }
-
-  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context, const v1::GetModelRequest* request,
-                                     v1::Model* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.ModelService/GetModel", [&](CallLog& log) -> absl::Status {
-      Violations violations;
-      CheckName("name", "models", request->name(), &log.model, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<ModelInfo> model = core_.models.Get(log.model);
-      if (!model.ok()) return model.status();
-      FillModel(*model, response);
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kGetModel, request, answer, &ModelServiceImpl::Get);
   }
-
-  grpc::ServerUnaryReactor* LoadModel(grpc::CallbackServerContext* context, const v1::LoadModelRequest* request,
-                                      v1::Model* response) override {
-    // gRPC keeps request and response until the call is finished.
-    return RunSlowUnary(core_, context, "palimpsest.v1.ModelService/LoadModel",
-                        [this, request, response](CallLog& log) -> absl::Status {
-                          Violations violations;
-                          CheckNewId("model_id", request->model_id(), /*dots=*/true, violations);
-                          if (request->path().empty()) {
-                            violations.Add("path", "is empty; accepted: a folder below the server's --model_root");
-                          }
-                          if (!violations.empty()) return violations.ToStatus();
-                          log.model = request->model_id();
-                          absl::StatusOr<std::string> folder = core_.models.ResolvePath(request->path());
-                          if (!folder.ok()) return folder.status();
-                          const absl::Time begin = absl::Now();
-                          absl::StatusOr<ModelInfo> model = core_.models.Load(request->model_id(), *folder);
-                          if (!model.ok()) return model.status();
-                          LogModelLoaded(*model, absl::Now() - begin);
-                          FillModel(*model, response);
-                          return absl::OkStatus();
-                        });
+  grpc::ServerUnaryReactor* LoadModel(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                      grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kLoadModel, request, answer, &ModelServiceImpl::Load,
+                    RunsOn::kOwnThread);
   }
-
-  grpc::ServerUnaryReactor* UnloadModel(grpc::CallbackServerContext* context, const v1::UnloadModelRequest* request,
-                                        google::protobuf::Empty*) override {
-    return RunSlowUnary(core_, context, "palimpsest.v1.ModelService/UnloadModel",
-                        [this, request](CallLog& log) -> absl::Status {
-                          Violations violations;
-                          CheckName("name", "models", request->name(), &log.model, violations);
-                          if (!violations.empty()) return violations.ToStatus();
-                          absl::Status status = core_.models.Unload(log.model);
-                          if (status.ok()) LogEvent("model unloaded", {{"model", log.model}});
-                          return status;
-                        });
+  grpc::ServerUnaryReactor* UnloadModel(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                        grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kUnloadModel, request, answer, &ModelServiceImpl::Unload,
+                    RunsOn::kOwnThread);
   }
 
  private:
+  absl::Status List(Call&, const v1::ListModelsRequest&, v1::ListModelsResponse* response) {
+    for (const ModelInfo& model : core_.models.List()) FillModel(model, response->add_models());
+    return absl::OkStatus();
+  }
+
+  absl::Status Get(Call& call, const v1::GetModelRequest& request, v1::Model* response) {
+    Violations violations;
+    CheckName("name", "models", request.name(), &call.log.model, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::StatusOr<ModelInfo> model = core_.models.Get(call.log.model);
+    if (!model.ok()) return model.status();
+    FillModel(*model, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status Load(Call& call, const v1::LoadModelRequest& request, v1::Model* response) {
+    Violations violations;
+    CheckNewId("model_id", request.model_id(), /*dots=*/true, violations);
+    if (request.path().empty()) {
+      violations.Add("path", "is empty; accepted: a folder below the server's --model_root");
+    }
+    if (!violations.empty()) return violations.ToStatus();
+    call.log.model = request.model_id();
+    absl::StatusOr<std::string> folder = core_.models.ResolvePath(request.path());
+    if (!folder.ok()) return folder.status();
+    const absl::Time begin = absl::Now();
+    absl::StatusOr<ModelInfo> model = core_.models.Load(request.model_id(), *folder);
+    if (!model.ok()) return model.status();
+    LogModelLoaded(*model, absl::Now() - begin);
+    FillModel(*model, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status Unload(Call& call, const v1::UnloadModelRequest& request, google::protobuf::Empty*) {
+    Violations violations;
+    CheckName("name", "models", request.name(), &call.log.model, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::Status status = core_.models.Unload(call.log.model);
+    if (status.ok()) LogEvent("model unloaded", {{"model", call.log.model}});
+    return status;
+  }
+
   ServerCore& core_;
 };
 

@@ -5,10 +5,14 @@
 #include <grpcpp/support/status.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "server/rpc/background.h"
 #include "server/rpc/page_token.h"
+#include "server/rpc/reply_budget.h"
 #include "server/rpc/request_table.h"
 #include "server/rpc/status.h"
 #include "server/rpc/testing/test_server.h"
@@ -128,6 +132,64 @@ TEST(Status, SaysWhenToRetryUnlessItCannotHelp) {
   EXPECT_NEAR(DetailsOf(ToGrpc(absl::AbortedError("busy"))).retry_seconds, 0.1, 1e-9);
   EXPECT_EQ(DetailsOf(ToGrpc(WithRetryAfter(absl::AbortedError("busy"), absl::Seconds(5)))).retry_seconds, 5);
   EXPECT_EQ(DetailsOf(ToGrpc(WithoutRetry(absl::ResourceExhaustedError("too long")))).retry_seconds, -1);
+}
+
+TEST(ReplyBudget, OneConnectionMayHaveHalfOfIt) {
+  ReplyBudget budget(1000);
+  ReplyBudget::Hold first, second, third;
+  EXPECT_TRUE(budget.Take("a", 500, &first).ok());
+  const absl::Status own = budget.Take("a", 1, &second);
+  EXPECT_EQ(own.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(DetailsOf(ToGrpc(own)).reason, "REPLIES_UNREAD");
+  EXPECT_EQ(DetailsOf(ToGrpc(own)).retry_seconds, 1);
+  EXPECT_TRUE(budget.Take("b", 500, &second).ok());
+  EXPECT_EQ(DetailsOf(ToGrpc(budget.Take("c", 1, &third))).reason, "REPLIES_UNREAD");
+  EXPECT_EQ(budget.bytes(), 1000);
+  first = ReplyBudget::Hold();
+  EXPECT_TRUE(budget.Take("c", 1, &third).ok());
+  EXPECT_EQ(budget.bytes(), 501);
+}
+
+TEST(ReplyBudget, EmptyAnswersMayComeAndGoInAnyOrder) {
+  ReplyBudget budget(1000);
+  {
+    ReplyBudget::Hold empty, full, other;
+    EXPECT_TRUE(budget.Take("a", 0, &empty).ok());
+    EXPECT_TRUE(budget.Take("a", 10, &full).ok());
+    EXPECT_TRUE(budget.Take("a", 0, &other).ok());
+    full = ReplyBudget::Hold();
+  }
+  EXPECT_EQ(budget.bytes(), 0);
+}
+
+TEST(ReplyBudget, WhatIsLongerThanHalfNeedNotBeTriedAgain) {
+  ReplyBudget budget(1000);
+  ReplyBudget::Hold hold;
+  const grpc::Status status = ToGrpc(budget.Take("a", 501, &hold));
+  EXPECT_EQ(DetailsOf(status).reason, "ANSWER_TOO_LONG");
+  EXPECT_EQ(DetailsOf(status).retry_seconds, -1);
+}
+
+TEST(WorkThreads, RefuseWhatTheyHaveNoRoomFor) {
+  absl::Notification begun, go_on;
+  std::atomic<int> done = 0;
+  {
+    WorkThreads threads(1, 1);
+    ASSERT_TRUE(threads
+                    .Run([&] {
+                      begun.Notify();
+                      go_on.WaitForNotification();
+                      ++done;
+                    })
+                    .ok());
+    begun.WaitForNotification();
+    EXPECT_TRUE(threads.Run([&] { ++done; }).ok());
+    const absl::Status status = threads.Run([&] { ++done; });
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_EQ(DetailsOf(ToGrpc(status)).reason, "WORK_QUEUE_FULL");
+    go_on.Notify();
+  }
+  EXPECT_EQ(done, 2);  // what was taken is done before the threads end
 }
 
 TEST(Status, NamesTheMissingResource) {

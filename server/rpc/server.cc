@@ -72,12 +72,16 @@ absl::Status CheckOptions(const ServerOptions& options) {
       {"max_transfers", options.limits.max_transfers, 1, 1 << 20},
       {"max_models", options.limits.max_models, 1, 1 << 20},
       {"max_rpc_memory_bytes", options.limits.max_rpc_memory_bytes, 1 << 20, int64_t{1} << 50},
+      {"max_reply_bytes", options.limits.max_reply_bytes, 1 << 20, int64_t{1} << 50},
       {"max_request_ids", options.limits.max_request_ids, 1, int64_t{1} << 31},
   };
   for (const auto& number : numbers) {
     if (number.value < number.least || number.value > number.most) {
       return wrong(number.name, number.value, absl::StrCat(number.least, " to ", number.most));
     }
+  }
+  if (options.limits.max_stall < absl::Milliseconds(100)) {
+    return wrong("max_stall", absl::FormatDuration(options.limits.max_stall), "100ms or more, or inf");
   }
   if (options.sessions.default_ttl < absl::Seconds(1)) {
     return wrong("session_ttl", absl::FormatDuration(options.sessions.default_ttl), "1s or more, or inf");
@@ -154,6 +158,7 @@ struct Server::Impl {
              {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
         repository(set.repository, &core.models, &core.metrics) {
     core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
+    core.metrics.SetReplyBytes([this] { return core.replies.bytes(); }, set.limits.max_reply_bytes);
     core.metrics.SetModels([this] {
       std::map<std::string, bool> ready;
       for (const ModelInfo& model : core.models.List()) ready[model.id] = model.condition == ModelCondition::kReady;
@@ -167,6 +172,7 @@ struct Server::Impl {
     }
     // A scrape may come at any time, and what these ask is gone before the metrics are.
     core.metrics.SetModels(nullptr);
+    core.metrics.SetReplyBytes(nullptr, 0);
     core.metrics.SetSessions(nullptr, {});
   }
 
@@ -177,6 +183,7 @@ struct Server::Impl {
     while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) {
       core.sessions.DropExpired(absl::Now());
       core.models.DropRetired(absl::Now());
+      core.metrics.CountStalls(core.stalls.Cut(absl::Now()));
       // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
       if (!device_failed && core.models.AnyDeviceFailed()) {
         device_failed = true;

@@ -11,6 +11,7 @@
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
 #include "server/rpc/status.h"
+#include "server/rpc/unary.h"
 
 namespace palimpsest {
 namespace {
@@ -28,115 +29,125 @@ absl::Status WithEtag(const absl::Status& status, ServerCore& core, const std::s
   return status.ok() ? status : SessionError(status, id);
 }
 
-class SessionServiceImpl final : public v1::SessionService::CallbackService {
+using S = v1::SessionService;
+using RawService = S::WithRawCallbackMethod_CreateSession<
+    S::WithRawCallbackMethod_GetSession<S::WithRawCallbackMethod_ListSessions<S::WithRawCallbackMethod_UpdateSession<
+        S::WithRawCallbackMethod_ForkSession<S::WithRawCallbackMethod_DeleteSession<S::Service>>>>>>;
+
+class SessionServiceImpl final : public RawService {
  public:
   explicit SessionServiceImpl(ServerCore& core) : core_(core) {}
 
-  grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context, const v1::CreateSessionRequest* request,
-                                          v1::Session* response) override {
-    constexpr char kMethod[] = "palimpsest.v1.SessionService/CreateSession";
-    return RunUnary(core_, context, kMethod, [&](CallLog& log) {
-      return Once(core_, kMethod, *request, response,
-                  [&](v1::Session* made) -> absl::Status { return Create(*request, log, made); });
-    });
+  grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kCreateSession, request, answer, &SessionServiceImpl::Create);
   }
-
-  grpc::ServerUnaryReactor* GetSession(grpc::CallbackServerContext* context, const v1::GetSessionRequest* request,
-                                       v1::Session* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SessionService/GetSession", [&](CallLog& log) -> absl::Status {
-      Violations violations;
-      CheckName("name", "sessions", request->name(), &log.session, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<SessionInfo> session = core_.sessions.Get(log.session, absl::Now());
-      if (!session.ok()) return SessionError(session.status(), log.session);
-      FillSession(*session, response);
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* GetSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kGetSession, request, answer, &SessionServiceImpl::Get);
   }
-
-  grpc::ServerUnaryReactor* ListSessions(grpc::CallbackServerContext* context, const v1::ListSessionsRequest* request,
-                                         v1::ListSessionsResponse* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SessionService/ListSessions", [&](CallLog&) -> absl::Status {
-      Violations violations;
-      int32_t limit = 0;
-      CheckPageSize(request->page_size(), &limit, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<std::string> after = core_.pages.Read("sessions", request->page_token());
-      if (!after.ok()) return after.status();
-      // One more than asked for tells whether there is another page.
-      std::vector<SessionInfo> sessions = core_.sessions.List(*after, limit + 1, absl::Now());
-      if (static_cast<int32_t>(sessions.size()) > limit) {
-        sessions.pop_back();
-        response->set_next_page_token(core_.pages.Make("sessions", sessions.back().id));
-      }
-      for (const SessionInfo& session : sessions) FillSession(session, response->add_sessions());
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* ListSessions(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kListSessions, request, answer, &SessionServiceImpl::List);
   }
-
-  grpc::ServerUnaryReactor* UpdateSession(grpc::CallbackServerContext* context, const v1::UpdateSessionRequest* request,
-                                          v1::Session* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SessionService/UpdateSession", [&](CallLog& log) -> absl::Status {
-      const v1::Session& wanted = request->session();
-      Violations violations;
-      CheckName("session.name", "sessions", wanted.name(), &log.session, violations);
-      absl::Duration ttl;
-      bool change_ttl = !request->has_update_mask() && wanted.has_ttl();
-      for (const std::string& path : request->update_mask().paths()) {
-        if (path == "ttl" || path == "*") {
-          change_ttl = true;
-        } else {
-          violations.Add("update_mask", absl::StrCat("names ", Quoted(path), "; accepted: \"ttl\", or no mask"));
-        }
-      }
-      if (wanted.has_ttl()) {
-        CheckTtl("session.ttl", wanted.ttl(), &ttl, violations);
-      } else if (change_ttl) {
-        violations.Add("session.ttl", "is named in update_mask but absent; accepted: a duration, 0 for no expiry");
-      }
-      if (!violations.empty()) return violations.ToStatus();
-
-      absl::StatusOr<SessionInfo> session = absl::InternalError("");
-      if (change_ttl) {
-        session = core_.sessions.UpdateTtl(log.session, ttl, wanted.etag(), absl::Now());
-        if (!session.ok()) return WithEtag(session.status(), core_, log.session, wanted.etag());
-      } else {
-        session = core_.sessions.Get(log.session, absl::Now());
-        if (!session.ok()) return SessionError(session.status(), log.session);
-        if (!wanted.etag().empty() && wanted.etag() != absl::StrCat(session->version)) {
-          return WithEtag(absl::AbortedError(absl::StrCat("sessions/", log.session, " has changed: its etag is \"",
-                                                          session->version, "\", not ", Quoted(wanted.etag()),
-                                                          "; get it again and retry")),
-                          core_, log.session, wanted.etag());
-        }
-      }
-      FillSession(*session, response);
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* UpdateSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kUpdateSession, request, answer, &SessionServiceImpl::Update);
   }
-
-  grpc::ServerUnaryReactor* ForkSession(grpc::CallbackServerContext* context, const v1::ForkSessionRequest* request,
-                                        v1::ForkSessionResponse* response) override {
-    constexpr char kMethod[] = "palimpsest.v1.SessionService/ForkSession";
-    return RunUnary(core_, context, kMethod, [&](CallLog& log) {
-      return Once(core_, kMethod, *request, response,
-                  [&](v1::ForkSessionResponse* made) -> absl::Status { return Fork(*request, log, made); });
-    });
+  grpc::ServerUnaryReactor* ForkSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                        grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kForkSession, request, answer, &SessionServiceImpl::Fork);
   }
-
-  grpc::ServerUnaryReactor* DeleteSession(grpc::CallbackServerContext* context, const v1::DeleteSessionRequest* request,
-                                          google::protobuf::Empty*) override {
-    return RunUnary(core_, context, "palimpsest.v1.SessionService/DeleteSession", [&](CallLog& log) -> absl::Status {
-      Violations violations;
-      CheckName("name", "sessions", request->name(), &log.session, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      return WithEtag(core_.sessions.Delete(log.session, request->etag(), absl::Now()), core_, log.session,
-                      request->etag());
-    });
+  grpc::ServerUnaryReactor* DeleteSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kDeleteSession, request, answer, &SessionServiceImpl::Delete);
   }
 
  private:
-  absl::Status Create(const v1::CreateSessionRequest& request, CallLog& log, v1::Session* response) {
+  absl::Status Create(Call& call, const v1::CreateSessionRequest& request, v1::Session* response) {
+    return Once(core_, methods::kCreateSession.name, request, response,
+                [&](v1::Session* made) { return CreateOnce(request, call.log, made); });
+  }
+
+  absl::Status Get(Call& call, const v1::GetSessionRequest& request, v1::Session* response) {
+    Violations violations;
+    CheckName("name", "sessions", request.name(), &call.log.session, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::StatusOr<SessionInfo> session = core_.sessions.Get(call.log.session, absl::Now());
+    if (!session.ok()) return SessionError(session.status(), call.log.session);
+    FillSession(*session, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status List(Call&, const v1::ListSessionsRequest& request, v1::ListSessionsResponse* response) {
+    Violations violations;
+    int32_t limit = 0;
+    CheckPageSize(request.page_size(), &limit, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::StatusOr<std::string> after = core_.pages.Read("sessions", request.page_token());
+    if (!after.ok()) return after.status();
+    // One more than asked for tells whether there is another page.
+    std::vector<SessionInfo> sessions = core_.sessions.List(*after, limit + 1, absl::Now());
+    if (static_cast<int32_t>(sessions.size()) > limit) {
+      sessions.pop_back();
+      response->set_next_page_token(core_.pages.Make("sessions", sessions.back().id));
+    }
+    for (const SessionInfo& session : sessions) FillSession(session, response->add_sessions());
+    return absl::OkStatus();
+  }
+
+  absl::Status Update(Call& call, const v1::UpdateSessionRequest& request, v1::Session* response) {
+    const v1::Session& wanted = request.session();
+    Violations violations;
+    CheckName("session.name", "sessions", wanted.name(), &call.log.session, violations);
+    absl::Duration ttl;
+    bool change_ttl = !request.has_update_mask() && wanted.has_ttl();
+    for (const std::string& path : request.update_mask().paths()) {
+      if (path == "ttl" || path == "*") {
+        change_ttl = true;
+      } else {
+        violations.Add("update_mask", absl::StrCat("names ", Quoted(path), "; accepted: \"ttl\", or no mask"));
+      }
+    }
+    if (wanted.has_ttl()) {
+      CheckTtl("session.ttl", wanted.ttl(), &ttl, violations);
+    } else if (change_ttl) {
+      violations.Add("session.ttl", "is named in update_mask but absent; accepted: a duration, 0 for no expiry");
+    }
+    if (!violations.empty()) return violations.ToStatus();
+
+    absl::StatusOr<SessionInfo> session = absl::InternalError("");
+    if (change_ttl) {
+      session = core_.sessions.UpdateTtl(call.log.session, ttl, wanted.etag(), absl::Now());
+      if (!session.ok()) return WithEtag(session.status(), core_, call.log.session, wanted.etag());
+    } else {
+      session = core_.sessions.Get(call.log.session, absl::Now());
+      if (!session.ok()) return SessionError(session.status(), call.log.session);
+      if (!wanted.etag().empty() && wanted.etag() != absl::StrCat(session->version)) {
+        return WithEtag(absl::AbortedError(absl::StrCat("sessions/", call.log.session, " has changed: its etag is \"",
+                                                        session->version, "\", not ", Quoted(wanted.etag()),
+                                                        "; get it again and retry")),
+                        core_, call.log.session, wanted.etag());
+      }
+    }
+    FillSession(*session, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status Fork(Call& call, const v1::ForkSessionRequest& request, v1::ForkSessionResponse* response) {
+    return Once(core_, methods::kForkSession.name, request, response,
+                [&](v1::ForkSessionResponse* made) { return ForkOnce(request, call.log, made); });
+  }
+
+  absl::Status Delete(Call& call, const v1::DeleteSessionRequest& request, google::protobuf::Empty*) {
+    Violations violations;
+    CheckName("name", "sessions", request.name(), &call.log.session, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    return WithEtag(core_.sessions.Delete(call.log.session, request.etag(), absl::Now()), core_, call.log.session,
+                    request.etag());
+  }
+
+  absl::Status CreateOnce(const v1::CreateSessionRequest& request, CallLog& log, v1::Session* response) {
     Violations violations;
     if (!request.session_id().empty()) CheckNewId("session_id", request.session_id(), /*dots=*/false, violations);
     std::string model_id;
@@ -196,7 +207,7 @@ class SessionServiceImpl final : public v1::SessionService::CallbackService {
     return absl::OkStatus();
   }
 
-  absl::Status Fork(const v1::ForkSessionRequest& request, CallLog& log, v1::ForkSessionResponse* response) {
+  absl::Status ForkOnce(const v1::ForkSessionRequest& request, CallLog& log, v1::ForkSessionResponse* response) {
     Violations violations;
     CheckName("name", "sessions", request.name(), &log.session, violations);
     const int32_t named = request.session_ids_size();

@@ -13,11 +13,11 @@
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
 #include "server/rpc/status.h"
+#include "server/rpc/unary.h"
+#include "server/rpc/wire.h"
 
 namespace palimpsest {
 namespace {
-
-constexpr size_t kPieceBytes = size_t{1} << 20;
 
 // A place among the transfers that may run at once.
 class TransferPlace {
@@ -44,11 +44,12 @@ class TransferPlace {
 };
 
 // Sends the bytes of a snapshot. Deletes itself when gRPC is done.
-class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotResponse> {
+class DownloadCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
-  DownloadCall(ServerCore& core, grpc::CallbackServerContext* context, const v1::DownloadSnapshotRequest& request)
-      : core_(core), call_(core, context, "palimpsest.v1.SnapshotService/DownloadSnapshot"), place_(core) {
-    status_ = Begin(request);
+  DownloadCall(ServerCore& core, grpc::CallbackServerContext* context, const grpc::ByteBuffer& request)
+      : core_(core), call_(core, context, methods::kDownloadSnapshot), place_(core) {
+    call_.SetId("");
+    status_ = Guarded([&] { return Begin(request); });
     if (status_.ok()) {
       WriteNext();
     } else {
@@ -57,6 +58,7 @@ class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotR
   }
 
   void OnWriteDone(bool ok) override {
+    call_.EndWait(static_cast<int64_t>(piece_.Length()));
     if (!ok) {
       status_ = absl::CancelledError("the caller has gone");
     } else if (sent_ < bytes_.size()) {
@@ -70,8 +72,10 @@ class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotR
   }
 
  private:
-  absl::Status Begin(const v1::DownloadSnapshotRequest& request) {
+  absl::Status Begin(const grpc::ByteBuffer& bytes) {
     if (!call_.admitted().ok()) return call_.admitted();
+    v1::DownloadSnapshotRequest request;
+    if (absl::Status status = ReadMessage(bytes, call_.limits(), &request); !status.ok()) return status;
     Violations violations;
     std::string id;
     CheckName("name", "snapshots", request.name(), &id, violations);
@@ -89,10 +93,12 @@ class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotR
 
   void WriteNext() {
     if (sent_ > 0) message_.clear_snapshot();
-    const size_t size = std::min(kPieceBytes, bytes_.size() - sent_);
+    const size_t size = std::min(static_cast<size_t>(kPieceBytes), bytes_.size() - sent_);
     message_.set_data(bytes_.substr(sent_, size));
     sent_ += size;
-    StartWrite(&message_);
+    status_ = WriteMessage(message_, &piece_);
+    call_.BeginWait(static_cast<int64_t>(piece_.Length()));
+    StartWrite(&piece_);
   }
 
   ServerCore& core_;
@@ -102,37 +108,37 @@ class DownloadCall final : public grpc::ServerWriteReactor<v1::DownloadSnapshotR
   std::string bytes_;
   size_t sent_ = 0;
   v1::DownloadSnapshotResponse message_;
+  grpc::ByteBuffer piece_;  // gRPC's from StartWrite to OnWriteDone
 };
 
 // Takes the bytes of a snapshot. No model is referred to between pieces: a caller that stalls must not hold up an
 // unload. Deletes itself when gRPC is done.
-class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotRequest> {
+class UploadCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
  public:
-  UploadCall(ServerCore& core, grpc::CallbackServerContext* context, v1::Snapshot* response)
-      : core_(core),
-        call_(core, context, "palimpsest.v1.SnapshotService/UploadSnapshot"),
-        place_(core),
-        context_(context),
-        response_(response) {
+  UploadCall(ServerCore& core, grpc::CallbackServerContext* context, grpc::ByteBuffer* answer)
+      : core_(core), call_(core, context, methods::kUploadSnapshot), place_(core), context_(context), answer_(answer) {
+    call_.SetId("");
     status_ = call_.admitted();
-    if (status_.ok()) status_ = place_.Take();
     if (status_.ok()) {
-      StartRead(&message_);
+      ReadNext();
     } else {
       Finish(ToGrpc(status_));
     }
   }
 
   void OnReadDone(bool ok) override {
+    call_.EndWait(ok ? static_cast<int64_t>(piece_.Length()) : 0);
     if (ok) {
-      status_ = Take();
-      if (status_.ok()) return StartRead(&message_);
+      status_ = Guarded([this] { return Take(); });
+      if (status_.ok()) return ReadNext();
     } else if (context_->IsCancelled()) {
       status_ = absl::CancelledError("the caller has gone");
     } else {
-      status_ = Store();
+      // Its checksum and its digest are made. Where that is done at once, this object may be gone after it.
+      const absl::Status taken = core_.RunBySize(bytes_.size(), [this] { End(Guarded([this] { return Store(); })); });
+      return taken.ok() ? void() : End(taken);
     }
-    Finish(ToGrpc(status_));
+    End(status_);
   }
   void OnDone() override {
     call_.End(status_);
@@ -140,10 +146,25 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotReques
   }
 
  private:
+  void End(const absl::Status& status) {
+    status_ = status;
+    call_.BeginWait(static_cast<int64_t>(answer_->Length()));
+    Finish(ToGrpc(status));
+  }
+
+  void ReadNext() {
+    call_.BeginWait(0);
+    StartRead(&piece_);
+  }
+
   // The message that has come.
   absl::Status Take() {
+    message_.Clear();
+    if (absl::Status status = ReadMessage(piece_, call_.limits(), &message_); !status.ok()) return status;
     Violations violations;
     if (first_) {
+      // Not before something has come: who only opens a stream takes nobody's place.
+      if (absl::Status status = place_.Take(); !status.ok()) return status;
       if (absl::Status status = TakeFirst(); !status.ok()) return status;
       first_ = false;
     } else if (!message_.snapshot_id().empty() || !message_.model().empty() || message_.has_snapshot()) {
@@ -152,7 +173,7 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotReques
                                                      : "snapshot",
                      "is set in a later message; accepted: in the first only");
     }
-    if (message_.data().size() > kPieceBytes) {
+    if (std::ssize(message_.data()) > kPieceBytes) {
       violations.Add("data",
                      absl::StrCat("has ", message_.data().size(), " bytes; accepted: pieces of at most ", kPieceBytes));
     }
@@ -200,15 +221,17 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotReques
     absl::StatusOr<SnapshotInfo> made =
         core_.sessions.AddSnapshot(snapshot_id_, model_id_, std::move(*state), ttl_, absl::Now());
     if (!made.ok()) return SnapshotError(made.status(), snapshot_id_);
-    FillSnapshot(*made, response_);
-    return absl::OkStatus();
+    v1::Snapshot response;
+    FillSnapshot(*made, &response);
+    return WriteMessage(response, answer_);
   }
 
   ServerCore& core_;
   Call call_;
   TransferPlace place_;
   grpc::CallbackServerContext* const context_;
-  v1::Snapshot* const response_;
+  grpc::ByteBuffer* const answer_;  // gRPC's, until OnDone
+  grpc::ByteBuffer piece_;          // gRPC's from StartRead to OnReadDone
   v1::UploadSnapshotRequest message_;
   absl::Status status_;
   bool first_ = true;
@@ -219,77 +242,84 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadSnapshotReques
   std::string bytes_;
 };
 
-class SnapshotServiceImpl final : public v1::SnapshotService::CallbackService {
+using S = v1::SnapshotService;
+using RawService = S::WithRawCallbackMethod_CreateSnapshot<
+    S::WithRawCallbackMethod_GetSnapshot<S::WithRawCallbackMethod_ListSnapshots<S::WithRawCallbackMethod_DeleteSnapshot<
+        S::WithRawCallbackMethod_DownloadSnapshot<S::WithRawCallbackMethod_UploadSnapshot<S::Service>>>>>>;
+
+class SnapshotServiceImpl final : public RawService {
  public:
   explicit SnapshotServiceImpl(ServerCore& core) : core_(core) {}
 
-  grpc::ServerUnaryReactor* CreateSnapshot(grpc::CallbackServerContext* context,
-                                           const v1::CreateSnapshotRequest* request, v1::Snapshot* response) override {
-    constexpr char kMethod[] = "palimpsest.v1.SnapshotService/CreateSnapshot";
-    return RunUnary(core_, context, kMethod, [&](CallLog& log) {
-      return Once(core_, kMethod, *request, response,
-                  [&](v1::Snapshot* made) -> absl::Status { return Create(*request, log, made); });
-    });
+  grpc::ServerUnaryReactor* CreateSnapshot(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                           grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kCreateSnapshot, request, answer, &SnapshotServiceImpl::Create,
+                    RunsOn::kWorker);  // the state's digest is made
   }
-
-  grpc::ServerUnaryReactor* GetSnapshot(grpc::CallbackServerContext* context, const v1::GetSnapshotRequest* request,
-                                        v1::Snapshot* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SnapshotService/GetSnapshot", [&](CallLog&) -> absl::Status {
-      Violations violations;
-      std::string id;
-      CheckName("name", "snapshots", request->name(), &id, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<SnapshotInfo> snapshot = core_.sessions.GetSnapshot(id, absl::Now());
-      if (!snapshot.ok()) return SnapshotError(snapshot.status(), id);
-      FillSnapshot(*snapshot, response);
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* GetSnapshot(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                        grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kGetSnapshot, request, answer, &SnapshotServiceImpl::Get);
   }
-
-  grpc::ServerUnaryReactor* ListSnapshots(grpc::CallbackServerContext* context, const v1::ListSnapshotsRequest* request,
-                                          v1::ListSnapshotsResponse* response) override {
-    return RunUnary(core_, context, "palimpsest.v1.SnapshotService/ListSnapshots", [&](CallLog&) -> absl::Status {
-      Violations violations;
-      int32_t limit = 0;
-      CheckPageSize(request->page_size(), &limit, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::StatusOr<std::string> after = core_.pages.Read("snapshots", request->page_token());
-      if (!after.ok()) return after.status();
-      std::vector<SnapshotInfo> snapshots = core_.sessions.ListSnapshots(*after, limit + 1, absl::Now());
-      if (static_cast<int32_t>(snapshots.size()) > limit) {
-        snapshots.pop_back();
-        response->set_next_page_token(core_.pages.Make("snapshots", snapshots.back().id));
-      }
-      for (const SnapshotInfo& snapshot : snapshots) FillSnapshot(snapshot, response->add_snapshots());
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* ListSnapshots(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kListSnapshots, request, answer, &SnapshotServiceImpl::List);
   }
-
-  grpc::ServerUnaryReactor* DeleteSnapshot(grpc::CallbackServerContext* context,
-                                           const v1::DeleteSnapshotRequest* request,
-                                           google::protobuf::Empty*) override {
-    return RunUnary(core_, context, "palimpsest.v1.SnapshotService/DeleteSnapshot", [&](CallLog&) -> absl::Status {
-      Violations violations;
-      std::string id;
-      CheckName("name", "snapshots", request->name(), &id, violations);
-      if (!violations.empty()) return violations.ToStatus();
-      absl::Status status = core_.sessions.DeleteSnapshot(id, absl::Now());
-      return status.ok() ? status : SnapshotError(status, id);
-    });
+  grpc::ServerUnaryReactor* DeleteSnapshot(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                           grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kDeleteSnapshot, request, answer, &SnapshotServiceImpl::Delete);
   }
-
-  grpc::ServerWriteReactor<v1::DownloadSnapshotResponse>* DownloadSnapshot(
-      grpc::CallbackServerContext* context, const v1::DownloadSnapshotRequest* request) override {
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* DownloadSnapshot(grpc::CallbackServerContext* context,
+                                                               const grpc::ByteBuffer* request) override {
     return new DownloadCall(core_, context, *request);
   }
-
-  grpc::ServerReadReactor<v1::UploadSnapshotRequest>* UploadSnapshot(grpc::CallbackServerContext* context,
-                                                                     v1::Snapshot* response) override {
-    return new UploadCall(core_, context, response);
+  grpc::ServerReadReactor<grpc::ByteBuffer>* UploadSnapshot(grpc::CallbackServerContext* context,
+                                                            grpc::ByteBuffer* answer) override {
+    return new UploadCall(core_, context, answer);
   }
 
  private:
-  absl::Status Create(const v1::CreateSnapshotRequest& request, CallLog& log, v1::Snapshot* response) {
+  absl::Status Create(Call& call, const v1::CreateSnapshotRequest& request, v1::Snapshot* response) {
+    return Once(core_, methods::kCreateSnapshot.name, request, response,
+                [&](v1::Snapshot* made) { return CreateOnce(request, call.log, made); });
+  }
+
+  absl::Status Get(Call&, const v1::GetSnapshotRequest& request, v1::Snapshot* response) {
+    Violations violations;
+    std::string id;
+    CheckName("name", "snapshots", request.name(), &id, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::StatusOr<SnapshotInfo> snapshot = core_.sessions.GetSnapshot(id, absl::Now());
+    if (!snapshot.ok()) return SnapshotError(snapshot.status(), id);
+    FillSnapshot(*snapshot, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status List(Call&, const v1::ListSnapshotsRequest& request, v1::ListSnapshotsResponse* response) {
+    Violations violations;
+    int32_t limit = 0;
+    CheckPageSize(request.page_size(), &limit, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::StatusOr<std::string> after = core_.pages.Read("snapshots", request.page_token());
+    if (!after.ok()) return after.status();
+    std::vector<SnapshotInfo> snapshots = core_.sessions.ListSnapshots(*after, limit + 1, absl::Now());
+    if (static_cast<int32_t>(snapshots.size()) > limit) {
+      snapshots.pop_back();
+      response->set_next_page_token(core_.pages.Make("snapshots", snapshots.back().id));
+    }
+    for (const SnapshotInfo& snapshot : snapshots) FillSnapshot(snapshot, response->add_snapshots());
+    return absl::OkStatus();
+  }
+
+  absl::Status Delete(Call&, const v1::DeleteSnapshotRequest& request, google::protobuf::Empty*) {
+    Violations violations;
+    std::string id;
+    CheckName("name", "snapshots", request.name(), &id, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    absl::Status status = core_.sessions.DeleteSnapshot(id, absl::Now());
+    return status.ok() ? status : SnapshotError(status, id);
+  }
+
+  absl::Status CreateOnce(const v1::CreateSnapshotRequest& request, CallLog& log, v1::Snapshot* response) {
     Violations violations;
     if (!request.snapshot_id().empty()) CheckNewId("snapshot_id", request.snapshot_id(), /*dots=*/false, violations);
     CheckName("session", "sessions", request.session(), &log.session, violations);

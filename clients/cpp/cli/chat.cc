@@ -15,7 +15,6 @@
 #include "absl/time/clock.h"
 #include "clients/cpp/cli/command.h"
 #include "clients/cpp/cli/sampling_flags.h"
-#include "clients/cpp/cli/sessions.h"
 
 namespace palimpsest::cli {
 namespace {
@@ -61,7 +60,7 @@ class Chat : public Command {
     RETURN_IF_ERROR(Open());
     const absl::Status status = Loop();
     for (const std::string& fork : undo_) (void)client_->DeleteSession(fork);
-    if (!keep_) (void)DeleteWhenFree(*client_, name_);
+    if (!keep_) (void)client_->DeleteSession(name_);
     return status;
   }
 
@@ -98,7 +97,7 @@ class Chat : public Command {
 
   // Puts another state in the session's place.
   absl::Status Replace(v1::CreateSessionRequest& create) {
-    RETURN_IF_ERROR(DeleteWhenFree(*client_, name_));
+    RETURN_IF_ERROR(client_->DeleteSession(name_));
     create.mutable_session()->set_model(model_name_);
     return Create(create);
   }
@@ -160,7 +159,7 @@ class Chat : public Command {
     }
     if (scope.interrupted()) {
       context_->interrupt.Forgive();
-      return WaitUntilFree(*client_, name_);
+      return absl::OkStatus();
     }
     return status;
   }

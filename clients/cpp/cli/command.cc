@@ -4,10 +4,14 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "clients/cpp/token.h"
+#include "clients/cpp/whole_file.h"
 
 namespace palimpsest::cli {
 namespace {
@@ -30,9 +34,26 @@ void ServerFlags::Add(FlagSet& flags) {
       "the W3C trace context that the calls belong to: the server logs them under its trace id. Also read from the "
       "environment variables TRACEPARENT and TRACESTATE");
   flags.Add("tls", &tls, "", "encrypt, and check the server's certificate");
+  CredentialFlags::Add(flags);
+}
+
+void CredentialFlags::Add(FlagSet& flags) {
   flags.Add("ca_file", &ca_file, "FILE", "certificates (PEM) to check the server's against; implies --tls");
   flags.Add("certificate_file", &certificate_file, "FILE", "own certificate (PEM), for servers that ask for one");
   flags.Add("key_file", &key_file, "FILE", "key (PEM) of --certificate_file");
+  flags.Add("token_file", &token_file, "FILE",
+            "a file with the token that says who calls. Without it, the environment variable PALIMPSEST_TOKEN is the "
+            "token");
+  flags.Add("allow_insecure_token", &allow_insecure_token, "",
+            "send the token to another machine without encryption, where anybody on the way can read it");
+}
+
+absl::StatusOr<std::string> CredentialFlags::Token() const {
+  if (!token_file.empty()) return client::ReadTokenFile(token_file);
+  const char* variable = std::getenv("PALIMPSEST_TOKEN");
+  const std::string token(absl::StripAsciiWhitespace(variable == nullptr ? "" : variable));
+  if (!token.empty()) RETURN_IF_ERROR(client::CheckToken(token, "the environment variable PALIMPSEST_TOKEN"));
+  return token;
 }
 
 absl::StatusOr<std::unique_ptr<client::Client>> Context::Connect() const {
@@ -43,6 +64,8 @@ absl::StatusOr<std::unique_ptr<client::Client>> Context::Connect() const {
   options.key_file = server.key_file;
   options.connect_timeout = server.connect_timeout;
   options.round_robin = server.round_robin;
+  ASSIGN_OR_RETURN(options.token, server.Token());
+  options.allow_insecure_token = server.allow_insecure_token;
   absl::StatusOr<std::unique_ptr<client::Client>> client = client::Client::Connect(server.server, options);
   if (absl::IsUnavailable(client.status())) {
     return absl::UnavailableError(absl::StrCat(client.status().message(),
@@ -79,14 +102,14 @@ absl::StatusOr<std::string> ReadAll(const std::string& path) {
   return bytes;
 }
 
-absl::Status WriteAll(const std::string& path, absl::string_view bytes) {
-  const bool is_stdout = path == "-";
-  std::FILE* file = is_stdout ? stdout : std::fopen(path.c_str(), "wb");
-  if (file == nullptr) return absl::ErrnoToStatus(errno, absl::StrCat("cannot write ", path));
-  const bool written = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
-  const bool closed = (is_stdout ? std::fflush(file) : std::fclose(file)) == 0;
-  if (!written || !closed) return absl::ErrnoToStatus(errno, absl::StrCat("cannot write ", path));
-  return absl::OkStatus();
+absl::Status WriteAll(const std::string& path, absl::string_view bytes, mode_t mode) {
+  if (path == "-") {
+    const bool written = std::fwrite(bytes.data(), 1, bytes.size(), stdout) == bytes.size() && std::fflush(stdout) == 0;
+    return written ? absl::OkStatus() : absl::ErrnoToStatus(errno, "cannot write to stdout");
+  }
+  ASSIGN_OR_RETURN(client::WholeFile file, client::WholeFile::Create(path, mode));
+  RETURN_IF_ERROR(file.Write({bytes.data(), bytes.size()}));
+  return file.Commit();
 }
 
 size_t FindInvalidUtf8(absl::string_view text) {

@@ -25,13 +25,24 @@
 
 namespace palimpsest::cli {
 
-// Flags that every command which talks to a server has.
-struct ServerFlags {
-  std::string server = "localhost:50051";
-  bool tls = false;
+// Flags about who the server is, and who calls.
+struct CredentialFlags {
   std::string ca_file;
   std::string certificate_file;
   std::string key_file;
+  std::string token_file;
+  bool allow_insecure_token = false;
+
+  void Add(FlagSet& flags);
+  // That of --token_file, or else of the environment variable PALIMPSEST_TOKEN; empty: none. An error of the file, or
+  // INVALID_ARGUMENT, which does not show it.
+  absl::StatusOr<std::string> Token() const;
+};
+
+// Flags that every command which talks to a server has.
+struct ServerFlags : CredentialFlags {
+  std::string server = "localhost:50051";
+  bool tls = false;
   absl::Duration connect_timeout = absl::Seconds(5);
   bool round_robin = false;
   absl::Duration timeout = absl::InfiniteDuration();
@@ -66,7 +77,8 @@ class Command {
     std::string description = "";  // paragraphs
     size_t min_arguments = 0;
     size_t max_arguments = 0;
-    bool uses_server = true;  // has ServerFlags
+    bool uses_server = true;     // has ServerFlags
+    bool reads_metrics = false;  // without those, has CredentialFlags
   };
 
   explicit Command(Info info) : info_(std::move(info)) {}
@@ -103,7 +115,8 @@ void AddBench(Commands& commands);
 std::string ResourceName(absl::string_view collection, absl::string_view name);
 // The whole of a file, or of stdin for "-".
 absl::StatusOr<std::string> ReadAll(const std::string& path);
-absl::Status WriteAll(const std::string& path, absl::string_view bytes);
+// The whole to a file, which appears whole or not at all, or to stdout for "-". `mode` as in WholeFile.
+absl::Status WriteAll(const std::string& path, absl::string_view bytes, mode_t mode = 0666);
 // The offset of the first byte that is not valid UTF-8, or npos.
 size_t FindInvalidUtf8(absl::string_view text);
 absl::Status CheckUtf8(absl::string_view text, absl::string_view source);

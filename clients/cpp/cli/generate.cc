@@ -102,7 +102,7 @@ class Generate : public Command {
     const bool ends_line = json_ || logprobs_ || absl::EndsWith(printed, "\n");
     if (!ends_line && context.terminal.out_is_terminal()) std::puts("");
     ASSIGN_OR_RETURN(const v1::GenerateFinish finish, stream->Finish());
-    if (!state_out_.empty()) RETURN_IF_ERROR(WriteAll(state_out_, finish.state()));
+    if (!state_out_.empty()) RETURN_IF_ERROR(WriteAll(state_out_, finish.state(), 0600));
     if (digest_) std::fprintf(stderr, "%s\n", finish.state_digest().c_str());
     if (stats_) PrintStats(*client, context, finish, timing);
     return absl::OkStatus();

@@ -21,6 +21,7 @@ constexpr char kEpilogue[] = R"(
 Flags of a command: palimpsest COMMAND --help. Names may be given with or without their collection: sessions/a or a.
 
 The server is --server ADDRESS, or the environment variable PALIMPSEST_SERVER, or localhost:50051.
+Who calls is said by --token_file FILE, or the environment variable PALIMPSEST_TOKEN.
 Exit codes: 0 done, 1 an error (of the server or of a file), 2 wrong usage, 130 interrupted.
 
 A first tour:
@@ -79,7 +80,7 @@ std::vector<std::string> CommandFirst(const std::vector<std::string>& arguments)
   while (at < arguments.size() && absl::StartsWith(arguments[at], "--")) {
     const bool value_follows = !absl::StrContains(arguments[at], "=") && arguments[at] != "--help" &&
                                arguments[at] != "--version" && arguments[at] != "--tls" &&
-                               arguments[at] != "--round_robin";
+                               arguments[at] != "--round_robin" && arguments[at] != "--allow_insecure_token";
     at += value_follows ? 2 : 1;
   }
   std::vector<std::string> rotated = arguments;
@@ -150,6 +151,7 @@ int Main(std::vector<std::string> arguments) {
   flags.Group("Flags");
   command->AddFlags(flags);
   if (command->info().uses_server) server.Add(flags);
+  if (command->info().reads_metrics) server.CredentialFlags::Add(flags);
   flags.Group("General");
   flags.Add("color", &color, "WHEN", "auto (on a terminal), always or never; NO_COLOR is heeded");
   flags.Add("help", &help, "", "show this text");
@@ -190,6 +192,9 @@ int Main(std::vector<std::string> arguments) {
     return kUsage;
   }
   PrintError(terminal, absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message()));
+  if (absl::IsUnauthenticated(status)) {
+    std::fputs("  --token_file or the environment variable PALIMPSEST_TOKEN say who calls\n", stderr);
+  }
   return 1;
 }
 

@@ -22,7 +22,6 @@
 #include "clients/cpp/cli/command.h"
 #include "clients/cpp/cli/in_order.h"
 #include "clients/cpp/cli/scoring.h"
-#include "clients/cpp/cli/sessions.h"
 #include "clients/cpp/cli/text_pieces.h"
 
 namespace palimpsest::cli {
@@ -166,7 +165,7 @@ class Score : public Command {
     ASSIGN_OR_RETURN(const v1::Session session, work.client.CreateSession(create, work.context.Call()));
     absl::Status status = ScorePieces(work, session);
     // Within the scope: an impatient second Ctrl-C still ends the process, the first leaves nothing behind.
-    const absl::Status deleted = DeleteWhenFree(work.client, session.name());
+    const absl::Status deleted = work.client.DeleteSession(session.name());
     return status.ok() ? deleted : status;
   }
 

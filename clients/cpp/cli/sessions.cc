@@ -1,36 +1,14 @@
 // `palimpsest session ...`.
-#include "clients/cpp/cli/sessions.h"
-
 #include <cstdio>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "absl/time/clock.h"
 #include "clients/cpp/cli/command.h"
 #include "clients/cpp/cli/resource_commands.h"
 #include "clients/cpp/cli/sampling_flags.h"
 
 namespace palimpsest::cli {
-
-absl::Status WaitUntilFree(client::Client& client, const std::string& name) {
-  const absl::Time give_up = absl::Now() + absl::Seconds(5);
-  while (true) {
-    ASSIGN_OR_RETURN(const v1::Session session, client.GetSession(name));
-    if (session.condition() != v1::Session::CONDITION_ACTIVE) return absl::OkStatus();
-    if (absl::Now() > give_up) return absl::AbortedError(absl::StrCat(name, " is still held by the cancelled call"));
-    absl::SleepFor(absl::Milliseconds(20));
-  }
-}
-
-absl::Status DeleteWhenFree(client::Client& client, const std::string& name) {
-  const absl::Time give_up = absl::Now() + absl::Seconds(5);
-  while (true) {
-    const absl::Status status = client.DeleteSession(name);
-    if (!absl::IsAborted(status) || absl::Now() > give_up) return status;
-    absl::SleepFor(absl::Milliseconds(20));
-  }
-}
 
 namespace {
 

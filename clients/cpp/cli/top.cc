@@ -166,7 +166,8 @@ class Top : public Command {
                  .description = "Shows what the server does: requests, slots, tokens per second, sessions, and "
                                 "percentiles of latencies over --window. Reads the server's metrics page. Ctrl-C ends "
                                 "it. --once prints totals and percentiles since the server started.",
-                 .uses_server = false}) {}
+                 .uses_server = false,
+                 .reads_metrics = true}) {}
 
   void AddFlags(FlagSet& flags) override {
     flags.Add("metrics", &url_, "URL", "the server's metrics page");
@@ -177,6 +178,11 @@ class Top : public Command {
 
   absl::Status Run(Context& context) override {
     if (interval_ < absl::Milliseconds(100)) return UsageError("--interval is at least 100ms");
+    credentials_ = {.ca_file = context.server.ca_file,
+                    .certificate_file = context.server.certificate_file,
+                    .key_file = context.server.key_file,
+                    .allow_insecure_token = context.server.allow_insecure_token};
+    ASSIGN_OR_RETURN(credentials_.token, context.server.Token());
     if (once_) {
       ASSIGN_OR_RETURN(const Reading reading, Read());
       std::fputs(View(context.terminal, reading, nullptr).Render(context.terminal.width(), {}).c_str(), stdout);
@@ -202,7 +208,7 @@ class Top : public Command {
 
  private:
   absl::StatusOr<Reading> Read() const {
-    ASSIGN_OR_RETURN(const std::string text, HttpGet(url_, absl::Seconds(5)));
+    ASSIGN_OR_RETURN(const std::string text, HttpGet(url_, absl::Seconds(5), credentials_));
     ASSIGN_OR_RETURN(MetricsPage page, MetricsPage::Parse(text));
     return Reading{absl::Now(), std::move(page)};
   }
@@ -229,6 +235,7 @@ class Top : public Command {
   }
 
   std::string url_ = "http://127.0.0.1:9464/metrics";
+  HttpCredentials credentials_;
   absl::Duration interval_ = absl::Seconds(1);
   absl::Duration window_ = absl::Seconds(10);
   bool once_ = false;

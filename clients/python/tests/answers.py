@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2
-from google.rpc import status_pb2
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from palimpsest.v1 import generation_pb2 as generation
 from palimpsest.v1 import session_pb2
@@ -28,6 +28,26 @@ def abort_with(code: grpc.StatusCode, message: str, *details: Any) -> Callable[[
         context.abort(code, message)
 
     return answer
+
+
+def retry_in(seconds: float) -> error_details_pb2.RetryInfo:
+    """The detail of an error that asks the caller to come back."""
+    return error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=round(seconds * 1e9)))
+
+
+def refuse_then(
+    refusals: int,
+    refusal: Callable[[Any, grpc.ServicerContext], Any],
+    answer: Callable[[Any, grpc.ServicerContext], Any],
+) -> Callable[[Any, grpc.ServicerContext], Any]:
+    """An answer that comes after so many refusals."""
+    left = [refusals]
+
+    def refuse_or_answer(request: Any, context: grpc.ServicerContext) -> Any:
+        left[0] -= 1
+        return (refusal if left[0] >= 0 else answer)(request, context)
+
+    return refuse_or_answer
 
 
 def reply(*responses: generation.GenerateResponse) -> Callable[[Any, grpc.ServicerContext], Any]:

@@ -34,7 +34,8 @@ def test_bad_input_names_the_field(server: FakeServer, client: Any) -> None:
     assert error.retry_delay is None
 
 
-def test_a_full_queue_says_when_to_come_back(server: FakeServer, client: Any) -> None:
+def test_a_full_queue_says_when_to_come_back(server: FakeServer, connect: Connect) -> None:
+    client = connect(server.target, retry=palimpsest.RetryPolicy(max_attempts=1))
     retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=250_000_000))
     server.answer["Score"] = abort_with(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", retry)
     with pytest.raises(palimpsest.ResourceExhausted) as caught:

@@ -258,6 +258,23 @@ def test_closing_frees_the_session(client: Any) -> None:
         assert session.info.position > len(client.tokenize(PROMPT).ids)
 
 
+def test_a_session_goes_on_at_once_after_a_reply_was_stopped(client: Any) -> None:
+    with client.create_session() as session:
+        for _ in range(5):
+            with session.generate(PROMPT, max_tokens=1000, ignore_end_of_text=True) as stream:
+                next(stream)
+            session.generate_text(" and", max_tokens=1)
+        with pytest.raises(palimpsest.DeadlineExceeded):
+            session.generate_text(PROMPT, max_tokens=60000, ignore_end_of_text=True, timeout=0.3)
+        session.generate_text(" and", max_tokens=1)
+        left = session.generate(PROMPT, max_tokens=60000, ignore_end_of_text=True)
+        next(left)
+        (fork,) = session.fork()
+        fork.delete()
+        with pytest.raises(palimpsest.Cancelled, match="ForkSession"):
+            left.result()
+
+
 def test_bad_input_names_the_field(client: Any) -> None:
     with pytest.raises(palimpsest.InvalidArgument) as caught:
         client.generate_text("x", temperature=-1)

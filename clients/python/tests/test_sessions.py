@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from answers import abort_with, finish, piece, reply, session_named
+from answers import abort_with, finish, piece, refuse_then, reply, retry_in, session_named
 from conftest import Connect, FakeServer
 from google.protobuf import duration_pb2, empty_pb2
 
@@ -54,13 +54,9 @@ def test_deleting_at_the_end_forgives_a_session_that_is_gone(server: FakeServer,
 
 
 def test_deleting_at_the_end_waits_for_a_cancelled_reply_to_let_go(server: FakeServer, client: Any) -> None:
-    def answer(request: Any, context: grpc.ServicerContext) -> empty_pb2.Empty:
-        if len(server.received("DeleteSession")) < 3:
-            context.abort(grpc.StatusCode.ABORTED, "a call holds it")
-        return empty_pb2.Empty()
-
+    held = abort_with(grpc.StatusCode.ABORTED, "a call holds it", retry_in(0.01))
     server.answer["CreateSession"] = lambda request, context: session_named("sessions/a")
-    server.answer["DeleteSession"] = answer
+    server.answer["DeleteSession"] = refuse_then(2, held, lambda request, context: empty_pb2.Empty())
     with client.create_session():
         pass
     assert len(server.received("DeleteSession")) == 3

@@ -12,6 +12,7 @@ go wrong in `errors`; all of it can be had from here.
 
 from importlib.metadata import version as _version
 
+from palimpsest._retry import RetryPolicy
 from palimpsest._trace import trace_context
 from palimpsest.aio import AsyncClient, AsyncGeneration, AsyncSession
 from palimpsest.client import Client, Generation, Session
@@ -84,6 +85,7 @@ __all__ = [
     "PalimpsestError",
     "PermissionDenied",
     "ResourceExhausted",
+    "RetryPolicy",
     "ScoreOptions",
     "ScoreResult",
     "ScoredToken",

@@ -100,10 +100,10 @@ def generate(
             print(chunk.text, end="", flush=True)
 
     This does not wait for the server: errors come from the iterator. Closing it stops the model at once; a session then
-    stands at the last token sampled. Raises `InvalidArgument`, `NotFound` (model or session), `FailedPrecondition` (a
-    quarantined session, or nothing to go on from), `Aborted` (another call holds the session), `ResourceExhausted` (the
-    queue is full, or the prompt is too long), `DataLoss` (a damaged state), `Unavailable` (the server is draining),
-    `DeadlineExceeded`.
+    stands at the last token sampled. A call that needs the session stops a reply of it that its caller was reading and
+    has left. Raises `InvalidArgument`, `NotFound` (model or session), `FailedPrecondition` (a quarantined session, or
+    nothing to go on from), `Aborted` (another call holds the session), `ResourceExhausted` (the queue is full, or the
+    prompt is too long), `DataLoss` (a damaged state), `Unavailable` (the server is draining), `DeadlineExceeded`.
     """
     _check_options("generate", options, types.GenerateOptions)
     stop = options.get("stop", ())

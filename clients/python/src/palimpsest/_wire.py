@@ -30,7 +30,8 @@ PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Method(Generic[Response]):
-    """One RPC. `idempotent`: done twice it leaves what done once leaves, so a lost answer may be asked for again."""
+    """One RPC. `idempotent`: done twice it leaves what done once leaves, so a lost answer may be asked for again.
+    `holds_session`: no other call may append to its session meanwhile."""
 
     service: str
     name: str
@@ -39,6 +40,7 @@ class Method(Generic[Response]):
     idempotent: bool
     streams_request: bool = False
     streams_response: bool = False
+    holds_session: bool = False
 
     @property
     def path(self) -> str:
@@ -81,18 +83,31 @@ _MODEL = "palimpsest.v1.ModelService"
 # which makes a second one harmless. Delete and Update are not: after a lost answer they would report NOT_FOUND or a
 # stale etag.
 GENERATE = Method(
-    _GENERATION, "Generate", generation.GenerateRequest, generation.GenerateResponse, False, streams_response=True
+    _GENERATION,
+    "Generate",
+    generation.GenerateRequest,
+    generation.GenerateResponse,
+    False,
+    streams_response=True,
+    holds_session=True,
 )
-SCORE = Method(_GENERATION, "Score", generation.ScoreRequest, generation.ScoreResponse, False)
+SCORE = Method(_GENERATION, "Score", generation.ScoreRequest, generation.ScoreResponse, False, holds_session=True)
 TOKENIZE = Method(_GENERATION, "Tokenize", generation.TokenizeRequest, generation.TokenizeResponse, True)
 DETOKENIZE = Method(_GENERATION, "Detokenize", generation.DetokenizeRequest, generation.DetokenizeResponse, True)
-CREATE_SESSION = Method(_SESSION, "CreateSession", session.CreateSessionRequest, session.Session, True)
+# Of its source, if that is a session.
+CREATE_SESSION = Method(
+    _SESSION, "CreateSession", session.CreateSessionRequest, session.Session, True, holds_session=True
+)
 GET_SESSION = Method(_SESSION, "GetSession", session.GetSessionRequest, session.Session, True)
 LIST_SESSIONS = Method(_SESSION, "ListSessions", session.ListSessionsRequest, session.ListSessionsResponse, True)
 UPDATE_SESSION = Method(_SESSION, "UpdateSession", session.UpdateSessionRequest, session.Session, False)
-FORK_SESSION = Method(_SESSION, "ForkSession", session.ForkSessionRequest, session.ForkSessionResponse, True)
-DELETE_SESSION = Method(_SESSION, "DeleteSession", session.DeleteSessionRequest, Empty, False)
-CREATE_SNAPSHOT = Method(_SNAPSHOT, "CreateSnapshot", snapshot.CreateSnapshotRequest, snapshot.Snapshot, True)
+FORK_SESSION = Method(
+    _SESSION, "ForkSession", session.ForkSessionRequest, session.ForkSessionResponse, True, holds_session=True
+)
+DELETE_SESSION = Method(_SESSION, "DeleteSession", session.DeleteSessionRequest, Empty, False, holds_session=True)
+CREATE_SNAPSHOT = Method(
+    _SNAPSHOT, "CreateSnapshot", snapshot.CreateSnapshotRequest, snapshot.Snapshot, True, holds_session=True
+)
 GET_SNAPSHOT = Method(_SNAPSHOT, "GetSnapshot", snapshot.GetSnapshotRequest, snapshot.Snapshot, True)
 LIST_SNAPSHOTS = Method(_SNAPSHOT, "ListSnapshots", snapshot.ListSnapshotsRequest, snapshot.ListSnapshotsResponse, True)
 DELETE_SNAPSHOT = Method(_SNAPSHOT, "DeleteSnapshot", snapshot.DeleteSnapshotRequest, Empty, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -13,6 +14,8 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from palimpsest import _operations, _shared, _trace, _wire, errors, types
+from palimpsest._connection import Connection
+from palimpsest._retry import DEFAULT_POLICY, Attempts, RetryPolicy
 from palimpsest._shared import method
 
 if TYPE_CHECKING:
@@ -22,6 +25,17 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    return None if _running_loop() is None else asyncio.current_task()
 
 
 class AsyncGeneration(_shared.GenerationReader):
@@ -34,18 +48,40 @@ class AsyncGeneration(_shared.GenerationReader):
                     break  # leaving the block stops the model
         generation.text  # what has come so far
 
-    Cancelling the task that reads stops the model too.
+    Cancelling the task that reads stops the model too, and so does dropping the iterator, as leaving a loop does whose
+    iterator has no name. One that has a name and was left without a block goes on until another call needs the session
+    and is made by the task that was reading, or after that task has ended.
     """
 
     def __init__(self, client: AsyncClient, call: _operations.Call[types.Chunk]) -> None:
-        super().__init__()
-        self._call: Any = client._start(call)
+        super().__init__(call.session, client._replies)
+        self._client = client
+        self._what = call
+        self._attempts = client._attempts(call)
+        self._reader = _current_task()
+        self._loop = _running_loop()
+        self._replies.make_way(call)
+        self._start()
+        if self.session:
+            self._replies.add(self)
+
+    def _start(self) -> None:
+        self._call = self._client._start(self._what, self._attempts)
         self._responses: AsyncIterator[Any] = aiter(self._call)
 
     def __aiter__(self) -> AsyncIterator[types.Chunk]:
         return self
 
     async def __anext__(self) -> types.Chunk:
+        self._reader = _current_task()
+        try:
+            return await self._next()
+        except BaseException:  # whatever it is, nobody reads on
+            self._call.cancel()
+            self._replies.remove(self)
+            raise
+
+    async def _next(self) -> types.Chunk:
         while True:
             try:
                 response = await anext(self._responses)
@@ -53,16 +89,33 @@ class AsyncGeneration(_shared.GenerationReader):
                 self._check_ended()
                 raise
             except grpc.aio.AioRpcError as error:
-                raise errors.from_rpc_error(error, error.initial_metadata()) from error
+                await self._client._wait_to_retry(self._attempts, error, self._begun)
+                if self._closed:
+                    raise StopAsyncIteration from None
+                if self._stopped_by:
+                    raise self._stopped() from None
+                self._start()
+                continue
             except asyncio.CancelledError:
                 if self._closed:
                     raise StopAsyncIteration from None
+                if self._stopped_by:
+                    raise self._stopped() from None
                 raise
             if not self.request_id:
                 self._take_metadata(await self._call.initial_metadata())
             chunk = self._take(response)
             if chunk is not None:
                 return chunk
+
+    def _is_left(self) -> bool:
+        return self._reader is None or self._reader is _current_task() or self._reader.done()
+
+    def __del__(self) -> None:
+        # gRPC's own iterator is part of a cycle, which would keep the call running until the garbage is collected.
+        if self._call is not None and not self._call.done() and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._call.cancel)
 
     async def result(self) -> types.GenerateResult:
         """Reads what is left and gives the whole. Raises `Cancelled` if it was closed before its end."""
@@ -74,6 +127,7 @@ class AsyncGeneration(_shared.GenerationReader):
         """Stops the model, if it has not ended. The iterator is then at its end."""
         self._closed = True
         self._call.cancel()
+        self._replies.remove(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -144,18 +198,14 @@ class AsyncSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        give_up = time.monotonic() + _shared.RELEASE_SECONDS
-        while True:
-            try:
-                return await self.delete()
-            except errors.NotFound:
-                return
-            except errors.PalimpsestError as failure:
-                if not isinstance(failure, errors.Aborted) or time.monotonic() > give_up:
-                    if error is None:
-                        raise
-                    return  # the block's own error matters more, and sessions expire
-            await asyncio.sleep(0.02)
+        try:
+            await self.delete()
+        except errors.NotFound:
+            pass
+        except errors.PalimpsestError:
+            if error is None:
+                raise
+            # The block's own error matters more, and sessions expire.
 
     def __repr__(self) -> str:
         return f"<AsyncSession {self.name} at position {self.info.position}>"
@@ -170,13 +220,19 @@ class AsyncClient:
     It has the methods of `Client` with the same arguments: those that give one thing are awaited, `generate`,
     `list_sessions` and `list_snapshots` are iterated over with `async for`.
 
-    `target` is "host:port", or any name that gRPC resolves. `credentials` are those of `grpc.ssl_channel_credentials`
-    and its like; None means no TLS. `metadata` goes with every call, for example a proxy's authorisation. `timeout` is
-    the deadline of calls that give none of their own. `options` are gRPC channel options and win over ours.
+    `target` is "host:port", "unix:/path", or any name that gRPC resolves. `credentials` are those of
+    `grpc.ssl_channel_credentials` and its like; None means no TLS. `token` says who calls; None takes that of the
+    environment variable PALIMPSEST_TOKEN, if there is one. It is sent to another machine only where the connection has
+    `credentials`, or with `allow_insecure_token`; otherwise `ValueError` is raised. `metadata` goes with every call,
+    for example a proxy's authorisation. `timeout` is the deadline of calls that give none of their own. `options` are
+    gRPC channel options and win over ours.
 
-    Calls that can be made twice without harm are tried again by themselves where the server was not reached; Generate,
-    Score, Update, Delete, uploads and loads are not. All methods raise the exceptions of `palimpsest.errors`. Where a
-    method wants a session, snapshot or model, give the object, its full name or its id.
+    A call that the server refused for the moment is made again within `retry`. Calls that can be made twice without
+    harm are also tried again where the server was not reached; Generate, Score, Update, Delete, uploads and loads are
+    not. All methods raise the exceptions of `palimpsest.errors`. Where a method wants a session, snapshot or model,
+    give the object, its full name or its id.
+
+    This machine (loopback addresses, localhost, unix sockets) is reached without the environment's proxies.
     """
 
     def __init__(
@@ -184,19 +240,31 @@ class AsyncClient:
         target: str = _wire.DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+        allow_insecure_token: bool = False,
         metadata: Sequence[tuple[str, str]] = (),
         timeout: types.Seconds | None = None,
+        retry: RetryPolicy = DEFAULT_POLICY,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        arguments = _wire.channel_options(options)
+        self._connection = Connection(
+            target,
+            encrypted=credentials is not None,
+            metadata=metadata,
+            token=token,
+            allow_insecure_token=allow_insecure_token,
+            options=options,
+        )
+        arguments = self._connection.options
         self._channel = (
             grpc.aio.insecure_channel(target, arguments)
             if credentials is None
             else grpc.aio.secure_channel(target, credentials, arguments)
         )
         self._callables = _wire.callables(self._channel)
-        self._metadata = list(metadata)
         self._timeout = None if timeout is None else _operations.seconds(timeout)
+        self._retry = retry
+        self._replies = _shared.Replies()
 
     async def close(self) -> None:
         """Ends the connection; calls that still run are cancelled."""
@@ -212,20 +280,34 @@ class AsyncClient:
 
     # How the operations are run.
 
-    def _start(self, call: _operations.Call[Any]) -> Any:
+    def _attempts(self, call: _operations.Call[Any]) -> Attempts:
+        return Attempts(self._retry, call.timeout_seconds(self._timeout))
+
+    def _start(self, call: _operations.Call[Any], attempts: Attempts) -> Any:
         """Makes the call: the response, or the stream of them."""
         request = call.request if isinstance(call.request, Message) else iter(call.request)
         return self._callables[call.method.path](
             request,
-            timeout=call.timeout_seconds(self._timeout),
-            metadata=[*_trace.with_trace(self._metadata), *call.metadata()],
+            timeout=attempts.timeout(),
+            metadata=[*_trace.with_trace(self._connection.metadata), *call.metadata()],
         )
 
+    async def _wait_to_retry(self, attempts: Attempts, error: grpc.aio.AioRpcError, begun: bool = False) -> None:
+        """Waits for the next attempt, if there is to be one; raises the exception for `error` otherwise."""
+        failure = self._connection.failure(error, error.initial_metadata())
+        wait = None if begun else attempts.wait_after(failure)
+        if wait is None:
+            raise failure from error
+        await asyncio.sleep(wait)
+
     async def _run(self, call: _operations.Call[Result]) -> Result:
-        try:
-            return call.read(await self._start(call))
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_rpc_error(error, error.initial_metadata()) from error
+        self._replies.make_way(call)
+        attempts = self._attempts(call)
+        while True:
+            try:
+                return call.read(await self._start(call, attempts))
+            except grpc.aio.AioRpcError as error:
+                await self._wait_to_retry(attempts, error)
 
     async def _run_session(self, call: _operations.Call[types.SessionInfo]) -> AsyncSession:
         return AsyncSession(self, await self._run(call))
@@ -255,13 +337,18 @@ class AsyncClient:
         return (await AsyncGeneration(self, call).result()).text
 
     async def _run_download(self, call: _operations.Call[bytes]) -> bytes:
-        reader = _shared.DownloadReader()
-        try:
-            async for response in self._start(call):
-                reader.take(response)
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_rpc_error(error, error.initial_metadata()) from error
-        return reader.data()
+        attempts = self._attempts(call)
+        while True:
+            reader = _shared.DownloadReader()
+            responses = self._start(call, attempts)
+            try:
+                async for response in responses:
+                    reader.take(response)
+                return reader.data()
+            except grpc.aio.AioRpcError as error:
+                await self._wait_to_retry(attempts, error, reader.begun)
+            finally:
+                responses.cancel()
 
     generate = method(_operations.generate, _run_generation)
     generate_text = method(_operations.generate_text, _run_text)

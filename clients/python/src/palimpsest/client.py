@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from palimpsest import _operations, _shared, _trace, _wire, errors, types
+from palimpsest._connection import Connection
+from palimpsest._retry import DEFAULT_POLICY, Attempts, RetryPolicy
 from palimpsest._shared import method
 
 if TYPE_CHECKING:
@@ -32,17 +35,36 @@ class Generation(_shared.GenerationReader):
                     break  # leaving the block stops the model
         generation.text  # what has come so far
 
-    Read by one thread; `close` may be called from any.
+    An exception inside `next`, KeyboardInterrupt too, stops the model, and so does dropping the iterator, as leaving a
+    loop does whose iterator has no name. One that has a name and was left without a block goes on until the thread that
+    was reading it makes another call that needs the session. Read by one thread; `close` may be called from any.
     """
 
     def __init__(self, client: Client, call: _operations.Call[types.Chunk]) -> None:
-        super().__init__()
-        self._call: Any = client._start(call)
+        super().__init__(call.session, client._replies)
+        self._client = client
+        self._what = call
+        self._attempts = client._attempts(call)
+        self._reader = threading.current_thread()
+        self._closing = threading.Event()
+        self._replies.make_way(call)
+        self._call = client._start(call, self._attempts)
+        if self.session:
+            self._replies.add(self)
 
     def __iter__(self) -> Iterator[types.Chunk]:
         return self
 
     def __next__(self) -> types.Chunk:
+        self._reader = threading.current_thread()
+        try:
+            return self._next()
+        except BaseException:  # whatever it is, nobody reads on
+            self._call.cancel()
+            self._replies.remove(self)
+            raise
+
+    def _next(self) -> types.Chunk:
         while True:
             try:
                 response = next(self._call)
@@ -50,14 +72,29 @@ class Generation(_shared.GenerationReader):
                 self._check_ended()
                 raise
             except grpc.RpcError as error:
-                if self._closed:
-                    raise StopIteration from None
-                raise errors.from_rpc_error(error, self._call.initial_metadata()) from error
+                self._try_again(error)
+                continue
             if not self.request_id:
                 self._take_metadata(self._call.initial_metadata())
             chunk = self._take(response)
             if chunk is not None:
                 return chunk
+
+    def _try_again(self, error: grpc.RpcError) -> None:
+        """Makes the call again, if it was refused for the moment; raises what the caller is to see otherwise."""
+        if self._closed:
+            raise StopIteration from None
+        if self._stopped_by:
+            raise self._stopped() from None
+        self._client._wait_to_retry(self._attempts, error, self._begun, self._closing.wait)
+        if not self._closed:
+            self._call = self._client._start(self._what, self._attempts)
+        if self._closed:  # by another thread, perhaps between the two lines above
+            self._call.cancel()
+            raise StopIteration from None
+
+    def _is_left(self) -> bool:
+        return self._reader is threading.current_thread() or not self._reader.is_alive()
 
     def result(self) -> types.GenerateResult:
         """Reads what is left and gives the whole. Raises `Cancelled` if it was closed before its end."""
@@ -68,7 +105,9 @@ class Generation(_shared.GenerationReader):
     def close(self) -> None:
         """Stops the model, if it has not ended. The iterator is then at its end."""
         self._closed = True
+        self._closing.set()
         self._call.cancel()
+        self._replies.remove(self)
 
     def __enter__(self) -> Self:
         return self
@@ -139,18 +178,14 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        give_up = time.monotonic() + _shared.RELEASE_SECONDS
-        while True:
-            try:
-                return self.delete()
-            except errors.NotFound:
-                return
-            except errors.PalimpsestError as failure:
-                if not isinstance(failure, errors.Aborted) or time.monotonic() > give_up:
-                    if error is None:
-                        raise
-                    return  # the block's own error matters more, and sessions expire
-            time.sleep(0.02)
+        try:
+            self.delete()
+        except errors.NotFound:
+            pass
+        except errors.PalimpsestError:
+            if error is None:
+                raise
+            # The block's own error matters more, and sessions expire.
 
     def __repr__(self) -> str:
         return f"<Session {self.name} at position {self.info.position}>"
@@ -162,13 +197,19 @@ class Client:
         with palimpsest.Client("localhost:50051") as client:
             print(client.generate_text("Once upon a time", max_tokens=50))
 
-    `target` is "host:port", or any name that gRPC resolves. `credentials` are those of `grpc.ssl_channel_credentials`
-    and its like; None means no TLS. `metadata` goes with every call, for example a proxy's authorisation. `timeout` is
-    the deadline of calls that give none of their own. `options` are gRPC channel options and win over ours.
+    `target` is "host:port", "unix:/path", or any name that gRPC resolves. `credentials` are those of
+    `grpc.ssl_channel_credentials` and its like; None means no TLS. `token` says who calls; None takes that of the
+    environment variable PALIMPSEST_TOKEN, if there is one. It is sent to another machine only where the connection has
+    `credentials`, or with `allow_insecure_token`; otherwise `ValueError` is raised. `metadata` goes with every call,
+    for example a proxy's authorisation. `timeout` is the deadline of calls that give none of their own. `options` are
+    gRPC channel options and win over ours.
 
-    Calls that can be made twice without harm are tried again by themselves where the server was not reached; Generate,
-    Score, Update, Delete, uploads and loads are not. All methods raise the exceptions of `palimpsest.errors`. Where a
-    method wants a session, snapshot or model, give the object, its full name or its id.
+    A call that the server refused for the moment is made again within `retry`. Calls that can be made twice without
+    harm are also tried again where the server was not reached; Generate, Score, Update, Delete, uploads and loads are
+    not. All methods raise the exceptions of `palimpsest.errors`. Where a method wants a session, snapshot or model,
+    give the object, its full name or its id.
+
+    This machine (loopback addresses, localhost, unix sockets) is reached without the environment's proxies.
     """
 
     def __init__(
@@ -176,19 +217,31 @@ class Client:
         target: str = _wire.DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+        allow_insecure_token: bool = False,
         metadata: Sequence[tuple[str, str]] = (),
         timeout: types.Seconds | None = None,
+        retry: RetryPolicy = DEFAULT_POLICY,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        arguments = _wire.channel_options(options)
+        self._connection = Connection(
+            target,
+            encrypted=credentials is not None,
+            metadata=metadata,
+            token=token,
+            allow_insecure_token=allow_insecure_token,
+            options=options,
+        )
+        arguments = self._connection.options
         self._channel = (
             grpc.insecure_channel(target, arguments)
             if credentials is None
             else grpc.secure_channel(target, credentials, arguments)
         )
         self._callables = _wire.callables(self._channel)
-        self._metadata = list(metadata)
         self._timeout = None if timeout is None else _operations.seconds(timeout)
+        self._retry = retry
+        self._replies = _shared.Replies()
 
     def close(self) -> None:
         """Ends the connection; calls that still run are cancelled."""
@@ -204,20 +257,40 @@ class Client:
 
     # How the operations are run.
 
-    def _start(self, call: _operations.Call[Any]) -> Any:
+    def _attempts(self, call: _operations.Call[Any]) -> Attempts:
+        return Attempts(self._retry, call.timeout_seconds(self._timeout))
+
+    def _start(self, call: _operations.Call[Any], attempts: Attempts) -> Any:
         """Makes the call: the response, or the stream of them."""
         request = call.request if isinstance(call.request, Message) else iter(call.request)
         return self._callables[call.method.path](
             request,
-            timeout=call.timeout_seconds(self._timeout),
-            metadata=[*_trace.with_trace(self._metadata), *call.metadata()],
+            timeout=attempts.timeout(),
+            metadata=[*_trace.with_trace(self._connection.metadata), *call.metadata()],
         )
 
+    def _wait_to_retry(
+        self,
+        attempts: Attempts,
+        error: Any,
+        begun: bool = False,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Waits for the next attempt, if there is to be one; raises the exception for `error` otherwise."""
+        failure = self._connection.failure(error, error.initial_metadata())
+        wait = None if begun else attempts.wait_after(failure)
+        if wait is None:
+            raise failure from error
+        sleep(wait)
+
     def _run(self, call: _operations.Call[Result]) -> Result:
-        try:
-            return call.read(self._start(call))
-        except grpc.RpcError as error:
-            raise errors.from_rpc_error(error) from error
+        self._replies.make_way(call)
+        attempts = self._attempts(call)
+        while True:
+            try:
+                return call.read(self._start(call, attempts))
+            except grpc.RpcError as error:
+                self._wait_to_retry(attempts, error)
 
     def _run_session(self, call: _operations.Call[types.SessionInfo]) -> Session:
         return Session(self, self._run(call))
@@ -243,13 +316,18 @@ class Client:
         return Generation(self, call).result().text
 
     def _run_download(self, call: _operations.Call[bytes]) -> bytes:
-        reader = _shared.DownloadReader()
-        try:
-            for response in self._start(call):
-                reader.take(response)
-        except grpc.RpcError as error:
-            raise errors.from_rpc_error(error) from error
-        return reader.data()
+        attempts = self._attempts(call)
+        while True:
+            reader = _shared.DownloadReader()
+            responses = self._start(call, attempts)
+            try:
+                for response in responses:
+                    reader.take(response)
+                return reader.data()
+            except grpc.RpcError as error:
+                self._wait_to_retry(attempts, error, reader.begun)
+            finally:
+                responses.cancel()  # an interrupt must not leave it running
 
     generate = method(_operations.generate, _run_generation)
     generate_text = method(_operations.generate_text, _run_text)

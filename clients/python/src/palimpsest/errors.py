@@ -63,12 +63,18 @@ class PalimpsestError(Exception):
         self.field_violations = field_violations
         """The fields that were not accepted, from google.rpc.BadRequest."""
         self.retry_delay = retry_delay
-        """Seconds to wait before trying again, from google.rpc.RetryInfo. None: the server did not ask for a retry."""
+        """Seconds to wait before trying again, from google.rpc.RetryInfo. None: the server did not ask for a retry. The
+        client has already tried again within its `RetryPolicy`."""
         self.request_id = request_id
         """The id in the server's log, where it is known."""
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.message}"
+
+    def add_cure(self, cure: str) -> None:
+        """Adds a line to the message."""
+        self.message = f"{self.message}\n  {cure}"
+        self.args = (self.message,)
 
 
 class Cancelled(PalimpsestError):
@@ -108,7 +114,8 @@ class PermissionDenied(PalimpsestError):
 
 
 class ResourceExhausted(PalimpsestError):
-    """The queue or a limit is full. `retry_delay` is None if the request itself is too large, so no retry can help."""
+    """The queue or a limit is full, and still was after the client's retries. `retry_delay` is None if the request
+    itself is too large, so that no retry can help."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -120,7 +127,7 @@ class FailedPrecondition(PalimpsestError):
 
 
 class Aborted(PalimpsestError):
-    """Another call holds the session, or the etag is stale: read again, then retry."""
+    """Another call holds the session, and still did after the client's retries; or the etag is stale: read again."""
 
     code = grpc.StatusCode.ABORTED
 
@@ -156,7 +163,7 @@ class DataLoss(PalimpsestError):
 
 
 class Unauthenticated(PalimpsestError):
-    """The server wants credentials."""
+    """The server wants a token, or does not accept the one that was sent."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 

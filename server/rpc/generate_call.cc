@@ -1,0 +1,252 @@
+// Generate.
+//
+// Threads: gRPC's bring a request and tell of ended writes, the engine's tells of tokens, the delivery thread builds
+// messages and starts writes. None waits for another.
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "palimpsest/v1/generation.pb.h"
+#include "server/rpc/call.h"
+#include "server/rpc/engine_call.h"
+#include "server/rpc/generation_calls.h"
+#include "server/rpc/prepare.h"
+#include "server/rpc/status.h"
+#include "server/rpc/wire.h"
+
+namespace palimpsest {
+namespace {
+
+// One Generate. The engine and the delivery thread hold counted references; its own, `self_`, goes when gRPC is done.
+//
+// At most one write is out. What the engine tells meanwhile is gathered in `pending_` and leaves as one message; what
+// has not left counts as undelivered, and at the engine's bound the sequence is left out of batches until a write ends.
+// Response headers leave with the first message: until then a client's library may try again elsewhere by itself.
+class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                           public RequestSink,
+                           public Deliverable,
+                           public std::enable_shared_from_this<GenerateCall> {
+ public:
+  GenerateCall(ServerCore& core, grpc::CallbackServerContext* context)
+      : core_(core), call_(core, context, methods::kGenerate) {}
+
+  // Whatever happens, gRPC calls OnDone later. `bytes` are gRPC's until then.
+  void Start(const grpc::ByteBuffer* bytes) {
+    self_ = shared_from_this();
+    absl::Status status = call_.admitted();
+    if (status.ok()) status = CheckMessageSize(*bytes, call_.limits());
+    if (status.ok()) {
+      status = core_.RunBySize(bytes->Length(), [this, bytes] {
+        absl::Status submitted = Guarded([&] { return Submit(*bytes); });
+        if (!submitted.ok()) End(submitted);
+      });
+    }
+    if (status.ok()) return;
+    call_.SetId("");
+    End(status);
+  }
+
+  // The engine's thread.
+  void OnDelta(Delta delta) override {
+    undelivered_.fetch_add(static_cast<int64_t>(delta.tokens.size()));
+    absl::MutexLock lock(&mu_);
+    pending_.text += delta.text;
+    pending_.tokens.insert(pending_.tokens.end(), std::make_move_iterator(delta.tokens.begin()),
+                           std::make_move_iterator(delta.tokens.end()));
+    pending_.position = delta.position;
+    has_pending_ = true;
+    PostIfIdle();
+  }
+  void OnFinish(RequestSink::Finish finish) override {
+    absl::MutexLock lock(&mu_);
+    finish_ = std::move(finish);
+    PostIfIdle();
+  }
+  int64_t undelivered_tokens() const override { return undelivered_.load(); }
+
+  // The delivery thread.
+  void Deliver() override {
+    {
+      absl::MutexLock lock(&mu_);
+      posted_ = false;
+    }
+    WriteNext();
+  }
+
+  // gRPC's threads.
+  void OnWriteDone(bool ok) override {
+    call_.EndWait(static_cast<int64_t>(bytes_.Length()));
+    int64_t before = 0;
+    {
+      absl::MutexLock lock(&mu_);
+      writing_ = false;
+      if (!ok) gone_ = true;
+      before = undelivered_.fetch_sub(tokens_in_write_);
+    }
+    if (!ok) {
+      handle_.Cancel();
+    } else if (before >= resume_from_) {
+      handle_.Resume();
+    }
+    WriteNext();
+  }
+  void OnCancel() override {
+    {
+      absl::MutexLock lock(&mu_);
+      gone_ = true;
+    }
+    handle_.Cancel();
+  }
+  void OnDone() override {
+    handle_.Release();
+    absl::Status status;
+    {
+      absl::MutexLock lock(&mu_);
+      if (finish_.has_value()) FillLog(*finish_, &call_.log);
+      status = status_;
+    }
+    call_.End(status);
+    self_.reset();
+  }
+
+ private:
+  using Reactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
+
+  absl::Status Submit(const grpc::ByteBuffer& bytes) {
+    v1::GenerateRequest wire;
+    absl::Status status = ReadMessage(bytes, call_.limits(), &wire);
+    call_.SetId(wire.request_id());
+    ModelRef model;
+    EngineRequest request;
+    if (status.ok()) status = Prepare(core_, wire, call_, &model, &request);
+    call_.NoteRead();
+    if (!status.ok()) return status;
+    const int64_t undelivered = TokenBytes(model.engine().options().max_undelivered_tokens, request.top_logprobs);
+    if (status = call_.HoldReply(ReplyBytes(request, model) + undelivered); !status.ok()) return status;
+    tokenizer_ = model.shared_tokenizer();
+    previous_ = TokenBefore(request, std::ssize(request.prompt));
+    want_logprobs_ = request.want_logprobs;
+    resume_from_ = model.engine().options().max_undelivered_tokens / 2;
+    request.sink = shared_from_this();
+    return handle_.Submit(std::move(model), std::move(request));
+  }
+
+  void End(const absl::Status& status) {
+    {
+      absl::MutexLock lock(&mu_);
+      ended_ = true;
+      status_ = status;
+    }
+    call_.BeginWait(0);
+    Reactor::Finish(ToGrpc(status));
+  }
+
+  void PostIfIdle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (writing_ || posted_) return;  // whoever ends that looks for more
+    posted_ = true;
+    core_.delivery.Post(shared_from_this());
+  }
+
+  // Starts the next write, or the end, if it is time for one.
+  void WriteNext() {
+    Delta delta;
+    std::optional<RequestSink::Finish> last;
+    absl::Status failure;
+    {
+      absl::MutexLock lock(&mu_);
+      if (writing_ || ended_) return;
+      if (gone_) has_pending_ = false;  // nobody to tell
+      if (!has_pending_ && !finish_.has_value()) return;
+      const bool well = finish_.has_value() && finish_->status.ok() && !gone_;
+      if (has_pending_ || well) {
+        // From here on `message_` is this thread's alone, until OnWriteDone.
+        writing_ = true;
+        delta = std::exchange(pending_, {});
+        has_pending_ = false;
+        tokens_in_write_ = static_cast<int64_t>(delta.tokens.size());
+        if (well) {
+          last = *finish_;
+          finish_->state.reset();
+          ended_ = true;
+        }
+      } else {
+        failure = finish_->status.ok() ? absl::CancelledError("the caller has gone") : EngineError(finish_->status);
+        ended_ = true;  // here, under the lock: two threads may come this far, and gRPC is told once
+      }
+    }
+    if (!failure.ok()) return End(failure);
+    const absl::Status written = Guarded([&] { return MakeMessage(delta, last); });
+    call_.BeginWait(static_cast<int64_t>(bytes_.Length()));
+    if (!last.has_value()) return StartWrite(&bytes_);
+    StartWriteAndFinish(&bytes_, grpc::WriteOptions(), ToGrpc(written));
+  }
+
+  absl::Status MakeMessage(const Delta& delta, const std::optional<RequestSink::Finish>& last) {
+    message_.Clear();
+    FillMessage(delta);
+    if (last.has_value()) FillFinish(*last);
+    return WriteMessage(message_, &bytes_);
+  }
+
+  void FillMessage(const Delta& delta) {
+    message_.set_text(delta.text);
+    message_.set_position(delta.position);
+    for (const GeneratedTokenValue& token : delta.tokens) {
+      v1::GeneratedToken* made = message_.add_tokens();
+      made->set_id(token.id);
+      if (want_logprobs_) made->set_logprob(token.logprob);
+      AddAlternatives(token.top, *tokenizer_, previous_, made->mutable_top());
+      previous_ = token.id;
+    }
+  }
+
+  void FillFinish(const RequestSink::Finish& finish) {
+    message_.set_position(finish.position);
+    v1::GenerateFinish* made = message_.mutable_finish();
+    made->set_reason(ReasonOf(finish.reason));
+    made->set_stop_string(finish.stop_string);
+    FillUsage(finish, made->mutable_usage());
+    made->set_seed(finish.seed);
+    if (finish.state != nullptr) made->set_state(SerializeSnapshot(*finish.state));
+    made->set_state_digest(finish.state_digest);
+  }
+
+  ServerCore& core_;
+  Call call_;
+  EngineHandle handle_;
+  std::shared_ptr<const Tokenizer> tokenizer_;  // these three: constant after Submit
+  bool want_logprobs_ = false;
+  int64_t resume_from_ = 0;
+  std::atomic<int64_t> undelivered_{0};     // read by the engine's thread without mu_; it hears of a fall by Resume
+  v1::GenerateResponse message_;            // these three: of whoever set `writing_`
+  grpc::ByteBuffer bytes_;                  // the message, gRPC's while it is written
+  int32_t previous_ = Tokenizer::kNoToken;  // the last token told of
+
+  absl::Mutex mu_;  // never held while gRPC or the engine is called
+  Delta pending_ ABSL_GUARDED_BY(mu_);
+  bool has_pending_ ABSL_GUARDED_BY(mu_) = false;
+  std::optional<RequestSink::Finish> finish_ ABSL_GUARDED_BY(mu_);
+  int64_t tokens_in_write_ ABSL_GUARDED_BY(mu_) = 0;
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;  // a write is out or being made
+  bool posted_ ABSL_GUARDED_BY(mu_) = false;   // the delivery thread will come
+  bool gone_ ABSL_GUARDED_BY(mu_) = false;     // the caller reads no more
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;    // gRPC has been told the end
+  absl::Status status_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<GenerateCall> self_;
+};
+
+}  // namespace
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartGenerate(ServerCore& core, grpc::CallbackServerContext* context,
+                                                          const grpc::ByteBuffer* request) {
+  auto call = std::make_shared<GenerateCall>(core, context);
+  call->Start(request);
+  return call.get();
+}
+
+}  // namespace palimpsest
