@@ -118,6 +118,11 @@ def main(arguments: list[str]) -> int:
             server.kill()
 
 
+def served(result: dict[str, Any]) -> float:
+    """The part of a load's calls that was served."""
+    return float(result["completed"] / max(1, result["requests"]))
+
+
 def measure(server: Server, client: Path, work: Path, options: argparse.Namespace, has_owners: bool) -> int:
     """The phases and what they show."""
     mine = owners.metadata(owners.NAMES[0]) if has_owners else []
@@ -133,8 +138,7 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
 
     quiet = [f"--rate={0.3 * capacity:.3f}", "--connections=4"]
     alone = [Bench(client, server.target, name, work, *quiet, short) for name in owners.NAMES[:2]]
-    alone_rates = [bench.result()["completed"] for bench in alone]
-    alone_seconds = float(short.partition("=")[2].rstrip("s"))
+    alone_results = [bench.result() for bench in alone]
 
     line = report.MemoryLine(server)
     prober = Prober(server.target, others)
@@ -150,10 +154,9 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
     line.stop()
 
     failures: list[str] = []
-    kept = [
-        (results[n]["completed"] / options.seconds) / (alone_rates[n] / alone_seconds) if alone_rates[n] else 0.0
-        for n in range(2)
-    ]
+    # Calls come at random times, at the same rate in both phases: what is compared is the share of them that is served.
+    kept = [served(results[n]) / served(alone_results[n]) for n in range(2)]
+    waits = [f"{1000 * found['end_to_end_seconds']['p50']:.0f} ms" for found in (*alone_results, *results[:2])]
     for name, share, result in zip(owners.NAMES, kept, results, strict=False):
         if share < 1 - LOSS:
             failures.append(f"{name} gets {share:.1%} of what it gets alone")
@@ -177,6 +180,7 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
         ("flood", f"{FLOOD} times its share for {options.seconds:.0f} s: {results[2]['requests']} calls"),
         ("refused of the flood", f"{sum(results[2]['errors'].values())}"),
         ("what the quiet owners keep of what they get alone", ", ".join(f"{share:.1%}" for share in kept)),
+        ("their calls' median, alone and in the flood", f"{', '.join(waits[:2])}; {', '.join(waits[2:])}"),
         ("time between tokens, unloaded and in the flood", f"{unloaded:.2f} ms, {loaded:.2f} ms"),
         ("refusals looked at, without RetryInfo", f"{prober.refused}, {prober.without_retry_info}"),
         ("memory early and at the end", f"{early} MiB, {late} MiB"),
@@ -184,7 +188,7 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
     ]
     data = {
         "failures": failures, "capacity_requests_per_second": capacity, "kept": kept, "unloaded_ms": unloaded,
-        "loaded_ms": loaded, "memory_bytes": line.bytes, "full": full, "flood": results,
+        "loaded_ms": loaded, "memory_bytes": line.bytes, "full": full, "alone": alone_results, "flood": results,
         "probes": {"refused": prober.refused, "without_retry_info": prober.without_retry_info, "served": prober.served},
     }  # fmt: skip
     command = f"./dev chaos overload_long --seconds {options.seconds:.0f}"
