@@ -155,8 +155,9 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
 
     failures: list[str] = []
     # Calls come at random times, at the same rate in both phases: what is compared is the share of them that is served.
-    kept = [served(results[n]) / served(alone_results[n]) for n in range(2)]
-    waits = [f"{1000 * found['end_to_end_seconds']['p50']:.0f} ms" for found in (*alone_results, *results[:2])]
+    kept = [served(results[n]) / max(served(alone_results[n]), 1e-9) for n in range(2)]
+    medians = [(result["end_to_end_seconds"] or {}).get("p50", float("nan")) for result in (*alone_results, *results)]
+    waits = [f"{1000 * median:.0f} ms" for median in medians[:4]]
     for name, share, result in zip(owners.NAMES, kept, results, strict=False):
         if share < 1 - LOSS:
             failures.append(f"{name} gets {share:.1%} of what it gets alone")
