@@ -8,7 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "server/session/steady_clock.h"
+#include "base/steady_clock.h"
 
 namespace palimpsest {
 

@@ -11,6 +11,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "base/steady_clock.h"
 #include "kernels/common/check.h"
 #include "kernels/common/device.h"
 #include "server/engine/admission.h"
@@ -24,7 +25,6 @@
 #include "server/engine/waiting_room.h"
 #include "server/session/no_memory.h"
 #include "server/session/slot_pool.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {

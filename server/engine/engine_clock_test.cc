@@ -7,9 +7,9 @@
 #include <atomic>
 
 #include "absl/time/clock.h"
+#include "base/steady_clock.h"
 #include "server/engine/engine.h"
 #include "server/engine/engine_testing.h"
-#include "server/session/steady_clock.h"
 
 namespace {
 std::atomic<int64_t> wall_offset_seconds = 0;

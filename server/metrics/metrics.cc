@@ -17,9 +17,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "base/log.h"
+#include "base/steady_clock.h"
 #include "server/metrics/page_server.h"
 #include "server/metrics/process_collector.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {

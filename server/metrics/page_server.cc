@@ -28,8 +28,8 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "base/errno_status.h"
+#include "base/steady_clock.h"
 #include "server/metrics/tls.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {

@@ -13,11 +13,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "base/steady_clock.h"
 #include "kernels/common/check.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/status.h"
 #include "server/rpc/trace_context.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {

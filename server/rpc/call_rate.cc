@@ -4,7 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "server/net/steady_time.h"
+#include "base/steady_clock.h"
 #include "server/rpc/status.h"
 
 namespace palimpsest {
@@ -14,7 +14,7 @@ absl::Status CallRate::Admit(const std::string& peer) {
   absl::Duration wait;
   {
     absl::MutexLock lock(&mu_);
-    const absl::Time now = SteadyTime();
+    const absl::Time now = SteadyNow();
     if (rates_.Take(peer, now)) return absl::OkStatus();
     wait = rates_.UntilNext(peer, now);
   }

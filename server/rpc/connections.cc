@@ -12,9 +12,9 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "base/steady_clock.h"
 #include "server/net/descriptors.h"
 #include "server/net/peer.h"
-#include "server/net/steady_time.h"
 
 namespace palimpsest {
 namespace {
@@ -144,7 +144,7 @@ absl::Status Connections::Start() {
       shutdown(fd, SHUT_RDWR);
       close(fd);
     };
-    const absl::Status accepted = handover_->Run([this, fd, listener_fd, refuse] {
+    const absl::Status accepted = handover_->Run(absl::StrCat(fd), [this, fd, listener_fd, refuse] {
       if (stopped_) return refuse();
       grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
       connection.fd = fd;
@@ -153,7 +153,7 @@ absl::Status Connections::Start() {
     });
     if (!accepted.ok()) refuse();
   };
-  events.refuse = [this](const std::string& group) { return resets_.InDebt(group, SteadyTime()); };
+  events.refuse = [this](const std::string& group) { return resets_.InDebt(group, SteadyNow()); };
   events.on_refused = [this](absl::string_view reason, const std::string& peer) { Refused(reason, peer); };
   events.on_ended = [this](int64_t id, absl::string_view reason, const std::string& peer) { Ended(id, reason, peer); };
   events.on_tick = [this] { Check(); };
@@ -200,7 +200,7 @@ void Connections::CheckOne(Seen& seen, int64_t id, const std::string& group, int
   const int64_t abandoned = streams.abandoned - seen.streams.abandoned;
   seen.bytes = bytes;
   seen.streams = streams;
-  if (!resets_.Spend(group, static_cast<double>(abandoned), SteadyTime())) {
+  if (!resets_.Spend(group, static_cast<double>(abandoned), SteadyNow())) {
     listener_->End(id, "resets");
   } else if (bytes - seen.bytes_at_progress > kOtherBytes + open * most_message_bytes_) {
     listener_->End(id, "bytes");
@@ -229,7 +229,7 @@ void Connections::FindSockets() {
 void Connections::Refused(absl::string_view reason, const std::string& peer) {
   metrics_->CountConnectionRefused(reason);
   ++refused_since_log_[std::string(reason)];
-  const absl::Time now = SteadyTime();
+  const absl::Time now = SteadyNow();
   if (now - last_log_ < kLogEvery) return;
   last_log_ = now;
   std::vector<std::pair<std::string, std::string>> values = {{"last_peer", peer}};

@@ -11,11 +11,11 @@
 #include "absl/time/clock.h"
 #include "base/errno_status.h"
 #include "base/log.h"
+#include "base/steady_clock.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/status.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/log.h"
+#include "base/steady_clock.h"
 #include "palimpsest/v1/model.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -10,7 +11,6 @@
 #include "server/rpc/services.h"
 #include "server/rpc/status.h"
 #include "server/rpc/unary.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {

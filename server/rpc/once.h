@@ -5,8 +5,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/steady_clock.h"
 #include "server/rpc/call.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 

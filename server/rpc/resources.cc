@@ -4,8 +4,8 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "base/steady_clock.h"
 #include "server/session/no_memory.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 

@@ -21,6 +21,7 @@
 #include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/steady_clock.h"
 #include "grpc/health/v1/health.pb.h"
 #include "server/auth/authenticator.h"
 #include "server/engine/available_processors.h"
@@ -33,7 +34,6 @@
 #include "server/rpc/services.h"
 #include "server/rpc/status.h"
 #include "server/rpc/threads.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 namespace {

@@ -19,9 +19,9 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "base/steady_clock.h"
 #include "server/session/parked_account.h"
 #include "server/session/state.h"
-#include "server/session/steady_clock.h"
 
 namespace palimpsest {
 

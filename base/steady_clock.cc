@@ -1,4 +1,4 @@
-#include "server/session/steady_clock.h"
+#include "base/steady_clock.h"
 
 #include <atomic>
 #include <chrono>
