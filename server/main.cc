@@ -366,7 +366,9 @@ ServerOptions ReadOptions() {
   options.tls_certificate_file = absl::GetFlag(FLAGS_tls_cert);
   options.tls_key_file = absl::GetFlag(FLAGS_tls_key);
   options.tls_client_ca_file = absl::GetFlag(FLAGS_tls_client_ca);
-  "auth_tokens_file", "admin_identities", using MetricsTls = ServerOptions::MetricsTls;
+  options.auth_tokens_file = absl::GetFlag(FLAGS_auth_tokens_file);
+  options.admin_identities = absl::GetFlag(FLAGS_admin_identities);
+  using MetricsTls = ServerOptions::MetricsTls;
   options.metrics_tls =
       OneOf<MetricsTls>("metrics_tls", absl::GetFlag(FLAGS_metrics_tls),
                         {{"auto", MetricsTls::kAuto}, {"on", MetricsTls::kOn}, {"off", MetricsTls::kOff}});

@@ -20,7 +20,7 @@ class ClockTest : public ::testing::Test {
     Shift(absl::ZeroDuration());
     server_ = ServerProcess::Start(
         MakeCheckpoint(), {},
-        {"/usr/bin/env", "LD_PRELOAD=" PALIMPSEST_SHIFTED_CLOCK, absl::StrCat("SHIFTED_CLOCK_FILE=", file_)});
+        absl::StrCat("export LD_PRELOAD=", PALIMPSEST_SHIFTED_CLOCK, " SHIFTED_CLOCK_FILE=", file_));
     ASSERT_NE(server_, nullptr);
     stubs_ = std::make_unique<Stubs>(server_->target());
   }

@@ -161,13 +161,11 @@ TEST(PortTest, APublicAddressNeedsAWord) {
 
 // The limit counts the threads of all processes of a user, and does not hold for root: so root takes a user that nobody
 // else is, who may still read the server's file.
-std::vector<std::string> WithThreads(int most) {
-  std::vector<std::string> command;
-  if (getuid() == 0) {
-    command = {"setpriv", "--reuid=54321", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"};
-  }
-  command.insert(command.end(), {"prlimit", absl::StrCat("--nproc=", most, ":", most)});
-  return command;
+std::string WithThreads(int most) {
+  const std::string limit = absl::StrCat("ulimit -u ", most);
+  if (getuid() != 0) return limit;
+  return absl::StrCat("exec setpriv --reuid=54321 --inh-caps=+dac_read_search --ambient-caps=+dac_read_search ",
+                      "prlimit --nproc=", most, ":", most, " \"$0\" \"$@\"");
 }
 
 TEST(ThreadsTest, TooFewEndTheStartWithTheLimit) {

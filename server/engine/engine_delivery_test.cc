@@ -51,7 +51,7 @@ TEST_F(EngineDelivery, AReaderThatTakesNothingIsEndedAndItsSlotIsFree) {
   EXPECT_THAT(finish.status.message(), HasSubstr("the reader took nothing for 200ms (--max_stall)"));
   EXPECT_THAT(finish.status.message(), HasSubstr("the session stands at position 9"));
   EXPECT_EQ(sink->ids().size(), 4);
-  EXPECT_EQ(store_.Get("a", absl::Now())->position, 9);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "a", SteadyNow())->position, 9);
   EXPECT_TRUE(RunToEnd(*engine, Generate(RandomTokens(5, 2), 10))->Wait().status.ok());
 }
 
@@ -100,7 +100,7 @@ TEST_F(EngineDelivery, ASessionStandsAtTheLastTokenDelivered) {
     EXPECT_TRUE(finish.taken_back);
     EXPECT_EQ(finish.generated_tokens, delivered);
     EXPECT_EQ(finish.position, 70 + delivered);
-    EXPECT_EQ(store_.Get(session, absl::Now())->position, 70 + delivered);
+    EXPECT_EQ(store_.Get(kDefaultOwner, session, SteadyNow())->position, 70 + delivered);
     // As if that many had been asked for, and going on is going on.
     const auto same = RunToEnd(*engine, Generate(prompt, delivered));
     EXPECT_EQ(StateDigest(*Parked(session)), same->Wait().state_digest);
@@ -135,7 +135,7 @@ TEST_F(EngineDelivery, WhatIsDeliveredAtTheEndIsKept) {
   sink->ReadSlowly(5);  // and nobody says so
   engine->Cancel(id);
   EXPECT_FALSE(sink->Wait().taken_back);
-  EXPECT_GE(store_.Get("a", absl::Now())->position, 15);
+  EXPECT_GE(store_.Get(kDefaultOwner, "a", SteadyNow())->position, 15);
 }
 
 TEST_F(EngineDelivery, AReplyEndsWhenAllOfItIsDelivered) {
@@ -160,7 +160,7 @@ TEST_F(EngineDelivery, AReplyEndsWhenAllOfItIsDelivered) {
   const auto stalled = SubmitSlow(*engine, Delivered("b", Generate(prompt, 6)), 0, &id);
   Take(*engine, *stalled, id, 5);
   EXPECT_EQ(stalled->Wait().status.code(), absl::StatusCode::kAborted);
-  EXPECT_EQ(store_.Get("b", absl::Now())->position, 15);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "b", SteadyNow())->position, 15);
 }
 
 TEST_F(EngineDelivery, AReaderThatTakesAllAtOnceNeedsNoWord) {

@@ -70,8 +70,8 @@ TEST_F(EngineShares, WithAFullQueueTheNewestOfWhoHasMostMakesRoom) {
   EXPECT_EQ(refused.status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(refused.status.message(), HasSubstr("made room for one of an owner that has less"));
   EXPECT_TRUE(flood.back()->ids().empty());
-  EXPECT_EQ(store_.Get("refused", absl::Now())->position, 0);
-  EXPECT_EQ(store_.Get("refused", absl::Now())->condition, SessionCondition::kIdle);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "refused", SteadyNow())->position, 0);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "refused", SteadyNow())->condition, SessionCondition::kIdle);
   engine->Cancel(holder);
   EXPECT_TRUE(modest->Wait().status.ok());
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(flood[i]->Wait().status.ok());
