@@ -179,9 +179,10 @@ ABSL_FLAG(int32_t, max_models, Defaults().limits.max_models, "Models loaded at o
 ABSL_FLAG(int64_t, max_rpc_memory_bytes, Defaults().limits.max_rpc_memory_bytes,
           "Memory for messages on their way, all connections together. 0: a quarter of what is left beside the models, "
           "16 MiB to 2 GiB.");
-ABSL_FLAG(int64_t, max_reply_bytes, Defaults().limits.max_reply_bytes,
-          "Memory for answers that are made and not yet read, all connections together; one may have half of it. 0: "
-          "an eighth of what is left beside the models, 16 to 256 MiB.");
+ABSL_FLAG(
+    int64_t, max_reply_bytes, Defaults().limits.max_reply_bytes,
+    "Memory for prompts, and for answers that are made and not yet read, all connections together; one may have half "
+    "of it. 0: an eighth of what is left beside the models, 16 to 256 MiB.");
 ABSL_FLAG(absl::Duration, max_stall, Defaults().limits.max_stall,
           "How long a call's peer may do nothing while it is its turn to read or to send. What is longer ends the "
           "call. inf: for ever.");

@@ -90,7 +90,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryFlags& flags, std::span<const 
   if (flags.max_reply_bytes == 0) plan.max_reply_bytes = Of(kReplyShare, left);
   if (flags.max_request_id_bytes == 0) plan.max_request_id_bytes = Of(kRequestIdShare, left);
   add("messages on their way", plan.max_rpc_memory_bytes, "--max_rpc_memory_bytes");
-  add("answers that wait to be read", plan.max_reply_bytes, "--max_reply_bytes");
+  add("prompts, and answers that wait to be read", plan.max_reply_bytes, "--max_reply_bytes");
   add("answers remembered by request id", plan.max_request_id_bytes, "--max_request_id_bytes");
   // With less than one state no session could be made at all.
   const int64_t least = std::max(parked, parked_bytes);

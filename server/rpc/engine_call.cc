@@ -72,7 +72,8 @@ absl::Status FillState(const StatePtr& state, std::string* field) {
 
 int64_t ReplyBytes(const EngineRequest& request, const ModelRef& model) {
   constexpr int64_t kBufferBytes = int64_t{64} << 10;  // gRPC's, of one stream
-  return kBufferBytes + (request.want_state ? MaxSnapshotBytes(model.engine().state_format()) : 0);
+  const int64_t prompt = std::ssize(request.prompt) * static_cast<int64_t>(sizeof(int32_t));
+  return kBufferBytes + prompt + (request.want_state ? MaxSnapshotBytes(model.engine().state_format()) : 0);
 }
 
 int64_t TokenBytes(int64_t tokens, int32_t top_logprobs) {

@@ -9,12 +9,12 @@ namespace palimpsest {
 namespace {
 
 absl::Status Unread(int64_t waiting, const char* where, int64_t most, int64_t bytes) {
-  return WithRetryAfter(
-      WithReason(absl::ResourceExhaustedError(absl::StrCat(
-                     waiting, " bytes of answers wait to be read ", where, " ", most, ", so this one of ", bytes,
-                     " bytes is not made (--max_reply_bytes); read what was asked for, then retry")),
-                 "REPLIES_UNREAD"),
-      absl::Seconds(1));
+  return WithRetryAfter(WithReason(absl::ResourceExhaustedError(
+                                       absl::StrCat(waiting, " bytes of prompts and answers are kept ", where, " ",
+                                                    most, ", so there is no room for this one's ", bytes,
+                                                    " (--max_reply_bytes); read what was asked for, then retry")),
+                                   "REPLIES_UNREAD"),
+                        absl::Seconds(1));
 }
 
 }  // namespace
