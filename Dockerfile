@@ -29,7 +29,9 @@ RUN --mount=type=cache,target=/root/.cache/ccache deploy/image/build.sh cuda
 FROM debian:bookworm-slim AS cpu
 COPY --from=build-cpu /out/ /
 RUN sh /usr/local/lib/palimpsest/install.sh
+# `docker run` serves at once, so anybody who reaches the port may call: publish it to whom you trust.
 ENV PALIMPSEST_HOST=0.0.0.0 \
+    PALIMPSEST_INSECURE_PUBLIC=true \
     PALIMPSEST_METRICS_ADDRESS=0.0.0.0:9464 \
     PALIMPSEST_MODEL=books=/usr/local/share/palimpsest/books-5m \
     PALIMPSEST_MODEL_ROOT=/models
@@ -49,7 +51,9 @@ LABEL org.opencontainers.image.title="Palimpsest" \
 FROM nvidia/cuda:13.0.2-runtime-ubuntu24.04 AS cuda
 COPY --from=build-cuda /out/ /
 RUN sh /usr/local/lib/palimpsest/install.sh
+# `docker run` serves at once, so anybody who reaches the port may call: publish it to whom you trust.
 ENV PALIMPSEST_HOST=0.0.0.0 \
+    PALIMPSEST_INSECURE_PUBLIC=true \
     PALIMPSEST_METRICS_ADDRESS=0.0.0.0:9464 \
     PALIMPSEST_MODEL=books=/usr/local/share/palimpsest/books-5m \
     PALIMPSEST_MODEL_ROOT=/models

@@ -315,7 +315,7 @@ std::vector<Row> TokenizerRows() {
        {"tokenizer.model", "unknown type 9"}},
       {"TokenizerIsAFolder",
        [](const std::string& folder) { std::filesystem::create_directory(folder + "/tokenizer.model"); },
-       {"tokenizer.model", "is not a regular file"}},
+       {"tokenizer.model", "not a regular file"}},
       {"TokenizerIsOfAnotherFormat", File("tokenizer.json", "{}"), {"tokenizer.json", "not supported"}},
       {"NoTokenizerForASmallVocabulary",
        [](const std::string& folder) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy/helm/palimpsest"
 RULES = ROOT / "deploy/prometheus/rules"
 DASHBOARDS = ROOT / "deploy/grafana/dashboards"
+ENVOY = Path(sys.executable).parent / "envoy"
 METRICS = ROOT / "server/metrics/metrics.cc"
 KUBERNETES = ("1.27", "1.37")
 OPERATOR_API = "monitoring.coreos.com/v1"
@@ -36,10 +38,15 @@ REFUSED: tuple[tuple[Object, str], ...] = (
     ({"replicas": -1}, "minimum"),
     ({"image": {"repository": ""}}, "repository"),
     ({"flags": {"port": 1}}, "'port'"),
+    ({"flags": {"metrics_address": "0.0.0.0:1"}}, "metrics_address"),
+    ({"flags": {"metrics_tls": "mutual"}}, "metrics_tls"),
     ({"models": [{"name": "a=b", "path": "x"}]}, "pattern"),
     ({"models": [{"name": "a", "path": "/x"}]}, "pattern"),
     ({"autoscaling": {"slotsUsed": 80}}, "slotsUsed"),
     ({"tls": {"clientAuthority": True}}, "secretName"),
+    ({"flags": {"auth_tokens_file": "/x"}}, "'auth_tokens_file'"),
+    ({"auth": {"secretName": "Not a name"}}, "pattern"),
+    ({"proxy": {"image": "envoy"}}, "image"),
 )
 
 
@@ -101,7 +108,7 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
     pod = template["spec"]
     labels = template["metadata"]["labels"].items()
     server = pod["containers"][0]
-    ports = {port["name"]: port["containerPort"] for port in server["ports"]}
+    ports = {port["name"]: port["containerPort"] for container in pod["containers"] for port in container["ports"]}
     name = service["metadata"]["name"]
 
     if workload["spec"]["serviceName"] != name or service["spec"]["clusterIP"] != "None":
@@ -135,7 +142,7 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
     for resource, quantity in server["resources"].get("requests", {}).items():
         if resource in limits and parse_quantity(quantity) > parse_quantity(limits[resource]):
             yield f"requests {quantity} of {resource}, but {limits[resource]} is the limit"
-    mounts = {mount["name"] for mount in server.get("volumeMounts", [])}
+    mounts = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])}
     if mounts != {volume["name"] for volume in pod.get("volumes", [])}:
         yield "volumes and mounts differ"
     if any("gpu" in resource for resource in limits) != ("--backend=cuda" in server["args"]):
@@ -143,7 +150,7 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
     if any("/models/" in argument for argument in server["args"]) and "models" not in mounts:
         yield "models are named, but no volume has them"
 
-    configs = [item["data"] for item in kinds.get("ConfigMap", [])]
+    configs = [item["data"] for item in kinds.get("ConfigMap", []) if "envoy.yaml" not in item["data"]]
     for scaler in kinds.get("HorizontalPodAutoscaler", []):
         target = scaler["spec"]["scaleTargetRef"]
         if (target["kind"], target["name"]) != ("StatefulSet", workload["metadata"]["name"]):
@@ -160,8 +167,16 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
     for monitor in kinds.get("ServiceMonitor", []):
         if not monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items():
             yield "the ServiceMonitor does not find the Service"
-        if monitor["spec"]["endpoints"][0]["port"] not in {port["name"] for port in service["spec"]["ports"]}:
+        endpoint = monitor["spec"]["endpoints"][0]
+        if endpoint["port"] not in {port["name"] for port in service["spec"]["ports"]}:
             yield "the ServiceMonitor asks a port that the Service does not have"
+        arguments = server["args"]
+        has_tls = "--tls_cert=/tls/tls.crt" in arguments and "--metrics_tls=off" not in arguments
+        asks_clients = "--tls_client_ca=/tls/ca.crt" in arguments and "--metrics_tls=on" not in arguments
+        if (endpoint.get("scheme") == "https") != has_tls:
+            yield "the ServiceMonitor and the server do not agree about TLS"
+        if has_tls and ("keySecret" in endpoint["tlsConfig"]) != asks_clients:
+            yield "the ServiceMonitor and the server do not agree about the scraper's certificate"
     for data in (data for data in configs if "config.yaml" not in data):
         wanted = {f"palimpsest-{file.name}": file.read_text() for file in DASHBOARDS.glob("*.json")}
         if not wanted or data != wanted:
@@ -170,6 +185,32 @@ def meeting_errors(objects: list[Object]) -> Iterator[str]:
         groups = [group for file in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(file.read_text())["groups"]]
         if not groups or rule["spec"]["groups"] != groups:
             yield f"the PrometheusRule is not what {RULES.relative_to(ROOT)} says"
+
+
+def proxy_errors(objects: list[Object]) -> Iterator[str]:
+    """Of the proxy, where there is one: what Envoy says of its configuration, and whether it leads to the server."""
+    (pod,) = (item["spec"]["template"]["spec"] for item in objects if item["kind"] == "StatefulSet")
+    texts = [item["data"]["envoy.yaml"] for item in objects if "envoy.yaml" in item.get("data", {})]
+    if len(texts) != len(pod["containers"]) - 1:
+        yield "there is a proxy without a configuration, or one without a proxy"
+    for text in texts:
+        if "--host=127.0.0.1" not in pod["containers"][0]["args"] or "--port=50052" not in pod["containers"][0]["args"]:
+            yield "the server can be reached beside the proxy"
+        if "{address: 127.0.0.1, port_value: 50052}" not in text or "port_value: 50051}" not in text:
+            yield "the proxy does not lead from the pod's port to the server"
+        if any(volume["name"] == "tls" for volume in pod["volumes"]) != ("/tls/tls.crt" in text):
+            yield "the proxy has a certificate that it does not use, or none"
+        with tempfile.TemporaryDirectory() as folder:
+            certificate = ["-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", f"{folder}/tls.key"]
+            subprocess.run(
+                ["openssl", "req", "-x509", *certificate, "-out", f"{folder}/tls.crt"], check=True, capture_output=True
+            )
+            shutil.copy(f"{folder}/tls.crt", f"{folder}/ca.crt")
+            (Path(folder) / "envoy.yaml").write_text(text.replace("/tls/", f"{folder}/"))
+            command = [ENVOY, "--mode", "validate", "--log-level", "warning", "-c", f"{folder}/envoy.yaml"]
+            answer = subprocess.run(command, capture_output=True, text=True, check=False)
+            if answer.returncode != 0:
+                yield f"Envoy refuses its configuration: {answer.stderr}"
 
 
 def chart_errors(chart: Path) -> Iterator[str]:
@@ -191,7 +232,7 @@ def chart_errors(chart: Path) -> Iterator[str]:
             yield from (f"{what}: {error}" for error in schema_errors(item))
             if item["kind"] == "StatefulSet":
                 yield from (f"{what}: {error}" for error in restricted_errors(item["spec"]["template"]["spec"]))
-        yield from (f"{path.name}: {error}" for error in meeting_errors(objects))
+        yield from (f"{path.name}: {error}" for error in (*meeting_errors(objects), *proxy_errors(objects)))
     for template in (
         "HorizontalPodAutoscaler",
         "NetworkPolicy",

@@ -48,7 +48,8 @@ def errors(files: list[str]) -> Iterator[str]:
 
 def main() -> int:
     """0 when all is well."""
-    found = [*errors(["compose.yaml"]), *errors(["compose.yaml", "compose.cuda.yaml"])]
+    overlays = ("compose.auth.yaml", "compose.cuda.yaml", "compose.envoy.yaml")
+    found = [*errors(["compose.yaml"]), *(line for file in overlays for line in errors(["compose.yaml", file]))]
     for error in found:
         print(error, file=sys.stderr)
     return 1 if found else 0

@@ -10,29 +10,45 @@ import sys
 
 # Room (longest prefix wins) -> the rooms it may include besides itself.
 ALLOWED: dict[str, set[str]] = {
-    "kernels": set(),
-    "server/tokenizer": set(),
-    "server/model": {"kernels"},
-    "server/session": {"kernels/common"},
-    "server/engine": {"server/model", "server/session", "server/tokenizer", "kernels"},
-    "server/metrics": {"server/engine", "server/session"},
+    "base": set(),
+    "kernels": {"base"},
+    "server/json": set(),
+    "server/auth": {"base", "server/json"},
+    "server/tokenizer": {"base"},
+    "server/model": {"base", "kernels", "server/json"},
+    "server/session": {"base", "kernels/common"},
+    "server/engine": {"base", "server/model", "server/session", "server/tokenizer", "kernels"},
+    "server/net": set(),
+    "server/metrics": {"base", "server/engine", "server/session"},
     "server/rpc": {
+        "base",
+        "server/auth",
         "server/engine",
         "server/metrics",
         "server/model",
+        "server/net",
         "server/session",
         "server/tokenizer",
         "kernels/common",
         "palimpsest/v1",
     },
-    "server/flags": set(),
-    "server/main.cc": {"kernels/cuda", "server/flags", "server/rpc", "server/metrics", "server/engine", "server/model"},
+    "server/flags": {"base"},
+    "server/main.cc": {
+        "base",
+        "kernels/cuda",
+        "server/flags",
+        "server/net",
+        "server/rpc",
+        "server/metrics",
+        "server/engine",
+        "server/model",
+    },
     "clients/cpp": {"palimpsest/v1"},
     "cmake": set(),
-    "bench": {"kernels", "server/model", "server/engine", "server/session", "server/tokenizer"},
-    "tests": {"kernels", "server", "clients/cpp", "palimpsest/v1"},
+    "bench": {"base", "kernels", "server/model", "server/engine", "server/session", "server/tokenizer"},
+    "tests": {"base", "kernels", "server", "clients/cpp", "palimpsest/v1"},
 }
-ROOTS = ("kernels/", "server/", "clients/", "bench/", "tests/", "palimpsest/")
+ROOTS = ("base/", "kernels/", "server/", "clients/", "bench/", "tests/", "palimpsest/")
 # Tests beside the code may use the rooms' test helpers.
 TEST_EXTRA = {"server/model/testing", "kernels", "server", "tests"}
 

@@ -36,6 +36,7 @@ TARGETS = (
     Target("vocabulary"),
     Target("snapshot", max_len=2048),
     Target("flag_file", max_len=8192),
+    Target("auth_tokens", max_len=8192),
     Target("wire", max_len=2048),
     Target("rpc", max_len=2048, server=True),
     Target("http2", max_len=16384, server=True),

@@ -434,6 +434,53 @@ def flag_file_seeds() -> Seeds:
     }
 
 
+def auth_tokens_seeds() -> Seeds:
+    """A good file of owners, and what is refused."""
+    token = hashlib.sha256(b"foo").hexdigest()
+    search = {"roles": ["user"], "token_sha256": [token], "certificates": ["URI:spiffe://example.org/search"]}
+    limits = ("max_slots", "max_queue", "prefill_budget", "max_sessions", "max_snapshots", "max_state_bytes")
+    share = {"weight": 2.5, **{name: 9 for name in limits}}
+
+    def owners(**named: Json) -> bytes:
+        return text({"version": 1, "owners": {name.replace("_", "-"): owner for name, owner in named.items()}})
+
+    def shared(**changes: Json) -> bytes:
+        return owners(search={**search, "share": {**share, **changes}})
+
+    return {
+        "good": owners(search=search, ops={"roles": ["admin", "metrics"], "certificates": ["CN:ops", "DNS:ops.test"]}),
+        "good_share": shared(),
+        "no_owners": owners(),
+        "owner_of_nothing": owners(search={}),
+        "owners_a_list": text({"version": 1, "owners": [search]}),
+        "owner_id_empty": text({"version": 1, "owners": {"": search}}),
+        "owner_id_strange": text({"version": 1, "owners": {"../Search": search}}),
+        "owner_id_long": owners(**{"a" * 64: search}),
+        "owner_twice": b'{"version":1,"owners":{"a":{},"a":{}}}',
+        "role_unknown": owners(search={**search, "roles": ["root"]}),
+        "role_twice": owners(search={**search, "roles": ["user", "user"]}),
+        "token_of_two": owners(search=search, other={"roles": ["user"], "token_sha256": [token]}),
+        "token_in_the_clear": owners(search={**search, "token_sha256": ["foo"]}),
+        "token_upper_case": owners(search={**search, "token_sha256": [token.upper()]}),
+        "token_of_nothing": owners(search={**search, "token_sha256": [hashlib.sha256(b"").hexdigest()]}),
+        "tokens_many": owners(search={"roles": ["user"], "token_sha256": [f"{i:064x}" for i in range(65)]}),
+        "certificate_strange": owners(search={**search, "certificates": ["IP:1", "URI:", "CN:a\nb"]}),
+        "certificate_of_two": owners(search=search, other={**search, "token_sha256": []}),
+        "weight_zero": shared(weight=0),
+        "weight_negative": shared(weight=-1),
+        "weight_huge": shared(weight=1e308),
+        "slots_fraction": shared(max_slots=1.5),
+        "bytes_beyond_64_bits": shared(max_state_bytes=1 << 64),
+        "sessions_negative": shared(max_sessions=-1),
+        "share_unknown": shared(max_cats=1),
+        "version_2": text({"version": 2, "owners": {}}),
+        "version_missing": text({"owners": {}}),
+        "nested_deeply": b'{"version":1,"owners":' + b'{"a":' * 40,
+        "not_json": b"search: [user]",
+        "empty": b"",
+    }
+
+
 # Messages. The numbers of fields are those of proto/palimpsest/v1.
 
 WIRE_TYPES = (
@@ -469,6 +516,7 @@ METHODS = (
     "GetModel",
     "LoadModel",
     "UnloadModel",
+    "InterruptSession",
 )
 
 DURATION = number(1, 60) + number(2, 500_000_000)
@@ -549,6 +597,10 @@ def messages() -> dict[str, tuple[str, bytes, int]]:
         "fork_empty_ids_at_the_limit": ("ForkSession", session + holding(3, b"") * 8, 12),
         "fork_count_many": ("ForkSession", session + number(2, 1024), 0),
         "fork_count_negative": ("ForkSession", session + number(2, -1), 0),
+        "interrupt": ("InterruptSession", session, 0),
+        "interrupt_nothing": ("InterruptSession", holding(1, "sessions/none"), 0),
+        "list_of_all_owners": ("ListSessions", holding(3, "-"), 0),
+        "list_of_another_owner": ("ListSnapshots", holding(3, "search"), 0),
         "delete": ("DeleteSession", session, 0),
         "delete_etag": ("DeleteSession", session + holding(2, "999"), 0),
         "snapshot": ("CreateSnapshot", holding(1, "new") + holding(2, "sessions/kept") + holding(4, UUID), 0),
@@ -775,6 +827,7 @@ SEEDS = {
     "vocabulary": vocabulary_seeds,
     "snapshot": snapshot_seeds,
     "flag_file": flag_file_seeds,
+    "auth_tokens": auth_tokens_seeds,
     "wire": wire_seeds,
     "rpc": rpc_seeds,
     "http2": http2_seeds,

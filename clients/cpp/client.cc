@@ -274,9 +274,9 @@ class GrpcClient final : public Client {
     return Call<v1::Session>(*sessions_, &v1::SessionService::Stub::GetSession, request, options, name);
   }
 
-  absl::StatusOr<std::vector<v1::Session>> ListSessions(const CallOptions& options) override {
+  absl::StatusOr<std::vector<v1::Session>> ListSessions(const CallOptions& options, const std::string& owner) override {
     return AllPages<v1::Session, v1::ListSessionsRequest, v1::ListSessionsResponse>(
-        *sessions_, &v1::SessionService::Stub::ListSessions, &v1::ListSessionsResponse::sessions, options);
+        *sessions_, &v1::SessionService::Stub::ListSessions, &v1::ListSessionsResponse::sessions, options, owner);
   }
 
   absl::StatusOr<v1::Session> UpdateSession(const v1::UpdateSessionRequest& request,
@@ -313,9 +313,10 @@ class GrpcClient final : public Client {
     return Call<v1::Snapshot>(*snapshots_, &v1::SnapshotService::Stub::GetSnapshot, request, options);
   }
 
-  absl::StatusOr<std::vector<v1::Snapshot>> ListSnapshots(const CallOptions& options) override {
+  absl::StatusOr<std::vector<v1::Snapshot>> ListSnapshots(const CallOptions& options,
+                                                          const std::string& owner) override {
     return AllPages<v1::Snapshot, v1::ListSnapshotsRequest, v1::ListSnapshotsResponse>(
-        *snapshots_, &v1::SnapshotService::Stub::ListSnapshots, &v1::ListSnapshotsResponse::snapshots, options);
+        *snapshots_, &v1::SnapshotService::Stub::ListSnapshots, &v1::ListSnapshotsResponse::snapshots, options, owner);
   }
 
   absl::Status DeleteSnapshot(const std::string& name, const CallOptions& options) override {
@@ -459,12 +460,15 @@ class GrpcClient final : public Client {
   }
 
   template <typename Item, typename Request, typename Response, typename Stub>
-  absl::StatusOr<std::vector<Item>> AllPages(
-      Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-      const google::protobuf::RepeatedPtrField<Item>& (Response::*items)() const, const CallOptions& options) const {
+  absl::StatusOr<std::vector<Item>> AllPages(Stub& stub,
+                                             grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
+                                                                          Response*),
+                                             const google::protobuf::RepeatedPtrField<Item>& (Response::*items)() const,
+                                             const CallOptions& options, const std::string& owner) const {
     std::vector<Item> all;
     Request request;
     request.set_page_size(1000);
+    request.set_owner(owner);
     do {
       const absl::StatusOr<Response> response = Call<Response>(stub, method, request, options);
       if (!response.ok()) return response.status();

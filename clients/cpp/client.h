@@ -143,6 +143,10 @@ std::string_view HealthName(Health health);
 using ByteSink = std::function<absl::Status(std::string_view)>;
 using ByteSource = std::function<absl::StatusOr<std::string>()>;
 
+// What ListSessions and ListSnapshots take for the sessions and snapshots of all owners. PERMISSION_DENIED: the caller
+// is no admin.
+inline constexpr char kAllOwners[] = "-";
+
 struct UploadSnapshotOptions {
   std::string snapshot_id = "";               // empty: the server makes one
   std::string model = "";                     // `models/{model}`; may be empty when the server has one model
@@ -178,8 +182,9 @@ class Client {
   virtual absl::StatusOr<v1::Session> CreateSession(const v1::CreateSessionRequest& request,
                                                     const CallOptions& options = {}) = 0;
   virtual absl::StatusOr<v1::Session> GetSession(const std::string& name, const CallOptions& options = {}) = 0;
-  // All pages.
-  virtual absl::StatusOr<std::vector<v1::Session>> ListSessions(const CallOptions& options = {}) = 0;
+  // All pages: the caller's, or for an `owner` of kAllOwners those of all.
+  virtual absl::StatusOr<std::vector<v1::Session>> ListSessions(const CallOptions& options = {},
+                                                                const std::string& owner = "") = 0;
   virtual absl::StatusOr<v1::Session> UpdateSession(const v1::UpdateSessionRequest& request,
                                                     const CallOptions& options = {}) = 0;
   virtual absl::StatusOr<std::vector<v1::Session>> ForkSession(const v1::ForkSessionRequest& request,
@@ -191,8 +196,9 @@ class Client {
   virtual absl::StatusOr<v1::Snapshot> CreateSnapshot(const v1::CreateSnapshotRequest& request,
                                                       const CallOptions& options = {}) = 0;
   virtual absl::StatusOr<v1::Snapshot> GetSnapshot(const std::string& name, const CallOptions& options = {}) = 0;
-  // All pages.
-  virtual absl::StatusOr<std::vector<v1::Snapshot>> ListSnapshots(const CallOptions& options = {}) = 0;
+  // All pages: the caller's, or for an `owner` of kAllOwners those of all.
+  virtual absl::StatusOr<std::vector<v1::Snapshot>> ListSnapshots(const CallOptions& options = {},
+                                                                  const std::string& owner = "") = 0;
   virtual absl::Status DeleteSnapshot(const std::string& name, const CallOptions& options = {}) = 0;
   // DATA_LOSS: fewer or more bytes came than the snapshot has.
   virtual absl::StatusOr<v1::Snapshot> DownloadSnapshot(const std::string& name, const ByteSink& sink,

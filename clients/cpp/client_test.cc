@@ -129,6 +129,7 @@ class FakeSessions : public v1::SessionService::Service {
   }
   grpc::Status ListSessions(grpc::ServerContext*, const v1::ListSessionsRequest* request,
                             v1::ListSessionsResponse* response) override {
+    owners.push_back(request->owner());
     const int page = request->page_token().empty() ? 0 : std::stoi(request->page_token());
     for (int i = 0; i < 2; ++i) response->add_sessions()->set_name(absl::StrCat("sessions/", page, "-", i));
     if (page < 2) response->set_next_page_token(absl::StrCat(page + 1));
@@ -136,6 +137,7 @@ class FakeSessions : public v1::SessionService::Service {
   }
 
   std::vector<std::string> request_ids;
+  std::vector<std::string> owners;
   int gets = 0;
   int deletes = 0;
 };
@@ -416,6 +418,11 @@ TEST_F(ClientTest, ListSessionsReadsAllPages) {
   for (const v1::Session& session : *sessions) names.push_back(session.name());
   EXPECT_THAT(names, ElementsAre("sessions/0-0", "sessions/0-1", "sessions/1-0", "sessions/1-1", "sessions/2-0",
                                  "sessions/2-1"));
+
+  EXPECT_THAT(sessions_.owners, Each(""));
+  sessions_.owners.clear();
+  EXPECT_TRUE(client_->ListSessions({}, kAllOwners).ok());
+  EXPECT_THAT(sessions_.owners, ElementsAre("-", "-", "-"));
 }
 
 TEST_F(ClientTest, ASnapshotIsDownloadedToAFileOnceItIsWhole) {

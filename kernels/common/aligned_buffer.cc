@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <new>
 
 #include "kernels/common/check.h"
 #include "kernels/common/device.h"
@@ -16,9 +17,9 @@ constexpr int64_t kPage = 4096;
 
 int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-std::byte* MapOrDie(int64_t size) {
+std::byte* Map(int64_t size) {
   void* const memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  PALIMPSEST_CHECK(memory != MAP_FAILED);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
   return static_cast<std::byte*>(memory);
 }
 
@@ -31,14 +32,13 @@ AlignedBytes::AlignedBytes(int64_t size, Device* device) : size_(size) {
     data_ = std::unique_ptr<std::byte, Release>(device->Allocate(size), Release{size, device});
     return;
   }
-  int64_t mapped = RoundUp(size, kPage);
+  const int64_t mapped = MappedBytes(size);
   std::byte* data = nullptr;
   if (mapped < kHugePage) {
-    data = MapOrDie(mapped);
+    data = Map(mapped);
   } else {
     // Map one huge page more than needed, then give back what lies before and after the aligned part.
-    mapped = RoundUp(size, kHugePage);
-    std::byte* const memory = MapOrDie(mapped + kHugePage);
+    std::byte* const memory = Map(mapped + kHugePage);
     const auto address = reinterpret_cast<uintptr_t>(memory);
     const int64_t before = RoundUp(address, kHugePage) - address;
     data = memory + before;
@@ -47,6 +47,11 @@ AlignedBytes::AlignedBytes(int64_t size, Device* device) : size_(size) {
     madvise(data, mapped, MADV_HUGEPAGE);  // advice: where it is refused, small pages do
   }
   data_ = std::unique_ptr<std::byte, Release>(data, Release{mapped, nullptr});
+}
+
+int64_t AlignedBytes::MappedBytes(int64_t size) {
+  const int64_t pages = RoundUp(size, kPage);
+  return pages < kHugePage ? pages : RoundUp(size, kHugePage);
 }
 
 void AlignedBytes::Release::operator()(std::byte* data) const {

@@ -16,9 +16,13 @@ class Device;
 class AlignedBytes {
  public:
   AlignedBytes() = default;
-  // Aborts when the system has no memory left: sizes from outside are bounded before they come here. With a device, the
-  // array is in its memory and must not outlive it; data() is null when it has no room.
+  // Throws std::bad_alloc when the system gives no more memory, as a std::vector does: who allocates for a request or a
+  // load makes an error of it. With a device, the array is in its memory and must not outlive it; data() is null when
+  // the device has no room.
   explicit AlignedBytes(int64_t size, Device* device = nullptr);
+
+  // The address space, and the memory at most, that an array of so many bytes takes on the host.
+  static int64_t MappedBytes(int64_t size);
 
   std::byte* data() { return data_.get(); }
   const std::byte* data() const { return data_.get(); }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <new>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -116,6 +117,15 @@ TEST(AlignedBytesTest, MovingLeavesNothingBehind) {
   EXPECT_EQ(from.size(), 0);
   to = AlignedBytes(5000);
   EXPECT_EQ(to.data()[99], std::byte{0});
+}
+
+TEST(AlignedBytesTest, ThatTheSystemHasNoRoomForThrow) { EXPECT_THROW(AlignedBytes(int64_t{1} << 60), std::bad_alloc); }
+
+TEST(AlignedBytesTest, TakePages) {
+  EXPECT_EQ(AlignedBytes::MappedBytes(0), 0);
+  EXPECT_EQ(AlignedBytes::MappedBytes(1), 4096);
+  EXPECT_EQ(AlignedBytes::MappedBytes(4097), 8192);
+  EXPECT_EQ(AlignedBytes::MappedBytes((2 << 20) + 1), 4 << 20);
 }
 
 TEST(AlignedBytesTest, OfNoSizeHaveNoData) {

@@ -3,7 +3,7 @@
 //
 // Linked as usual, the library would be in every process of a build with CUDA, on machines without a GPU as well: half
 // a gigabyte of address space, and 94 kB for each thread, which glibc takes out of the thread's stack, so that threads
-// with small stacks (civetweb's, of /metrics) cannot be made. What is loaded later has its share elsewhere.
+// with small stacks cannot be made. What is loaded later has its share elsewhere.
 #include <cublasLt.h>
 #include <dlfcn.h>
 

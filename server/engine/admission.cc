@@ -13,6 +13,8 @@ namespace palimpsest {
 namespace {
 
 constexpr int32_t kDefaultSlots = 64;
+// Of the logits of the row that it samples, which a thread keeps: adjusted, in order, and as probabilities.
+constexpr int64_t kRowCopies = 8;
 constexpr int32_t kMostSlotsUnasked = 4096;
 
 // Whether the positions that the model was trained with reach as far as the request goes.
@@ -49,6 +51,10 @@ absl::Status CheckOptions(const EngineOptions& options) {
     if (bound.value >= bound.least && bound.value <= bound.most) continue;
     return absl::InvalidArgumentError(
         absl::StrCat(bound.name, " is ", bound.value, ", expected ", bound.least, " to ", bound.most));
+  }
+  if (options.max_stall <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_stall is ", absl::FormatDuration(options.max_stall), ", expected more than 0"));
   }
   if (!(options.device_memory_fraction > 0.0 && options.device_memory_fraction <= 1.0)) {
     return absl::InvalidArgumentError(absl::StrCat("device_memory_fraction is ", options.device_memory_fraction,
@@ -90,6 +96,27 @@ absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& opt
   return absl::ResourceExhaustedError(
       absl::StrCat("not one slot of ", state_bytes, " bytes fits the device: ", available,
                    " bytes of its memory are available, with what a batch ", "needs ", bytes(1), " would be taken"));
+}
+
+absl::StatusOr<ModelMemory> MemoryOf(const std::string& id, const Model& model, const EngineOptions& options) {
+  StateFormat format;
+  format.bytes = model.layout().bytes();
+  ModelMemory memory{.id = id,
+                     .slots = options.slots > 0 ? options.slots : kDefaultSlots,
+                     .parked_bytes = ParkedBytes(format.bytes),
+                     .snapshot_bytes = MaxSnapshotBytes(format)};
+  if (model.device() != nullptr) {
+    absl::StatusOr<int32_t> slots = ChooseSlots(model, options);
+    if (!slots.ok()) return slots.status();
+    memory.slots = *slots;
+    return memory;
+  }
+  memory.weight_bytes = model.weight_bytes();
+  memory.slot_bytes = model.slot_bytes();
+  // Where a device copies all rows' logits to sample them with a bias, a thread of the processor copies one row's.
+  const int64_t rows = MaxRows(memory.slots, options), row_bytes = int64_t{4} * model.config().vocabulary;
+  memory.batch_bytes = model.WorkspaceBytes(rows) - rows * row_bytes + options.threads * kRowCopies * row_bytes;
+  return memory;
 }
 
 absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, const ModelConfig& config) {

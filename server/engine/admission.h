@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/engine/engine.h"
+#include "server/engine/memory_plan.h"
 #include "server/model/model.h"
 #include "server/session/state.h"
 
@@ -20,6 +22,10 @@ int32_t MaxRows(int32_t slots, const EngineOptions& options);
 
 // How many slots there will be. RESOURCE_EXHAUSTED: the memory that is free does not hold as many as were asked for.
 absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options);
+
+// What the model takes of the host's memory, as far as options say: its part of a memory plan. RESOURCE_EXHAUSTED as
+// ChooseSlots, on a device.
+absl::StatusOr<ModelMemory> MemoryOf(const std::string& id, const Model& model, const EngineOptions& options);
 
 // Statuses of Engine::Submit that the request itself brings about: what the arithmetic would read or write out of
 // bounds on, and a context that is empty, of another model, or longer than positions reach.

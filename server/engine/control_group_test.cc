@@ -49,6 +49,25 @@ TEST_F(ControlGroupTest, AContainerOfVersion2SeesItsLimitsAtTheRoot) {
   EXPECT_EQ(AvailableMemory(root()), 2048);
 }
 
+TEST_F(ControlGroupTest, TheProcessHasLimitsOfItsOwn) {
+  Write("/proc/meminfo", "MemTotal: 4000 kB\nMemAvailable:    3000 kB");
+  Write("/proc/self/status", "Name: server\nVmSize:\t    1000 kB\nVmData:\t     500 kB");
+  Write("/proc/self/limits",
+        "Limit                     Soft Limit           Hard Limit           Units\n"
+        "Max data size             unlimited            unlimited            bytes\n"
+        "Max address space         2048000              unlimited            bytes");
+  ASSERT_EQ(MemoryLimits(root()).size(), 2);
+  EXPECT_EQ(MemoryLimits(root())[0].name, "MemAvailable");
+  EXPECT_FALSE(MemoryLimits(root())[0].mapped);
+  EXPECT_EQ(MemoryLimits(root())[1].name, "RLIMIT_AS");
+  EXPECT_TRUE(MemoryLimits(root())[1].mapped);
+  EXPECT_EQ(AvailableMemory(root()), 1000 * 1024);
+  Write("/proc/self/limits", "Max data size             614400               614400               bytes");
+  EXPECT_EQ(AvailableMemory(root()), 100 * 1024);
+  Write("/proc/self/limits", "Max data size             1                    1                    bytes");
+  EXPECT_EQ(AvailableMemory(root()), 0) << "less than is in use already";
+}
+
 TEST_F(ControlGroupTest, ALimitMayBeOnAnyGroupAbove) {
   Write("/proc/self/cgroup", "0::/kubepods.slice/pod1/server");
   Write("/sys/fs/cgroup/kubepods.slice/pod1/server/memory.max", "max");

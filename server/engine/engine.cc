@@ -11,29 +11,46 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
+#include "base/steady_clock.h"
 #include "kernels/common/check.h"
 #include "kernels/common/device.h"
 #include "server/engine/admission.h"
 #include "server/engine/available_processors.h"
+#include "server/engine/bell.h"
 #include "server/engine/least_work.h"
 #include "server/engine/outbox.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
 #include "server/engine/stepper.h"
+#include "server/engine/waiting_room.h"
+#include "server/session/no_memory.h"
 #include "server/session/slot_pool.h"
 
 namespace palimpsest {
 namespace {
 
-// The end of a sequence that is lost with the device.
-absl::Status LostWithDevice(const Sequence& sequence, const absl::Status& status) {
+// The end of a sequence whose state is lost.
+absl::Status Lost(const Sequence& sequence, const absl::Status& status) {
   std::string message(status.message());
   if (sequence.request.lease) {
     absl::StrAppend(&message, "; the session stands where it was before the request, at position ",
                     sequence.initial_position);
   }
-  return absl::UnavailableError(message);
+  return absl::Status(status.code(), message);
+}
+
+absl::Status LostWithDevice(const Sequence& sequence, const absl::Status& status) {
+  return Lost(sequence, absl::UnavailableError(status.message()));
+}
+
+// With values that let every request run some day.
+EngineShare ShareOf(const EngineOptions& options, const std::string& owner) {
+  constexpr double kLeastWeight = 1e-3;
+  EngineShare share = options.shares ? options.shares(owner) : EngineShare();
+  if (!(share.weight > kLeastWeight)) share.weight = kLeastWeight;
+  if (share.max_slots) share.max_slots = std::max(*share.max_slots, 1);
+  if (share.max_queue) share.max_queue = std::max(*share.max_queue, 0);
+  return share;
 }
 
 }  // namespace
@@ -56,7 +73,8 @@ class Engine::Impl {
                  MaxRows(options.slots, options)),
         scheduler_(options.slots, options.prefill_budget),
         lanes_(static_cast<size_t>(options.slots), nullptr),
-        outbox_(*tokenizer_, model_->layout(), observer_) {}
+        outbox_(*tokenizer_, model_->layout(), observer_),
+        waiting_room_(options.slots, options.max_queue) {}
   ~Impl();
 
   absl::Status Start() ABSL_LOCKS_EXCLUDED(mu_);
@@ -85,7 +103,7 @@ class Engine::Impl {
     return !submitted_.empty() || !cancelled_.empty() || woken_ || stop_;
   }
   bool IsWarm() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return warm_.has_value(); }
-  bool IsEmpty() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return in_flight_ == 0 && delivering_ == 0; }
+  bool IsEmpty() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return waiting_room_.here() == 0 && delivering_ == 0; }
 
   // The engine's thread, as all below.
   void Loop() ABSL_LOCKS_EXCLUDED(mu_);
@@ -94,19 +112,26 @@ class Engine::Impl {
   bool TakeMail(Mail& mail) ABSL_LOCKS_EXCLUDED(mu_);
   void ReadMail(Mail& mail);
   void EndLate(const Mail& mail, absl::Time now);
-  void AdmitWaiting(absl::Time now);
+  // Those whose readers take nothing, and those who are done and whose readers have taken all.
+  void EndUnread(absl::Time now);
+  void AdmitWaiting(absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
+  // Gives lanes, and refuses those that are to make room. Whom the lanes were given to.
+  std::vector<Scheduler::Admission> GiveLanes() ABSL_LOCKS_EXCLUDED(mu_);
   void HoldSlowReaders();
   void NoteOldestWaiting();
   void RunBatch() ABSL_LOCKS_EXCLUDED(mu_);
+  // Copies the states that a token that is not delivered would be taken back to. INTERNAL: the device failed.
+  absl::Status KeepStates();
   // Has the sequences of the batch go on by what came of it: all that the next batch depends on.
   void Advance(absl::Time now);
   void AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Time now);
   // And the rest, which may wait until that one runs: callers and observers hear, slow readers are looked at.
   void Tell() ABSL_LOCKS_EXCLUDED(mu_);
   void CompletePrompt(Sequence& sequence);
-  void EndEarly(Sequence& sequence, absl::StatusCode code, const char* why);
-  void End(Sequence& sequence, Ending ending, absl::Status status, EndReason reason = EndReason::kLength,
-           std::string stop_string = "");
+  // At once, or when the reader has taken all, whichever was asked for.
+  void Conclude(Sequence& sequence, Conclusion conclusion);
+  void EndEarly(Sequence& sequence, absl::StatusCode code, const std::string& why);
+  void End(Sequence& sequence, Ending ending, absl::Status status, Conclusion conclusion = {});
   // From now on nothing is taken.
   void NoteDeviceFailure(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   // And everything ends.
@@ -132,6 +157,8 @@ class Engine::Impl {
   std::vector<Scheduler::Item> items_;  // the batch
   Outbox outbox_;
   EngineStats counted_;
+  absl::Time next_stall_ = absl::InfiniteFuture();  // when the first of the slow readers has taken nothing for too long
+  bool all_taken_ = false;                          // somebody is done, and the reader has taken all
 
   mutable absl::Mutex mu_;  // never held across a forward pass or a call to a sink
   std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);
@@ -140,8 +167,9 @@ class Engine::Impl {
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   absl::Time drain_deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
-  int32_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;   // taken and not yet settled: at most slots + max_queue
-  int32_t delivering_ ABSL_GUARDED_BY(mu_) = 0;  // settled, OnFinish not yet called
+  Bell mail_came_;
+  WaitingRoom waiting_room_ ABSL_GUARDED_BY(mu_);  // taken and not yet settled
+  int32_t delivering_ ABSL_GUARDED_BY(mu_) = 0;    // settled, OnFinish not yet called
   RequestId last_id_ ABSL_GUARDED_BY(mu_) = 0;
   EngineStats stats_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::Status> warm_ ABSL_GUARDED_BY(mu_);  // what came of the warm-up
@@ -156,6 +184,7 @@ Engine::Impl::~Impl() {
   {
     absl::MutexLock lock(&mu_);
     stop_ = true;
+    mail_came_.Ring();
   }
   thread_.join();
 }
@@ -173,6 +202,7 @@ absl::Status Engine::Impl::Start() {
 absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
   PALIMPSEST_CHECK(request.sink != nullptr);
   if (absl::Status status = CheckRequest(request, format_, model_->config()); !status.ok()) return status;
+  const EngineShare share = ShareOf(options_, request.owner);
   RequestId id = 0;
   {
     absl::MutexLock lock(&mu_);
@@ -180,29 +210,28 @@ absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
     if (!device_status_.ok()) {
       return absl::UnavailableError(absl::StrCat(device_status_.message(), "; retry on another replica"));
     }
-    const int32_t most = options_.slots + options_.max_queue;
-    if (in_flight_ >= most) {
-      return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", in_flight_, " requests are here, ",
-                                                       options_.slots, " of them run at once; retry later"));
-    }
-    ++in_flight_;
+    if (absl::Status status = waiting_room_.Enter(request.owner, share); !status.ok()) return status;
     id = ++last_id_;
   }
   auto sequence = std::make_unique<Sequence>(id, std::move(request), model_->config().eos_tokens);
+  sequence->share = share;
   request = EngineRequest();
   absl::MutexLock lock(&mu_);
   submitted_.push_back(std::move(sequence));
+  mail_came_.Ring();
   return id;
 }
 
 void Engine::Impl::Cancel(RequestId id) {
   absl::MutexLock lock(&mu_);
   cancelled_.push_back(id);
+  mail_came_.Ring();
 }
 
 void Engine::Impl::Wake() {
   absl::MutexLock lock(&mu_);
   woken_ = true;
+  mail_came_.Ring();
 }
 
 void Engine::Impl::Drain(absl::Time deadline) {
@@ -210,6 +239,7 @@ void Engine::Impl::Drain(absl::Time deadline) {
   draining_ = true;
   drain_deadline_ = std::min(drain_deadline_, deadline);
   woken_ = true;
+  mail_came_.Ring();
   mu_.Await(absl::Condition(this, &Impl::IsEmpty));
 }
 
@@ -223,7 +253,10 @@ EngineStats Engine::Impl::stats() const {
   EngineStats stats = stats_;
   stats.device_total_bytes = total;
   stats.device_free_bytes = free;
-  stats.waiting = std::max(0, in_flight_ - stats.running);
+  stats.waiting = waiting_room_.waiting();
+  for (const auto& [name, count] : waiting_room_.owners()) {
+    stats.owners.push_back({.name = name, .waiting = count.waiting + count.making_room, .running = count.running});
+  }
   // Those that the engine's thread has not seen yet.
   for (const std::unique_ptr<Sequence>& sequence : submitted_) {
     stats.oldest_waiting = std::min(stats.oldest_waiting, sequence->request.arrival);
@@ -233,7 +266,7 @@ EngineStats Engine::Impl::stats() const {
 
 void Engine::Impl::Loop() {
   pthread_setname_np(pthread_self(), "engine");
-  absl::Status warm = stepper_.WarmUp();
+  absl::Status warm = OrNoMemory("batches", [this] { return stepper_.WarmUp(); });
   {
     absl::MutexLock lock(&mu_);
     warm_ = std::move(warm);
@@ -244,9 +277,10 @@ void Engine::Impl::Loop() {
     if (!OnDevice() || !scheduler_.HasWork()) Tell();
     // Only now, between two batches: what came while one ran is part of the next, and nothing ends that is in one.
     if (!TakeMail(mail)) return;
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     ReadMail(mail);
     EndLate(mail, now);
+    EndUnread(now);
     AdmitWaiting(now);
     scheduler_.NextBatch(items_);
     if (!items_.empty()) RunBatch();
@@ -256,12 +290,12 @@ void Engine::Impl::Loop() {
 bool Engine::Impl::TakeMail(Mail& mail) {
   mail.submitted.clear();
   mail.cancelled.clear();
-  const bool idle = !scheduler_.HasWork();
+  const bool idle = !scheduler_.HasWork() && !all_taken_;
   absl::Time wake = absl::InfiniteFuture();
-  if (idle && !sequences_.empty()) wake = std::min(scheduler_.NextDeadline(), mail.drain_deadline);
+  if (idle && !sequences_.empty()) wake = std::min({scheduler_.NextDeadline(), mail.drain_deadline, next_stall_});
   absl::MutexLock lock(&mu_);
   stats_ = counted_;
-  if (idle) mu_.AwaitWithDeadline(absl::Condition(this, &Impl::HasMail), wake);
+  if (idle) mail_came_.Wait(mu_, wake, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return HasMail(); });
   std::swap(mail.submitted, submitted_);
   std::swap(mail.cancelled, cancelled_);
   woken_ = false;
@@ -294,37 +328,88 @@ void Engine::Impl::EndLate(const Mail& mail, absl::Time now) {
   }
 }
 
+void Engine::Impl::EndUnread(absl::Time now) {
+  for (Sequence* const sequence : lanes_) {
+    if (sequence == nullptr) continue;
+    if (sequence->conclusion && sequence->undelivered() == 0) {
+      End(*sequence, Ending::kDone, absl::OkStatus(), *std::move(sequence->conclusion));
+    } else if (now - sequence->held_since >= options_.max_stall) {
+      EndEarly(
+          *sequence, absl::StatusCode::kAborted,
+          absl::StrCat("the reader took nothing for ", absl::FormatDuration(options_.max_stall), " (--max_stall),"));
+    }
+  }
+}
+
+std::vector<Scheduler::Admission> Engine::Impl::GiveLanes() {
+  std::vector<RequestId> refused;
+  std::vector<Scheduler::Admission> admitted;
+  {
+    // At once: a request that is to make room gets no lane, and one that has a lane makes no room.
+    absl::MutexLock lock(&mu_);
+    for (const std::string& owner : waiting_room_.making_room()) {
+      const std::optional<RequestId> newest = scheduler_.newest_waiting(owner);
+      if (!newest) continue;  // all of the owner's have come since the mail was taken
+      waiting_room_.MakeRoom(owner);
+      scheduler_.Withdraw(*newest);
+      refused.push_back(*newest);
+    }
+    while (const std::optional<Scheduler::Admission> admission = scheduler_.Admit()) {
+      waiting_room_.GetSlot(sequences_.at(admission->id)->request.owner);
+      admitted.push_back(*admission);
+    }
+  }
+  for (const RequestId id : refused) {
+    sequences_.at(id)->made_room = true;
+    EndEarly(*sequences_.at(id), absl::StatusCode::kResourceExhausted,
+             "the queue is full, and the request made room for one of an owner that has less in it; retry later;");
+  }
+  return admitted;
+}
+
 void Engine::Impl::AdmitWaiting(absl::Time now) {
-  while (const std::optional<Scheduler::Admission> admission = scheduler_.Admit()) {
-    Sequence& sequence = *sequences_.at(admission->id);
-    sequence.lane = admission->lane;
-    sequence.admitted = now;
-    sequence.slot = slots_.Acquire(sequence.request.initial.get());
-    PALIMPSEST_CHECK(sequence.slot.index >= 0);
-    sequence.request.initial = nullptr;
-    lanes_[sequence.lane] = &sequence;
-    scheduler_.Hold(sequence.lane, IsFull(sequence));
-    ++counted_.running;
-    ++counted_.slots_used;
-    counted_.cached_tokens += sequence.initial_position;
-    outbox_.AddQueued(now - sequence.request.arrival);
-    // Such a prompt has nothing to take in: it is empty, or its one token is pending at once.
-    const Scheduler::Job job = sequence.MakeJob();
-    if (!job.feed && job.prefill_rows == 0) CompletePrompt(sequence);
+  for (;;) {
+    const std::vector<Scheduler::Admission> admitted = GiveLanes();
+    if (admitted.empty()) return;
+    for (const Scheduler::Admission& admission : admitted) {
+      Sequence& sequence = *sequences_.at(admission.id);
+      sequence.lane = admission.lane;
+      sequence.admitted = now;
+      sequence.slot = slots_.Acquire(sequence.request.initial.get());
+      PALIMPSEST_CHECK(sequence.slot.index >= 0);
+      sequence.request.initial = nullptr;
+      lanes_[sequence.lane] = &sequence;
+      scheduler_.Hold(sequence.lane, IsFull(sequence));
+      ++counted_.running;
+      ++counted_.slots_used;
+      counted_.cached_tokens += sequence.initial_position;
+      outbox_.AddQueued(now - sequence.request.arrival);
+      // Such a prompt has nothing to take in: it is empty, or its one token is pending at once.
+      const Scheduler::Job job = sequence.MakeJob();
+      if (!job.feed && job.prefill_rows == 0) CompletePrompt(sequence);
+    }
   }
 }
 
 bool Engine::Impl::IsFull(const Sequence& sequence) const {
-  return sequence.request.sink->undelivered_tokens() + sequence.coming_tokens >= options_.max_undelivered_tokens;
+  if (sequence.conclusion) return true;
+  return sequence.undelivered() >= (sequence.commits_delivered() ? 1 : options_.max_undelivered_tokens);
 }
 
 void Engine::Impl::HoldSlowReaders() {
+  const absl::Time now = SteadyNow();
   counted_.held = 0;
-  for (const Sequence* sequence : lanes_) {
+  next_stall_ = absl::InfiniteFuture();
+  all_taken_ = false;
+  for (Sequence* const sequence : lanes_) {
     if (sequence == nullptr) continue;
     const bool full = IsFull(*sequence);
     scheduler_.Hold(sequence->lane, full);
-    if (full) ++counted_.held;
+    all_taken_ |= sequence->conclusion && sequence->undelivered() == 0;
+    sequence->held_since = full ? std::min(sequence->held_since, now) : absl::InfiniteFuture();
+    if (!full) continue;
+    ++counted_.held;
+    next_stall_ = std::min(next_stall_, sequence->held_since + options_.max_stall);
   }
 }
 
@@ -334,15 +419,16 @@ void Engine::Impl::NoteOldestWaiting() {
 }
 
 void Engine::Impl::RunBatch() {
-  const absl::Time begin = absl::Now();
+  const absl::Time begin = SteadyNow();
+  if (absl::Status status = KeepStates(); !status.ok()) return FailDevice(status);
   stepper_.Begin(items_, lanes_);
-  const absl::Time begun = absl::Now();
+  const absl::Time begun = SteadyNow();
   for (const Scheduler::Item& item : items_) {
     if (item.work == Scheduler::Work::kDecode) ++lanes_[item.lane]->coming_tokens;
   }
   if (OnDevice()) Tell();
   const absl::Status status = stepper_.Finish();
-  const absl::Time end = absl::Now();
+  const absl::Time end = SteadyNow();
   if (OnDevice()) counted_.device_wait += end - begun;
   ++counted_.iterations;
   counted_.recorded_passes = stepper_.passes().recorded_passes;
@@ -350,6 +436,20 @@ void Engine::Impl::RunBatch() {
   if (!status.ok()) return FailDevice(status);
   Advance(end);
   outbox_.AddIteration(stepper_.rows(), static_cast<int32_t>(items_.size()), end - begin);
+}
+
+absl::Status Engine::Impl::KeepStates() {
+  for (const Scheduler::Item& item : items_) {
+    Sequence& sequence = *lanes_[item.lane];
+    if (item.work != Scheduler::Work::kDecode || !sequence.commits_delivered()) continue;
+    stepper_.MakeWhole(sequence.slot);
+    absl::StatusOr<std::shared_ptr<State>> copied =
+        CopyState(format_, slots_, sequence.slot, std::move(sequence.before));
+    if (!copied.ok()) return copied.status();
+    sequence.before = *std::move(copied);
+    sequence.before->head = sequence.head;
+  }
+  return absl::OkStatus();
 }
 
 void Engine::Impl::Advance(absl::Time now) {
@@ -386,28 +486,34 @@ void Engine::Impl::AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Tim
   outbox_.AddToken(sequence, answer, now - (sequence.generated_tokens == 1 ? request.arrival : sequence.last_token));
   sequence.last_token = now;
 
-  if (sequence.IsStopToken(answer.token)) return End(sequence, Ending::kDone, absl::OkStatus(), EndReason::kStopToken);
+  if (sequence.IsStopToken(answer.token)) return Conclude(sequence, {.reason = EndReason::kStopToken});
   sequence.unread_after = previous;
   // Only a stop string makes what follows depend on the text.
   const int32_t stop = request.stop_strings.empty() ? -1 : sequence.ReadToken(*tokenizer_);
   if (stop >= 0) {
-    End(sequence, Ending::kDone, absl::OkStatus(), EndReason::kStopString, request.stop_strings[stop]);
+    Conclude(sequence, {.reason = EndReason::kStopString, .stop_string = request.stop_strings[stop]});
   } else if (sequence.generated_tokens >= request.max_tokens) {
-    End(sequence, Ending::kDone, absl::OkStatus(), EndReason::kLength);
+    Conclude(sequence, {.reason = EndReason::kLength});
   } else if (sequence.head.position == model_->config().max_context()) {
-    End(sequence, Ending::kDone, absl::OkStatus(), EndReason::kContextFull);
+    Conclude(sequence, {.reason = EndReason::kContextFull});
   }
+}
+
+void Engine::Impl::Conclude(Sequence& sequence, Conclusion conclusion) {
+  if (!sequence.commits_delivered()) return End(sequence, Ending::kDone, absl::OkStatus(), std::move(conclusion));
+  sequence.conclusion = std::move(conclusion);
+  scheduler_.Hold(sequence.lane, true);
 }
 
 void Engine::Impl::Tell() {
   outbox_.SendDeltas();
   if (outbox_.ended() > 0) {
-    outbox_.Settle(counted_, absl::Now());
+    outbox_.Settle(counted_, SteadyNow());
     {
       absl::MutexLock lock(&mu_);
       stats_ = counted_;
       delivering_ = outbox_.ended();
-      in_flight_ -= delivering_;
+      for (const Outbox::Ended& ended : outbox_.all_ended()) waiting_room_.Leave(ended.sequence->made_room);
     }
     outbox_.SendFinishes();
     absl::MutexLock lock(&mu_);
@@ -441,7 +547,11 @@ void Engine::Impl::CompletePrompt(Sequence& sequence) {
   if (!sequence.generates()) End(sequence, Ending::kDone, absl::OkStatus());
 }
 
-void Engine::Impl::EndEarly(Sequence& sequence, absl::StatusCode code, const char* why) {
+void Engine::Impl::EndEarly(Sequence& sequence, absl::StatusCode code, const std::string& why) {
+  if (sequence.before != nullptr && sequence.undelivered() > 0) {
+    sequence.TakeBack();
+    ++counted_.discarded_tokens;
+  }
   const int64_t position = sequence.generated_tokens > 0 ? sequence.head.position : sequence.initial_position;
   End(sequence, Ending::kEarly,
       absl::Status(code,
@@ -450,16 +560,20 @@ void Engine::Impl::EndEarly(Sequence& sequence, absl::StatusCode code, const cha
                                                        : std::string())));
 }
 
-void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, EndReason reason,
-                       std::string stop_string) {
-  const absl::Time now = absl::Now();
+void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, Conclusion conclusion) {
+  const absl::Time now = SteadyNow();
   // At once, since the slot is given out again. The rest of what becomes of the state can wait.
   std::shared_ptr<State> state;
-  if (sequence.LeavesState(ending)) {
+  if (sequence.LeavesState(ending) && sequence.taken_back) {
+    state = std::move(sequence.before);
+  } else if (sequence.LeavesState(ending)) {
     stepper_.MakeWhole(sequence.slot);
-    absl::StatusOr<std::shared_ptr<State>> copied = CopyState(format_, slots_, sequence.slot);
+    absl::StatusOr<std::shared_ptr<State>> copied = CopyState(format_, slots_, sequence.slot, nullptr);
     if (copied.ok()) {
       state = *std::move(copied);
+    } else if (absl::IsResourceExhausted(copied.status())) {
+      ending = Ending::kNoMemory;
+      status = Lost(sequence, copied.status());
     } else {
       // The others are told by the next batch, which fails as well.
       NoteDeviceFailure(copied.status());
@@ -470,8 +584,10 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
   RequestSink::Finish finish;
   finish.status = std::move(status);
   finish.device_failed = ending == Ending::kDeviceFailed;
-  finish.reason = reason;
-  finish.stop_string = std::move(stop_string);
+  finish.reason = conclusion.reason;
+  finish.stop_string = std::move(conclusion.stop_string);
+  finish.owner = sequence.request.owner;
+  finish.taken_back = sequence.taken_back;
   finish.seed = sequence.request.sampling.seed;
   finish.prompt_tokens = sequence.prompt_tokens;
   finish.generated_tokens = sequence.generated_tokens;
@@ -487,7 +603,11 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, E
     --counted_.slots_used;
   } else {
     outbox_.AddQueued(finish.queue_time);
-    PALIMPSEST_CHECK(scheduler_.Withdraw(sequence.id));
+    PALIMPSEST_CHECK(sequence.made_room || scheduler_.Withdraw(sequence.id));
+  }
+  if (!sequence.made_room) {
+    absl::MutexLock lock(&mu_);
+    waiting_room_.End(sequence.request.owner, /*has_slot=*/sequence.lane >= 0);
   }
   const auto it = sequences_.find(sequence.id);
   outbox_.AddEnd({.sequence = std::move(it->second), .ending = ending, .finish = std::move(finish), .state = state});
@@ -507,9 +627,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(std::shared_ptr<const Mode
   if (!slots.ok()) return slots.status();
   EngineOptions chosen = options;
   chosen.slots = *slots;
-  auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), chosen, std::move(observer));
-  if (absl::Status status = impl->Start(); !status.ok()) return status;
-  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+  return OrNoMemory("the slots and batches", [&]() -> absl::StatusOr<std::unique_ptr<Engine>> {
+    auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), chosen, std::move(observer));
+    if (absl::Status status = impl->Start(); !status.ok()) return status;
+    return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+  });
 }
 
 const Model& Engine::model() const { return impl_->model(); }

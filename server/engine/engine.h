@@ -21,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kernels/sampling/sampling.h"
+#include "server/engine/waiting_room.h"
 #include "server/model/model.h"
 #include "server/session/session_store.h"
 #include "server/session/state.h"
@@ -45,6 +46,10 @@ struct EngineOptions {
   int32_t prefill_budget = 256;
   // Generated tokens that may wait for a slow reader before its sequence is left out of batches.
   int32_t max_undelivered_tokens = 256;
+  // How long a sequence may be left out because its reader takes nothing; then its request ends. Infinite: for ever.
+  absl::Duration max_stall = absl::Seconds(60);
+  // What an owner may use; null: everybody as much as the others. Thread-safe, quick, and never waits for the engine.
+  std::function<EngineShare(const std::string& owner)> shares = nullptr;
 };
 
 // kContextFull: the model was trained with positions, and they are used up.
@@ -69,17 +74,24 @@ class RequestSink {
     int64_t position = 0;
   };
   struct Finish {
-    // OK: ended for `reason`.  CANCELLED.  DEADLINE_EXCEEDED.  UNAVAILABLE: drained, or the device failed: a session is
-    // then where it was before the request.  INTERNAL: the sequence's numbers stopped being finite; a session of it is
-    // quarantined, and no other sequence notices.
+    // OK: ended for `reason`.  CANCELLED.  DEADLINE_EXCEEDED.  ABORTED: the reader took nothing for
+    // EngineOptions::max_stall.  RESOURCE_EXHAUSTED: it waited, and made room for a request of an owner that has less
+    // in the queue, or there was no memory for the state that it leaves.  UNAVAILABLE: drained, or the device failed.
+    // With these two a session is where it was before the request.  INTERNAL: the sequence's numbers stopped being
+    // finite; a session of it is quarantined, and no other sequence notices.
     absl::Status status;
+    std::string owner;
     bool device_failed = false;
     EndReason reason = EndReason::kLength;
     std::string stop_string;
     uint64_t seed = 0;
     // Where the context stands now; with a lease, the session's position. A request that ends early leaves it at the
-    // last token sampled, or as it was if none was: a prompt is appended as a whole or not at all.
+    // last token sampled (Commit::kDelivered: delivered), or as it was if none was: a prompt is appended as a whole or
+    // not at all.
     int64_t position = 0;
+    // The last token was sampled, and is not part of the context, because it had not been delivered. If OnDelta has
+    // told of it, it is not to be sent any more.
+    bool taken_back = false;
     int64_t prompt_tokens = 0;
     int64_t generated_tokens = 0;
     int64_t cached_tokens = 0;           // position of the state that it went on from
@@ -93,7 +105,9 @@ class RequestSink {
   virtual ~RequestSink() = default;
   virtual void OnDelta(Delta delta) = 0;
   virtual void OnFinish(Finish finish) = 0;
-  // Tokens given to OnDelta that the reader has not taken yet. Read by the engine's thread.
+  // Tokens given to OnDelta that the reader has not taken yet. Read by the engine's thread, which has to be told of a
+  // fall by Engine::Resume if the sequence is left out: at EngineOptions::max_undelivered_tokens, or at the first one
+  // with Commit::kDelivered.
   virtual int64_t undelivered_tokens() const = 0;
 };
 
@@ -104,8 +118,14 @@ class RequestSink {
 // they come out as U+FFFD.
 struct EngineRequest {
   enum class Kind : uint8_t { kGenerate, kScore };
+  // Where a context stands when its request ends early. kSampled: at the last token sampled, which the reader may not
+  // have got. kDelivered: at the last one that the sink has delivered. No token is sampled while one waits to be, and
+  // before each the state is copied, so this costs each token the way to the reader and back to the engine, and a copy
+  // of the state's bytes. A reply that ends by itself ends when all of it is delivered.
+  enum class Commit : uint8_t { kSampled, kDelivered };
 
   std::string id;
+  std::string owner;  // whose share it uses
   Kind kind = Kind::kGenerate;
   std::vector<int32_t> prompt;
   // Where to go on from; null: an empty state (then the prompt must not be empty unless max_tokens is 0). With a lease
@@ -124,7 +144,8 @@ struct EngineRequest {
   int32_t top_logprobs = 0;
   bool want_state = false;
   bool want_digest = false;
-  absl::Time arrival;
+  Commit commit = Commit::kSampled;  // kScore: of no matter
+  absl::Time arrival;                // this and the deadline: on the clock of SteadyNow()
   absl::Time deadline = absl::InfiniteFuture();
   std::shared_ptr<RequestSink> sink;
 };
@@ -154,7 +175,15 @@ struct EngineStats {
   int64_t device_free_bytes = 0;  // that nobody has, in this process or another
   int32_t held = 0;               // of `running`: left out of batches until their readers have caught up
   int32_t max_queue = 0;          // EngineOptions
-  absl::Time oldest_waiting = absl::InfiniteFuture();  // arrival of the request that has waited longest
+  // Arrival of the request that has waited longest, on the clock of SteadyNow().
+  absl::Time oldest_waiting = absl::InfiniteFuture();
+  // Of those that have requests here.
+  struct Owner {
+    std::string name;
+    int32_t waiting = 0;
+    int32_t running = 0;
+  };
+  std::vector<Owner> owners;
   // What the iterations could not have done without (least_work.h).
   int64_t least_bytes = 0;
   int64_t least_flops = 0;
@@ -173,7 +202,7 @@ struct EngineObserver {
 class Engine {
  public:
   // Allocates the slots, runs one step and one chunk to warm up, and starts the thread. RESOURCE_EXHAUSTED: the slots
-  // do not fit the memory that is free (message: bytes of each, bytes free).  INTERNAL: the device failed.
+  // or batches do not fit the memory that is free (message: bytes of each, bytes free).  INTERNAL: the device failed.
   // INVALID_ARGUMENT: an option is out of range.  DATA_LOSS: the warm-up's logits are not finite, so no request could
   // be served.
   static absl::StatusOr<std::unique_ptr<Engine>> Start(std::shared_ptr<const Model> model,
@@ -188,11 +217,12 @@ class Engine {
   StateFormat state_format() const;
 
   // Thread-safe. On OK the engine owns the request, `request` is empty and the sink's OnFinish will be called exactly
-  // once. On error the request is untouched and still the caller's. RESOURCE_EXHAUSTED: the queue is full, that is, as
-  // many requests are here as there are slots and places in the queue.  UNAVAILABLE: draining, or the device failed.
-  // INVALID_ARGUMENT: a token id of the prompt, the logit bias or the state is outside the vocabulary.
-  // FAILED_PRECONDITION: the state is of another model or layout, or there is nothing to continue from, or the context
-  // would be longer than the model's positions reach (ModelConfig::max_context()).
+  // once. On error the request is untouched and still the caller's. RESOURCE_EXHAUSTED: the owner's share is used up,
+  // or the queue is full, that is, as many requests are here as there are slots and places in the queue, and no other
+  // owner has more in it.  UNAVAILABLE: draining, or the device failed. INVALID_ARGUMENT: a token id of the prompt, the
+  // logit bias or the state is outside the vocabulary. FAILED_PRECONDITION: the state is of another model or layout, or
+  // there is nothing to continue from, or the context would be longer than the model's positions reach
+  // (ModelConfig::max_context()).
   absl::StatusOr<RequestId> Submit(EngineRequest& request);
   // Thread-safe. The request ends with CANCELLED soon; unknown or finished ids are ignored.
   void Cancel(RequestId id);

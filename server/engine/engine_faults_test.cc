@@ -1,9 +1,12 @@
 // What ends early, is refused or goes wrong: nothing is lost quietly, and nobody else notices.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <random>
 #include <thread>
@@ -36,8 +39,8 @@ TEST_F(EngineFaults, ACancelledSessionStandsAtTheLastTokenSampled) {
   EXPECT_EQ(finish.generated_tokens, sampled);
   EXPECT_EQ(finish.position, 70 + sampled);
   EXPECT_EQ(finish.state, nullptr);
-  EXPECT_EQ(store_.Get("a", absl::Now())->position, 70 + sampled);
-  EXPECT_EQ(store_.Get("a", absl::Now())->condition, SessionCondition::kIdle);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "a", absl::Now())->position, 70 + sampled);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "a", absl::Now())->condition, SessionCondition::kIdle);
   // As if that many had been asked for.
   const auto same = RunToEnd(*engine, Generate(prompt, sampled));
   EXPECT_EQ(StateDigest(*Parked("a")), same->Wait().state_digest);
@@ -103,7 +106,7 @@ TEST_F(EngineFaults, DeadlinesEndWhatRunsAndWhatWaits) {
   EXPECT_TRUE(second->ids().empty());
   EXPECT_FALSE(first->finished());
   EXPECT_EQ(first->Wait().status.code(), absl::StatusCode::kDeadlineExceeded);
-  EXPECT_EQ(store_.Get("a", absl::Now())->position, 3 + std::ssize(first->ids()));
+  EXPECT_EQ(store_.Get(kDefaultOwner, "a", absl::Now())->position, 3 + std::ssize(first->ids()));
   EXPECT_GE(first->Wait().total_time, absl::Milliseconds(1900));
 }
 
@@ -190,8 +193,8 @@ TEST_F(EngineFaults, DrainingLetsEndWhatCanAndKeepsSessions) {
   EXPECT_TRUE(ends->Wait().status.ok());
   EXPECT_TRUE(follows->Wait().status.ok()) << "what waits may run while the grace lasts";
   EXPECT_EQ(endless->Wait().status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(store_.Get("endless", absl::Now())->position, 3 + std::ssize(endless->ids()));
-  EXPECT_EQ(store_.Get("short", absl::Now())->position, 43);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "endless", absl::Now())->position, 3 + std::ssize(endless->ids()));
+  EXPECT_EQ(store_.Get(kDefaultOwner, "short", absl::Now())->position, 43);
   engine->Drain(absl::InfiniteFuture());  // nothing left to wait for
 }
 
@@ -207,7 +210,7 @@ TEST_F(EngineFaults, DestroyingAnEngineEndsEverything) {
     ASSERT_TRUE(sink->finished());
     EXPECT_EQ(sink->Wait().status.code(), absl::StatusCode::kUnavailable);
   }
-  EXPECT_EQ(store_.Get("a", absl::Now())->position, 3 + std::ssize(sinks[0]->ids()));
+  EXPECT_EQ(store_.Get(kDefaultOwner, "a", absl::Now())->position, 3 + std::ssize(sinks[0]->ids()));
   EXPECT_EQ(store_.counts().active, 0);
 }
 
@@ -308,7 +311,7 @@ TEST_F(EngineFaults, APoisonedPromptIsQuarantinedAndNobodyElseNotices) {
   bad.push_back(Generate({kPoisonToken}, 5));
   ExpectQuarantine(*engine, std::move(bad));
   for (const char* id : {"generate", "append", "score"}) {
-    EXPECT_EQ(store_.Get(id, absl::Now())->condition, SessionCondition::kQuarantined) << id;
+    EXPECT_EQ(store_.Get(kDefaultOwner, id, absl::Now())->condition, SessionCondition::kQuarantined) << id;
   }
 }
 
@@ -324,12 +327,54 @@ TEST_F(EngineFaults, AStateThatIsNotFiniteIsQuarantinedAndNobodyElseNotices) {
     state->data = AlignedBytes(state->format.bytes);
     std::memcpy(state->data.data(), good->Wait().state->data.data(), static_cast<size_t>(state->format.bytes));
     std::memcpy(state->data.data() + 4 * 10, &value, 4);
-    const auto parsed = ParseSnapshot(SerializeSnapshot(*state), engine->state_format());
+    const auto parsed = ParseSnapshot(*SerializeSnapshot(*state), engine->state_format());
     ASSERT_TRUE(parsed.ok());
     bad.push_back(Generate({}, 10, *parsed));
     bad.push_back(Generate(RandomTokens(3, 20), 0, *parsed));
   }
   ExpectQuarantine(*engine, std::move(bad));
+}
+
+// While it lives, the process may map a few small arrays more, and no large one.
+class LittleMemory {
+ public:
+  LittleMemory() {
+    int64_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    getrlimit(RLIMIT_AS, &before_);
+    rlimit limit = before_;
+    limit.rlim_cur = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE) + (int64_t{4} << 20));
+    setrlimit(RLIMIT_AS, &limit);
+  }
+  ~LittleMemory() { setrlimit(RLIMIT_AS, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
+TEST_F(EngineFaults, AStateForWhichThereIsNoMemoryIsAnErrorOfItsRequest) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers map terabytes of addresses";
+#endif
+  if (TestModel()->device() != nullptr)
+    GTEST_SKIP() << "the emulator allocates, too, and cannot be told that it failed";
+  RandomCheckpointSpec spec = TestSpec();
+  spec.key_dim = spec.value_dim = 256;
+  spec.layers = 16;  // a state of 8 MiB
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2}, {}, LoadModel(spec));
+  NewSession("a");
+  ASSERT_TRUE(RunToEnd(*engine, OnSession("a", Generate(RandomTokens(3, 1), 2)))->Wait().status.ok());
+  const StatePtr before = Parked("a");
+  {
+    const LittleMemory little;
+    const auto failed = RunToEnd(*engine, OnSession("a", Generate(RandomTokens(3, 2), 2)));
+    EXPECT_EQ(failed->Wait().status.code(), absl::StatusCode::kResourceExhausted) << failed->Wait().status;
+    EXPECT_THAT(failed->Wait().status.message(), HasSubstr("the session stands where it was"));
+    EXPECT_FALSE(failed->Wait().device_failed);
+  }
+  EXPECT_EQ(Parked("a"), before);
+  EXPECT_TRUE(RunToEnd(*engine, OnSession("a", Generate(RandomTokens(3, 2), 2)))->Wait().status.ok());
+  EXPECT_EQ(store_.Get(kDefaultOwner, "a", absl::Now())->position, 10);
 }
 
 TEST_F(EngineFaults, WhatCannotBeRunIsRefusedWithTheReason) {
@@ -376,7 +421,8 @@ TEST_F(EngineFaults, OptionsOutOfRangeAndTooManySlotsAreRefused) {
   const auto tokenizer = std::make_shared<AwkwardTokenizer>(256);
   for (const EngineOptions& options :
        {EngineOptions{.threads = -1}, EngineOptions{.slots = -1}, EngineOptions{.max_queue = -1},
-        EngineOptions{.prefill_budget = 0}, EngineOptions{.max_undelivered_tokens = 0}}) {
+        EngineOptions{.prefill_budget = 0}, EngineOptions{.max_undelivered_tokens = 0},
+        EngineOptions{.max_stall = absl::ZeroDuration()}}) {
     EXPECT_EQ(Engine::Start(TestModel(), tokenizer, options).status().code(), absl::StatusCode::kInvalidArgument);
   }
   RandomCheckpointSpec spec;
@@ -409,8 +455,8 @@ TEST_F(EngineFaults, AStormOfCancellationsDeadlinesAndSlowReadersLeavesNothingBe
         if (random() % 4 == 0) request.deadline = absl::Now() + absl::Microseconds(random() % 20'000);
         const std::string session = absl::StrCat("s", t, "x", random() % 5);
         if (random() % 2 == 0) {
-          (void)store_.Create({.id = session, .model = "m", .state_bytes = 1}, absl::Now());
-          absl::StatusOr<SessionLease> lease = store_.Acquire(session, absl::Now());
+          (void)store_.Create(kDefaultOwner, {.id = session, .model = "m", .state_bytes = 1}, absl::Now());
+          absl::StatusOr<SessionLease> lease = store_.Acquire(kDefaultOwner, session, absl::Now());
           if (lease.ok()) {
             request.initial = lease->state();
             request.lease = *std::move(lease);

@@ -194,17 +194,19 @@ TEST(EngineLaws, ForksSessionsAndInlineStatesGoOnAlike) {
   const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 8});
   SessionStore store({});
   const absl::Time now = absl::Now();
-  ASSERT_TRUE(store.Create({.id = "parent", .model = "m", .state_bytes = engine->state_format().bytes}, now).ok());
+  ASSERT_TRUE(
+      store.Create(kDefaultOwner, {.id = "parent", .model = "m", .state_bytes = engine->state_format().bytes}, now)
+          .ok());
   const auto on_session = [&](const std::string& id, std::vector<int32_t> prompt, int64_t count) {
     EngineRequest request = Generate(std::move(prompt), count);
-    request.lease = *store.Acquire(id, absl::Now());
+    request.lease = *store.Acquire(kDefaultOwner, id, absl::Now());
     request.initial = request.lease.state();
     return Submit(*engine, std::move(request));
   };
   on_session("parent", RandomTokens(100, 5), 7)->Wait();
-  EXPECT_EQ(store.Get("parent", now)->position, 107);
-  ASSERT_TRUE(store.Fork("parent", {"a", "b", "c"}, {}, now).ok());
-  const StatePtr inline_state = store.Peek("parent", now)->state;
+  EXPECT_EQ(store.Get(kDefaultOwner, "parent", now)->position, 107);
+  ASSERT_TRUE(store.Fork(kDefaultOwner, "parent", {"a", "b", "c"}, {}, now).ok());
+  const StatePtr inline_state = store.Peek(kDefaultOwner, "parent", now)->state;
   const std::vector<int32_t> more = RandomTokens(70, 6);
   const auto inline_reply = Submit(*engine, Generate(more, 12, inline_state));
   std::vector<std::shared_ptr<RecordingSink>> replies;
@@ -213,7 +215,7 @@ TEST(EngineLaws, ForksSessionsAndInlineStatesGoOnAlike) {
   const Outcome expected = OutcomeOf(*inline_reply);
   for (const auto& reply : replies) EXPECT_EQ(OutcomeOf(*reply), expected);
   EXPECT_NE(OutcomeOf(*other).digest, expected.digest);
-  EXPECT_EQ(StateDigest(*store.Peek("a", now)->state), expected.digest);
+  EXPECT_EQ(StateDigest(*store.Peek(kDefaultOwner, "a", now)->state), expected.digest);
 }
 
 TEST(EngineLaws, ASnapshotTakenUpElsewhereGoesOnAsIfNothingHadHappened) {
@@ -224,7 +226,7 @@ TEST(EngineLaws, ASnapshotTakenUpElsewhereGoesOnAsIfNothingHadHappened) {
   {
     const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2});
     const auto first = RunToEnd(*engine, Generate(prompt, 300));
-    bytes = SerializeSnapshot(*first->Wait().state);
+    bytes = *SerializeSnapshot(*first->Wait().state);
     straight = OutcomeOf(*RunToEnd(*engine, Generate({}, 20, first->Wait().state)));
   }
   // Another engine, with another model object loaded from the same checkpoint.
@@ -243,7 +245,7 @@ TEST(EngineLaws, StatesOfBFloat16KeepTheLaws) {
   {
     const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 1}, {}, model);
     for (const EngineRequest& request : requests) alone.push_back(OutcomeOf(*RunToEnd(*engine, Copy(request))));
-    bytes = SerializeSnapshot(*RunToEnd(*engine, Copy(requests[0]))->Wait().state);
+    bytes = *SerializeSnapshot(*RunToEnd(*engine, Copy(requests[0]))->Wait().state);
   }
   const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 4, .prefill_budget = 100}, {}, model);
   std::vector<std::shared_ptr<RecordingSink>> sinks;

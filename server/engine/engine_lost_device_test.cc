@@ -52,9 +52,9 @@ TEST_F(EngineLostDevice, TheBatchThatRunsIsLostAndWhatWasToldStays) {
   EXPECT_TRUE(lost->Wait().device_failed);
   EXPECT_EQ(lost->Wait().position, 0);
   EXPECT_EQ(lost->ids().size(), ends->told()) << "the batch at work then had not been waited for";
-  EXPECT_EQ(store_.Get("ends", absl::Now())->position, 8);
-  EXPECT_EQ(store_.Get("lost", absl::Now())->position, 0);
-  EXPECT_EQ(store_.Get("lost", absl::Now())->condition, SessionCondition::kIdle);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "ends", absl::Now())->position, 8);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "lost", absl::Now())->position, 0);
+  EXPECT_EQ(store_.Get(kDefaultOwner, "lost", absl::Now())->condition, SessionCondition::kIdle);
   EXPECT_TRUE(engine->device_failed());
   request = OnSession("lost", Generate({1}, 1));
   request.sink = std::make_shared<RecordingSink>();

@@ -148,8 +148,8 @@ TEST_F(EngineOverlap, AnEndIsToldWhileTheOthersGoOn) {
   other->WaitForTokens(1);
   int64_t told = 0;
   const auto sink = std::make_shared<ActingSink>([&] {
-    EXPECT_EQ(store_.Get("a", absl::Now())->position, 8);
-    EXPECT_EQ(store_.Get("a", absl::Now())->condition, SessionCondition::kIdle);
+    EXPECT_EQ(store_.Get(kDefaultOwner, "a", absl::Now())->position, 8);
+    EXPECT_EQ(store_.Get(kDefaultOwner, "a", absl::Now())->condition, SessionCondition::kIdle);
     told = std::ssize(other->ids());
     engine->Cancel(id);
   });

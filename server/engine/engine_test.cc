@@ -218,12 +218,13 @@ TEST_F(EngineTest, AsksForStateAndDigestOneByOne) {
 
 TEST_F(EngineTest, AnEmptyAppendLeavesASessionUntouched) {
   SessionStore store({});
-  const uint64_t version = store.Create({.id = "a", .model = "m", .state_bytes = 1}, absl::Now())->version;
+  const uint64_t version =
+      store.Create(kDefaultOwner, {.id = "a", .model = "m", .state_bytes = 1}, absl::Now())->version;
   EngineRequest request = Generate({}, 0);
-  request.lease = *store.Acquire("a", absl::Now());
+  request.lease = *store.Acquire(kDefaultOwner, "a", absl::Now());
   EXPECT_TRUE(RunToEnd(*engine_, std::move(request))->Wait().status.ok());
-  EXPECT_EQ(store.Get("a", absl::Now())->version, version);
-  EXPECT_EQ(store.Peek("a", absl::Now())->state, nullptr);
+  EXPECT_EQ(store.Get(kDefaultOwner, "a", absl::Now())->version, version);
+  EXPECT_EQ(store.Peek(kDefaultOwner, "a", absl::Now())->state, nullptr);
 }
 
 TEST(LeastWorkTest, CountsWhatAnIterationCannotDoWithout) {

@@ -188,11 +188,11 @@ EngineRequest Score(std::vector<int32_t> text, StatePtr initial) {
 }
 
 void SessionsTest::NewSession(const std::string& id) {
-  ASSERT_TRUE(store_.Create({.id = id, .model = "m", .state_bytes = 1}, absl::Now()).ok());
+  ASSERT_TRUE(store_.Create(kDefaultOwner, {.id = id, .model = "m", .state_bytes = 1}, absl::Now()).ok());
 }
 
 EngineRequest SessionsTest::OnSession(const std::string& id, EngineRequest request) {
-  absl::StatusOr<SessionLease> lease = store_.Acquire(id, absl::Now());
+  absl::StatusOr<SessionLease> lease = store_.Acquire(kDefaultOwner, id, absl::Now());
   EXPECT_TRUE(lease.ok()) << lease.status();
   request.lease = *std::move(lease);
   request.initial = request.lease.state();

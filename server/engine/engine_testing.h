@@ -39,8 +39,11 @@ class AwkwardTokenizer : public Tokenizer {
   explicit AwkwardTokenizer(int32_t vocabulary);
   std::string_view kind() const override { return "awkward"; }
   int32_t vocabulary() const override { return static_cast<int32_t>(bytes_.size()); }
-  std::vector<int32_t> Encode(std::string_view, bool, int64_t*) const override { return {}; }
   std::string_view Bytes(int32_t id, int32_t) const override { return bytes_[id]; }
+
+ protected:
+  void Append(std::string_view, bool, size_t, std::vector<int32_t>&, int64_t&) const override {}
+  int32_t Find(std::string_view) const override { return -1; }
 
  private:
   std::vector<std::string> bytes_;
@@ -101,7 +104,7 @@ class SessionsTest : public ::testing::Test {
  protected:
   void NewSession(const std::string& id);
   EngineRequest OnSession(const std::string& id, EngineRequest request);
-  StatePtr Parked(const std::string& id) { return store_.Peek(id, absl::Now())->state; }
+  StatePtr Parked(const std::string& id) { return store_.Peek(kDefaultOwner, id, absl::Now())->state; }
 
   SessionStore store_{{}};
 };

@@ -44,6 +44,7 @@ void Outbox::SendDeltas() {
   for (Ended& ended : ended_) AddTail(ended);
   for (const News& news : news_) {
     Sequence& sequence = *news.sequence;
+    if (sequence.taken_back) continue;
     sequence.ReadToken(tokenizer_);
     if (news.token_time) {
       const auto& observe = sequence.generated_tokens == 1 ? observer_.on_first_token : observer_.on_token;
@@ -58,6 +59,7 @@ void Outbox::SendDeltas() {
 // What was held back belongs to tokens that are delivered.
 void Outbox::AddTail(Ended& ended) {
   Sequence& sequence = *ended.sequence;
+  if (sequence.taken_back) return;
   sequence.ReadToken(tokenizer_);
   // With nobody to go on from here, the beginning of a character stays one.
   const bool flush = ended.ending == Ending::kDone && sequence.generated_tokens > 0 &&

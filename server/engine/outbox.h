@@ -47,6 +47,7 @@ class Outbox {
   void Settle(EngineStats& counted, absl::Time now);
   // Says that requests have ended, and lets them go.
   void SendFinishes();
+  const std::vector<Ended>& all_ended() const { return ended_; }
   int32_t ended() const { return static_cast<int32_t>(ended_.size()); }
 
  private:

@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "server/session/no_memory.h"
+
 namespace palimpsest {
 namespace {
 
@@ -56,7 +58,18 @@ Scheduler::Job Sequence::MakeJob() const {
           .deadline = request.deadline,
           .feed = head.pending >= 0 && prompt_tokens > 0,
           .prefill_rows = std::max<int64_t>(prompt_tokens - 1, 0),
-          .decode = generates()};
+          .decode = generates(),
+          .decode_rows = generates() ? request.max_tokens : 0,
+          .owner = request.owner,
+          .share = {.weight = share.weight,
+                    .max_lanes = share.max_slots.value_or(Scheduler::Share().max_lanes),
+                    .prefill_budget = share.prefill_budget.value_or(Scheduler::Share().prefill_budget)}};
+}
+
+void Sequence::TakeBack() {
+  head = before->head;
+  --generated_tokens;
+  taken_back = true;
 }
 
 void Sequence::CompletePrompt() {
@@ -88,12 +101,17 @@ bool Sequence::HandsOutState(Ending ending) const {
   return ending == Ending::kDone && (request.want_state || request.want_digest);
 }
 
-absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot) {
-  auto state = std::make_shared<State>();
-  state->format = format;
-  state->data = AlignedBytes(format.bytes);
-  if (absl::Status status = slots.CopyOut(slot, state->data.data(), format.bytes); !status.ok()) return status;
-  return state;
+absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
+                                                 std::shared_ptr<State> used) {
+  return OrNoMemory("the state of a reply", [&]() -> absl::StatusOr<std::shared_ptr<State>> {
+    if (used == nullptr) {
+      used = std::make_shared<State>();
+      used->format = format;
+      used->data = AlignedBytes(format.bytes);
+    }
+    if (absl::Status status = slots.CopyOut(slot, used->data.data(), format.bytes); !status.ok()) return status;
+    return used;
+  });
 }
 
 bool IsFinite(const StateLayout& layout, const State& state) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -13,6 +14,7 @@
 #include "server/engine/engine.h"
 #include "server/engine/reply_text.h"
 #include "server/engine/scheduler.h"
+#include "server/engine/waiting_room.h"
 #include "server/model/state_layout.h"
 #include "server/session/slot_pool.h"
 #include "server/session/state.h"
@@ -20,8 +22,15 @@
 
 namespace palimpsest {
 
-// How a request ended. kEarly: cancelled, too late, or drained.
-enum class Ending : uint8_t { kDone, kEarly, kNotFinite, kDeviceFailed };
+// How a request ended. kEarly: cancelled, too late, its reader gone still, refused after all, or drained. kNoMemory:
+// there was none for the state that it leaves.
+enum class Ending : uint8_t { kDone, kEarly, kNotFinite, kDeviceFailed, kNoMemory };
+
+// Why a request is done.
+struct Conclusion {
+  EndReason reason = EndReason::kLength;
+  std::string stop_string = {};
+};
 
 // Made by the thread that submits, then the engine thread's alone.
 struct Sequence {
@@ -29,6 +38,10 @@ struct Sequence {
   Sequence(RequestId id, EngineRequest request, std::span<const int32_t> end_tokens);
 
   Scheduler::Job MakeJob() const;
+  // Tokens that its reader has not taken yet, those being sampled among them.
+  int64_t undelivered() const { return request.sink->undelivered_tokens() + coming_tokens; }
+  // Only with Commit::kDelivered: goes back to `before`, as if the last token had not been sampled.
+  void TakeBack();
   // The model has taken in all of the prompt but its last token, which is pending now.
   void CompletePrompt();
   bool IsStopToken(int32_t token) const;
@@ -45,10 +58,13 @@ struct Sequence {
   bool LeavesState(Ending ending) const { return Commits(ending) || HandsOutState(ending); }
 
   bool scores() const { return request.kind == EngineRequest::Kind::kScore; }
+  // Without a session there is nothing to commit.
+  bool commits_delivered() const { return request.commit == EngineRequest::Commit::kDelivered && request.lease; }
   bool generates() const { return !scores() && request.max_tokens > 0; }
 
   RequestId id = 0;
   EngineRequest request;  // `initial` is let go once it is in the slot
+  EngineShare share;      // its owner's
   int64_t initial_position = 0;
   int64_t prompt_tokens = 0;
   std::vector<int32_t> stop_tokens;  // ascending
@@ -60,6 +76,12 @@ struct Sequence {
   int64_t generated_tokens = 0;
   int64_t coming_tokens = 0;  // being sampled, or sampled and not sent yet
   int64_t rows_taken = 0;     // that the model has taken in
+  // With Commit::kDelivered: the state before the last token's step, and how the request ends once all is delivered.
+  std::shared_ptr<State> before;
+  std::optional<Conclusion> conclusion;
+  bool taken_back = false;                         // the last token is not part of the context and is not told of
+  bool made_room = false;                          // refused after it had waited
+  absl::Time held_since = absl::InfiniteFuture();  // its reader has taken nothing since
 
   int32_t lane = -1;  // -1: waits
   SlotHandle slot;
@@ -68,8 +90,10 @@ struct Sequence {
   absl::Time last_token = absl::InfiniteFuture();
 };
 
-// What a slot holds, as a state without a head. INTERNAL: the device that has the slots failed.
-absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot);
+// What a slot holds, as a state without a head; into `used`, if there is one, of which nobody else knows. INTERNAL: the
+// device that has the slots failed.  RESOURCE_EXHAUSTED: the system has no memory left for it.
+absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
+                                                 std::shared_ptr<State> used);
 
 // Whether all numbers of the state, laid out by `layout`, are finite.
 bool IsFinite(const StateLayout& layout, const State& state);

@@ -47,8 +47,11 @@ absl::Status Stepper::WarmUp() {
   };
   const int32_t chunk =
       config.sinusoidal_positions ? std::min(Scheduler::kChunk, config.segment_length) : Scheduler::kChunk;
+  // So that no batch can fail for want of memory later. The host's is touched on first use only; a device's is taken by
+  // the largest batch below.
+  GrowLogits(max_rows_);
+  if (context_.device == nullptr) model_.Reserve(context_, workspace_, max_rows_);
   if (context_.device != nullptr) {
-    GrowLogits(max_rows_);
     run((max_rows_ + chunk - 1) / chunk, chunk, /*slot_index=*/-1);
     int32_t recorded = 0;
     for (int32_t steps = slots_.size(); steps > 0; --steps) {

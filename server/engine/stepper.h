@@ -24,8 +24,9 @@ class Stepper {
   // `model` and `slots` must live as long. Batches have at most `max_rows` rows.
   Stepper(const Model& model, int32_t threads, SlotPool& slots, int32_t max_rows);
 
-  // Runs one step and one chunk in a free slot. On a device it also takes all the memory that batches will need, and
-  // runs every size of batch that is recorded. DATA_LOSS: the logits are not finite.  INTERNAL: the device failed.
+  // Takes all the memory that batches will need, and runs one step and one chunk in a free slot; on a device, every
+  // size of batch that is recorded, too. Throws std::bad_alloc where the host has no memory left. DATA_LOSS: the logits
+  // are not finite.  INTERNAL: the device failed.
   absl::Status WarmUp();
 
   // Puts the batch to work; `lanes[item.lane]` is the item's sequence, whose request, slot and tokens must stay as they

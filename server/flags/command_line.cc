@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <fstream>
 
 #include "absl/flags/reflection.h"
 #include "absl/strings/ascii.h"
@@ -12,11 +11,13 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
+#include "base/file.h"
 
 namespace palimpsest {
 namespace {
 
 constexpr char kFlagFile[] = "flagfile";
+constexpr int64_t kMaxFlagFileBytes = 1 << 20;
 
 constexpr char kServiceLink[] =
     ". Kubernetes sets such a variable for a Service of that name; enableServiceLinks: false in the pod keeps it away";
@@ -87,26 +88,27 @@ absl::StatusOr<CommandLine::Source> CommandLine::ReadEnvironment() const {
 }
 
 absl::StatusOr<CommandLine::Source> CommandLine::ReadFile(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--flagfile is ", path, ", which cannot be read; accepted: a file with a --name=value on a line"));
+  const absl::StatusOr<std::string> text = palimpsest::ReadFile(path, kMaxFlagFileBytes);
+  if (!text.ok()) {
+    absl::string_view problem = text.status().message();
+    absl::ConsumePrefix(&problem, absl::StrCat(path, ": "));
+    return absl::InvalidArgumentError(absl::StrCat("--flagfile is ", path, ", which cannot be read: ", problem,
+                                                   "; accepted: a file with a --name=value on a line"));
   }
   Source source;
   int number = 0;
-  for (std::string line; std::getline(file, line);) {
+  for (const absl::string_view whole : absl::StrSplit(*text, '\n')) {
     ++number;
-    const absl::string_view text = absl::StripAsciiWhitespace(line);
-    if (text.empty() || text[0] == '#') continue;
+    const absl::string_view line = absl::StripAsciiWhitespace(whole);
+    if (line.empty() || line[0] == '#') continue;
     const std::string where = absl::StrCat(path, ":", number);
     bool used_next = false;
-    if (absl::Status status = Take(text, nullptr, where, source, used_next); !status.ok()) return status;
+    if (absl::Status status = Take(line, nullptr, where, source, used_next); !status.ok()) return status;
     if (source.count(kFlagFile) > 0) {
       return absl::InvalidArgumentError(
           absl::StrCat(where, ": a flag file cannot name another; put the flags into one file"));
     }
   }
-  if (file.bad()) return absl::InvalidArgumentError(absl::StrCat("--flagfile is ", path, ", which cannot be read"));
   return source;
 }
 

@@ -1,31 +1,24 @@
 #include "server/metrics/metrics.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <prometheus/collectable.h>
 #include <prometheus/counter.h>
-#include <prometheus/exposer.h>
 #include <prometheus/family.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <atomic>
-#include <exception>
 #include <map>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
-#include "absl/time/clock.h"
+#include "base/log.h"
+#include "base/steady_clock.h"
+#include "server/metrics/page_server.h"
 #include "server/metrics/process_collector.h"
 
 namespace palimpsest {
@@ -74,8 +67,11 @@ ClientMetric Value(double value, std::vector<ClientMetric::Label> labels, Metric
 }
 
 constexpr const char* kAlertingCodes[] = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "RESOURCE_EXHAUSTED"};
-constexpr const char* kFinishReasons[] = {"length",    "stop_token", "stop_string", "context_full",  "prompt",
-                                          "cancelled", "deadline",   "drained",     "device_failed", "not_finite"};
+constexpr const char* kRefusalReasons[] = {"max_connections", "max_connections_per_peer", "peer", "descriptors"};
+constexpr const char* kEndReasons[] = {"closed", "resets", "bytes"};
+constexpr const char* kFinishReasons[] = {"length",        "stop_token", "stop_string", "context_full",
+                                          "prompt",        "cancelled",  "deadline",    "drained",
+                                          "device_failed", "no_memory",  "not_finite"};
 
 const char* ReasonOf(const RequestSink::Finish& finish) {
   switch (finish.status.code()) {
@@ -87,6 +83,8 @@ const char* ReasonOf(const RequestSink::Finish& finish) {
       return "deadline";
     case absl::StatusCode::kUnavailable:
       return finish.device_failed ? "device_failed" : "drained";
+    case absl::StatusCode::kResourceExhausted:
+      return "no_memory";
     default:
       return "not_finite";
   }
@@ -102,18 +100,6 @@ const char* ReasonOf(const RequestSink::Finish& finish) {
       return "context_full";
   }
   return "length";
-}
-
-// Connects to a port of this machine and hangs up.
-void ConnectOnce(int port) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (fd < 0) return;
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  (void)connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
-  close(fd);
 }
 
 }  // namespace
@@ -173,6 +159,18 @@ struct Metrics::Impl {
                             .Name("palimpsest_model_repository_loads_total")
                             .Help("Versions that the model repository has loaded, or tried to, by status code.")
                             .Register(*registry);
+    owners_file_loads = &prometheus::BuildCounter()
+                             .Name("palimpsest_owners_file_loads_total")
+                             .Help("Times that a changed file of owners was read, by status code.")
+                             .Register(*registry);
+    owner_requests = &prometheus::BuildCounter()
+                          .Name("palimpsest_owner_requests_total")
+                          .Help("Calls that have ended, by owner and status code.")
+                          .Register(*registry);
+    owner_tokens = &prometheus::BuildCounter()
+                        .Name("palimpsest_owner_generated_tokens_total")
+                        .Help("Tokens generated, by owner.")
+                        .Register(*registry);
     requests = &prometheus::BuildCounter()
                     .Name("palimpsest_requests_total")
                     .Help("Calls that have ended, by method and status code.")
@@ -181,6 +179,16 @@ struct Metrics::Impl {
                     .Name("palimpsest_finished_total")
                     .Help("Requests that the engine has ended, by reason; prompt: taken in or scored, none to follow.")
                     .Register(*registry);
+    refused_connections = &prometheus::BuildCounter()
+                               .Name("palimpsest_connections_refused_total")
+                               .Help("Connections that were closed as they came, by the bound that was reached.")
+                               .Register(*registry);
+    for (const char* reason : kRefusalReasons) refused_connections->Add({{"reason", reason}});
+    ended_connections = &prometheus::BuildCounter()
+                             .Name("palimpsest_connections_ended_total")
+                             .Help("Connections that have ended; closed: by either side in the ordinary way.")
+                             .Register(*registry);
+    for (const char* reason : kEndReasons) ended_connections->Add({{"reason", reason}});
   }
 
   ModelSeries SeriesOf(const std::string& model) {
@@ -223,8 +231,55 @@ struct Metrics::Impl {
     auto limit = [&families](const char* name, const char* help, int64_t value) {
       families.push_back({name, help, MetricType::Gauge, {Value(static_cast<double>(value), {}, MetricType::Gauge)}});
     };
-    limit("palimpsest_sessions_max", "Sessions that may be held.", session_limits.max_sessions);
-    limit("palimpsest_snapshots_max", "Snapshots that may be held.", session_limits.max_snapshots);
+    const SessionStore::Use use = session_use();
+    limit("palimpsest_sessions_max", "Sessions that may be held.", use.limits.max_sessions);
+    limit("palimpsest_snapshots_max", "Snapshots that may be held.", use.limits.max_snapshots);
+    limit("palimpsest_parked_bytes", "What sessions and snapshots count as, each a whole state.", use.all.state_bytes);
+    if (use.limits.max_state_bytes != SessionShare::kNoLimit) {
+      limit("palimpsest_parked_bytes_max", "What they may count as.", use.limits.max_state_bytes);
+    }
+    MetricFamily refused{
+        "palimpsest_parking_refused_total",
+        "Sessions, forks and snapshots refused because a limit, or an owner's share of it, was used up.",
+        MetricType::Counter,
+        {}};
+    for (const char* share : {"", "share."}) {
+      for (const char* name : {"max_sessions", "max_snapshots", "max_state_bytes"}) {
+        const std::string key = absl::StrCat(share, name);
+        const auto found = use.refusals.find(key);
+        refused.metric.push_back(Value(found == use.refusals.end() ? 0 : static_cast<double>(found->second),
+                                       {{"limit", key}}, MetricType::Counter));
+      }
+    }
+    families.push_back(std::move(refused));
+    const struct {
+      const char* name;
+      const char* help;
+      int64_t ParkedUse::*value;
+    } owners[] = {
+        {"palimpsest_owner_sessions", "Sessions, by owner.", &ParkedUse::sessions},
+        {"palimpsest_owner_snapshots", "Snapshots, by owner.", &ParkedUse::snapshots},
+        {"palimpsest_owner_state_bytes", "What they count as, each a whole state, by owner.", &ParkedUse::state_bytes}};
+    for (const auto& family : owners) {
+      MetricFamily made{family.name, family.help, MetricType::Gauge, {}};
+      for (const auto& [owner, parked] : use.by_owner) {
+        made.metric.push_back(Value(static_cast<double>(parked.*family.value), {{"owner", owner}}, MetricType::Gauge));
+      }
+      families.push_back(std::move(made));
+    }
+  }
+
+  void CollectRequestIds(std::vector<MetricFamily>& families) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    const RequestIdCounts counts = request_ids();
+    auto add = [&families](const char* name, const char* help, MetricType type, int64_t value) {
+      families.push_back({name, help, type, {Value(static_cast<double>(value), {}, type)}});
+    };
+    add("palimpsest_request_ids", "Request ids of creating calls remembered.", MetricType::Gauge, counts.ids);
+    add("palimpsest_request_id_bytes", "Bytes of remembered request ids and their answers.", MetricType::Gauge,
+        counts.bytes);
+    add("palimpsest_request_id_bytes_max", "Bytes that those may have.", MetricType::Gauge, counts.max_bytes);
+    add("palimpsest_request_id_refused_total", "Creating calls refused because no more ids could be remembered.",
+        MetricType::Counter, counts.refusals);
   }
 
   std::vector<MetricFamily> CollectScraped() const ABSL_LOCKS_EXCLUDED(mu) {
@@ -240,7 +295,21 @@ struct Metrics::Impl {
            MetricType::Gauge)
         .metric.push_back(Value(ready ? 1 : 0, {}, MetricType::Gauge));
 
+    family("palimpsest_log_lines_dropped_total", "Lines of the log that were lost, because nobody took them.",
+           MetricType::Counter)
+        .metric.push_back(Value(static_cast<double>(LogLinesDropped()), {}, MetricType::Counter));
+
+    family("palimpsest_accepting", "Whether new connections are accepted: 1, or 0 while the listener is stuck.",
+           MetricType::Gauge)
+        .metric.push_back(Value(accepting ? 1 : 0, {}, MetricType::Gauge));
+
     absl::MutexLock lock(&mu);
+    if (open_connections) {
+      family("palimpsest_connections", "Connections that are open.", MetricType::Gauge)
+          .metric.push_back(Value(static_cast<double>(open_connections()), {}, MetricType::Gauge));
+      family("palimpsest_connections_max", "Connections that may be open.", MetricType::Gauge)
+          .metric.push_back(Value(static_cast<double>(max_connections), {}, MetricType::Gauge));
+    }
     if (readiness) {
       auto& made =
           family("palimpsest_model_ready", "Whether the model is ready; 0: it is loading or going.", MetricType::Gauge);
@@ -324,7 +393,7 @@ struct Metrics::Impl {
               MetricType::Gauge, [](const EngineStats& s) { return s.max_queue; });
     per_model("palimpsest_requests_held", "Running requests left out of batches until their readers have caught up.",
               MetricType::Gauge, [](const EngineStats& s) { return s.held; });
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     per_model("palimpsest_queue_oldest_seconds", "How long the request that waits longest has waited; 0: none waits.",
               MetricType::Gauge, [now](const EngineStats& s) {
                 return s.oldest_waiting > now ? 0.0 : absl::ToDoubleSeconds(now - s.oldest_waiting);
@@ -337,13 +406,15 @@ struct Metrics::Impl {
     }
 
     if (reply_bytes) {
+      const auto [bytes, most] = reply_bytes();
       family("palimpsest_reply_bytes", "Memory for answers that are made, or promised, and not yet read.",
              MetricType::Gauge)
-          .metric.push_back(Value(static_cast<double>(reply_bytes()), {}, MetricType::Gauge));
+          .metric.push_back(Value(static_cast<double>(bytes), {}, MetricType::Gauge));
       family("palimpsest_reply_bytes_max", "Memory that such answers may take.", MetricType::Gauge)
-          .metric.push_back(Value(static_cast<double>(max_reply_bytes), {}, MetricType::Gauge));
+          .metric.push_back(Value(static_cast<double>(most), {}, MetricType::Gauge));
     }
     if (session_counts) CollectSessions(families);
+    if (request_ids) CollectRequestIds(families);
     return families;
   }
 
@@ -362,64 +433,39 @@ struct Metrics::Impl {
   Family<prometheus::Counter>* requests;
   Family<prometheus::Gauge>* retiring;
   Family<prometheus::Counter>* repository_loads;
+  Family<prometheus::Counter>* owners_file_loads;
+  Family<prometheus::Counter>* owner_requests;
+  Family<prometheus::Counter>* owner_tokens;
   Family<prometheus::Counter>* finished;
+  Family<prometheus::Counter>* refused_connections;
+  Family<prometheus::Counter>* ended_connections;
   std::atomic<bool> ready = false;
+  std::atomic<bool> accepting = true;
 
   mutable absl::Mutex mu;  // held while engines and sessions are asked for their counts
   std::map<std::string, ModelSource> models ABSL_GUARDED_BY(mu);
   std::function<std::map<std::string, bool>()> readiness ABSL_GUARDED_BY(mu);
   std::function<std::map<std::string, SessionStore::Counts>()> session_counts ABSL_GUARDED_BY(mu);
-  SessionStoreOptions session_limits ABSL_GUARDED_BY(mu);
-  std::function<int64_t()> reply_bytes ABSL_GUARDED_BY(mu);
-  int64_t max_reply_bytes ABSL_GUARDED_BY(mu) = 0;
-  std::unique_ptr<prometheus::Exposer> exposer ABSL_GUARDED_BY(mu);
+  std::function<std::pair<int64_t, int64_t>()> reply_bytes ABSL_GUARDED_BY(mu);
+  std::unique_ptr<PageServer> page_server;  // constant after Expose
+  std::function<SessionStore::Use()> session_use ABSL_GUARDED_BY(mu);
+  std::function<RequestIdCounts()> request_ids ABSL_GUARDED_BY(mu);
+  std::function<int64_t()> open_connections ABSL_GUARDED_BY(mu);
+  int64_t max_connections ABSL_GUARDED_BY(mu) = 0;
 };
 
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
 
-Metrics::~Metrics() {
-  // The exposer's threads read through `impl_`: they end first, and not under the lock that they take.
-  std::unique_ptr<prometheus::Exposer> exposer;
-  {
-    absl::MutexLock lock(&impl_->mu);
-    exposer = std::move(impl_->exposer);
-  }
-  if (exposer == nullptr) return;
-  // Its web server looks only every two seconds whether it is to stop, or when somebody connects.
-  absl::Notification stopped;
-  const int port = exposer->GetListeningPorts().front();
-  std::thread waker([&stopped, port] {
-    do {
-      ConnectOnce(port);
-    } while (!stopped.WaitForNotificationWithTimeout(absl::Milliseconds(10)));
-  });
-  exposer.reset();
-  stopped.Notify();
-  waker.join();
-}
+// The page's server ends first: its thread reads through `impl_`.
+Metrics::~Metrics() { impl_->page_server.reset(); }
 
-absl::StatusOr<int32_t> Metrics::Expose(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  int32_t wanted = 0;
-  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(address.substr(colon + 1), &wanted) || wanted < 0 ||
-      wanted > 65535) {
-    return absl::InvalidArgumentError(absl::StrCat("metrics_address is \"", address, "\"; accepted: host:port"));
-  }
-  std::unique_ptr<prometheus::Exposer> exposer;
-  try {
-    exposer = std::make_unique<prometheus::Exposer>(address, 1);
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(absl::StrCat("metrics_address ", address, " cannot be bound: in use, or not an ",
-                                               "address of this machine (", error.what(), ")"));
-  }
-  const std::vector<int> ports = exposer->GetListeningPorts();
-  if (ports.empty()) return absl::UnavailableError(absl::StrCat("metrics_address ", address, " cannot be bound"));
-  exposer->RegisterCollectable(impl_->registry);
-  exposer->RegisterCollectable(impl_->scraped);
-  exposer->RegisterCollectable(impl_->process);
-  absl::MutexLock lock(&impl_->mu);
-  impl_->exposer = std::move(exposer);
-  return ports.front();
+absl::StatusOr<int32_t> Metrics::Expose(const PageServerOptions& options) {
+  PageServerOptions with_page = options;
+  with_page.page = [this] { return Page(); };
+  absl::StatusOr<std::unique_ptr<PageServer>> server = PageServer::Start(with_page);
+  if (!server.ok()) return server.status();
+  impl_->page_server = *std::move(server);
+  return impl_->page_server->port();
 }
 
 std::string Metrics::Page() const {
@@ -464,6 +510,18 @@ void Metrics::CountRepositoryLoad(const std::string& model, absl::string_view co
   impl_->repository_loads->Add({{"model", model}, {"code", std::string(code)}}).Increment();
 }
 
+void Metrics::CountOwnersFileLoad(absl::string_view code) {
+  impl_->owners_file_loads->Add({{"code", std::string(code)}}).Increment();
+}
+
+void Metrics::CountOwner(absl::string_view owner, absl::string_view code, int64_t generated_tokens) {
+  const std::string name(owner);
+  impl_->owner_requests->Add({{"owner", name}, {"code", std::string(code)}}).Increment();
+  if (generated_tokens > 0) {
+    impl_->owner_tokens->Add({{"owner", name}}).Increment(static_cast<double>(generated_tokens));
+  }
+}
+
 void Metrics::SetReady(bool ready) { impl_->ready = ready; }
 
 void Metrics::SetModels(std::function<std::map<std::string, bool>()> models) {
@@ -472,16 +530,36 @@ void Metrics::SetModels(std::function<std::map<std::string, bool>()> models) {
 }
 
 void Metrics::SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts,
-                          SessionStoreOptions limits) {
+                          std::function<SessionStore::Use()> use) {
   absl::MutexLock lock(&impl_->mu);
   impl_->session_counts = std::move(counts);
-  impl_->session_limits = limits;
+  impl_->session_use = std::move(use);
 }
 
-void Metrics::SetReplyBytes(std::function<int64_t()> bytes, int64_t most) {
+void Metrics::SetRequestIds(std::function<RequestIdCounts()> counts) {
+  absl::MutexLock lock(&impl_->mu);
+  impl_->request_ids = std::move(counts);
+}
+
+void Metrics::SetConnections(std::function<int64_t()> open, int64_t most) {
+  absl::MutexLock lock(&impl_->mu);
+  impl_->open_connections = std::move(open);
+  impl_->max_connections = most;
+}
+
+void Metrics::SetAccepting(bool accepting) { impl_->accepting = accepting; }
+
+void Metrics::CountConnectionRefused(absl::string_view reason) {
+  impl_->refused_connections->Add({{"reason", std::string(reason)}}).Increment();
+}
+
+void Metrics::CountConnectionEnded(absl::string_view reason) {
+  impl_->ended_connections->Add({{"reason", std::string(reason)}}).Increment();
+}
+
+void Metrics::SetReplyBytes(std::function<std::pair<int64_t, int64_t>()> bytes) {
   absl::MutexLock lock(&impl_->mu);
   impl_->reply_bytes = std::move(bytes);
-  impl_->max_reply_bytes = most;
 }
 
 void Metrics::CountStalls(int32_t calls) { impl_->stalls->Increment(calls); }

@@ -19,6 +19,8 @@
 
 namespace palimpsest {
 
+struct PageServerOptions;  // page_server.h
+
 // What the build knows of itself.
 struct BuildInfo {
   std::string version;
@@ -37,15 +39,23 @@ struct ModelLabels {
   int64_t state_bytes = 0;  // of one state, so of one slot
 };
 
+// Of the answers that are remembered by request id.
+struct RequestIdCounts {
+  int64_t ids = 0;
+  int64_t bytes = 0;
+  int64_t max_bytes = 0;
+  int64_t refusals = 0;  // so far
+};
+
 // Thread-safe.
 class Metrics {
  public:
   Metrics();
   ~Metrics();
 
-  // Serves GET /metrics on "host:port" from threads of its own and returns the port; port 0 takes a free one.
-  // INVALID_ARGUMENT: not such an address.  UNAVAILABLE: it cannot be bound.
-  absl::StatusOr<int32_t> Expose(const std::string& address);
+  // Serves the page at GET /metrics, as the options say but for `page`, and returns the port. Call at most once.
+  // Statuses as PageServer::Start.
+  absl::StatusOr<int32_t> Expose(const PageServerOptions& options);
   // The page as text.
   std::string Page() const;
 
@@ -58,16 +68,32 @@ class Metrics {
   void SetRetiring(const std::string& model, int32_t versions);
   // The model repository has tried to load a version of the model.
   void CountRepositoryLoad(const std::string& model, absl::string_view code);
+  // The file of owners has changed and was read again.
+  void CountOwnersFileLoad(absl::string_view code);
+  // A call of an owner has ended. `owner` is one of few: those that the file of owners names, and one for the rest.
+  void CountOwner(absl::string_view owner, absl::string_view code, int64_t generated_tokens);
   // Whether the server takes requests, as its health says.
   void SetReady(bool ready);
   // The models there are, by id, and whether each is ready. `models` is called at each scrape, until it is replaced;
   // null: nothing is told of them.
   void SetModels(std::function<std::map<std::string, bool>()> models);
-  // `counts`, by model, is called at each scrape, until it is replaced; null: nothing is told of them.
-  void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts, SessionStoreOptions limits);
+  // `counts`, by model, and `use` are called at each scrape, until they are replaced; null: nothing is told of them.
+  void SetSessions(std::function<std::map<std::string, SessionStore::Counts>()> counts,
+                   std::function<SessionStore::Use()> use);
+  // The same of remembered request ids.
+  void SetRequestIds(std::function<RequestIdCounts()> counts);
 
-  // Bytes of answers that wait to be read, asked at each scrape until it is replaced; null: nothing is told of them.
-  void SetReplyBytes(std::function<int64_t()> bytes, int64_t most);
+  // Connections that are open, asked for at each scrape until it is replaced, and how many there may be; null: nothing
+  // is told of them.
+  void SetConnections(std::function<int64_t()> open, int64_t most);
+  // Whether connections are being accepted, as far as a watch over it knows.
+  void SetAccepting(bool accepting);
+  void CountConnectionRefused(absl::string_view reason);
+  void CountConnectionEnded(absl::string_view reason);
+
+  // Bytes of answers that wait to be read, and how many may; asked at each scrape until it is replaced; null: nothing
+  // is told of them.
+  void SetReplyBytes(std::function<std::pair<int64_t, int64_t>()> bytes);
 
   // Calls were ended because their peers did nothing.
   void CountStalls(int32_t calls);

@@ -8,9 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/file.h"
+#include "server/json/json.h"
 #include "server/model/architectures.h"
-#include "server/model/checkpoint/json.h"
-#include "server/model/checkpoint/mapped_file.h"
 #include "server/model/config_keys.h"
 
 namespace palimpsest {
@@ -196,11 +196,11 @@ absl::StatusOr<ModelConfig> ModelConfig::FromFolder(const std::string& folder) {
   const auto in_folder = [&](const absl::Status& status) {
     return absl::Status(status.code(), absl::StrCat(folder, "/", status.message()));
   };
-  absl::StatusOr<std::string> text = ReadSmallFile(folder + "/config.json", kMaxConfigBytes);
+  absl::StatusOr<std::string> text = ReadFile(folder + "/config.json", kMaxConfigBytes);
   if (!text.ok()) return text.status();
   absl::StatusOr<ModelConfig> config = FromJson(*text);
   if (!config.ok()) return in_folder(config.status());
-  absl::StatusOr<std::string> generation = ReadSmallFile(folder + "/generation_config.json", kMaxConfigBytes);
+  absl::StatusOr<std::string> generation = ReadFile(folder + "/generation_config.json", kMaxConfigBytes);
   if (absl::IsNotFound(generation.status())) return config;
   if (!generation.ok()) return generation.status();
   if (absl::Status status = config->AddGenerationConfig(*generation); !status.ok()) return in_folder(status);

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "server/model/checkpoint/json.h"
+#include "server/json/json.h"
 
 namespace palimpsest {
 namespace {

@@ -440,6 +440,10 @@ int64_t Model::WorkspaceBytes(int64_t rows) const {
   return rows * values * int64_t{sizeof(float)};
 }
 
+void Model::Reserve(const ExecContext& ctx, Workspace& workspace, int64_t rows) const {
+  GrowBuffers(*weights_, rows, ctx.device, *workspace.buffers_);
+}
+
 void Model::Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const {
   PALIMPSEST_CHECK(ctx.device == device());
   if (batch.rows.num_rows() == 0) return;

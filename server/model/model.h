@@ -112,9 +112,12 @@ class Model {
   void MakeWhole(const ExecContext& ctx, std::byte* states, int64_t state_stride, std::span<const int32_t> slots,
                  Workspace& workspace) const;
 
-  // Device memory that batches of so many rows take: a workspace, and the logits of all rows, twice where they are
-  // sampled with a bias.
+  // Memory, where the model runs, that batches of so many rows take: a workspace, and the logits of all rows, twice
+  // where they are sampled with a bias.
   int64_t WorkspaceBytes(int64_t rows) const;
+
+  // Takes the workspace for batches of so many rows, so that Forward needs no more. Throws std::bad_alloc.
+  void Reserve(const ExecContext& ctx, Workspace& workspace, int64_t rows) const;
 
   // Runs the batch: `logits` [logit_rows.size(), vocabulary] is filled in and the states move on. No sequence may pass
   // ModelConfig::max_context(). The bits of a sequence's logits and state depend on its own tokens, its state and the

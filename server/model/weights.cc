@@ -446,6 +446,7 @@ absl::StatusOr<std::unique_ptr<const ModelWeights>> LoadWeights(const std::strin
 
   ThreadPool pool(std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxLoadThreads));
   absl::StatusOr<std::string> fingerprint = CheckAndFingerprint(pool, table, *config, folder);
+  if (absl::Status status = files->CheckUnchanged(); !status.ok()) return status;
   if (!fingerprint.ok()) return fingerprint.status();
 
   auto weights = std::make_unique<ModelWeights>();
@@ -456,6 +457,7 @@ absl::StatusOr<std::unique_ptr<const ModelWeights>> LoadWeights(const std::strin
   weights->fingerprint = *std::move(fingerprint);
   for (const auto& [name, tensor] : table.taken()) weights->parameter_count += tensor->elements();
   RunTasks(pool, PackTasks(*tensors, *weights));
+  if (absl::Status status = files->CheckUnchanged(); !status.ok()) return status;
   FindOffsets(*weights);
   if (absl::Status status = LayOutSlots(folder, options, *weights); !status.ok()) return status;
   if (weights->device != nullptr) {

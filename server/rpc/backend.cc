@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-#include "server/rpc/log.h"
+#include "base/log.h"
 
 namespace palimpsest {
 

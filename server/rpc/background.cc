@@ -1,5 +1,6 @@
 #include "server/rpc/background.h"
 
+#include <algorithm>
 #include <atomic>
 #include <utility>
 
@@ -49,15 +50,21 @@ WorkThreads::~WorkThreads() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-absl::Status WorkThreads::Run(std::function<void()> task) {
+absl::Status WorkThreads::Run(const std::string& connection, std::function<void()> task) {
   absl::MutexLock lock(&mu_);
-  if (std::ssize(tasks_) >= queue_) {
-    return WithReason(absl::ResourceExhaustedError(absl::StrCat(queue_,
-                                                                " long requests wait to be read already; retry, "
-                                                                "or send shorter ones")),
-                      "WORK_QUEUE_FULL");
+  const auto found = tasks_.find(connection);
+  const int64_t own = found == tasks_.end() ? 0 : std::ssize(found->second);
+  const int32_t most = std::max(queue_ / 4, 1);
+  if (own >= most || waiting_ >= queue_) {
+    return WithReason(
+        absl::ResourceExhaustedError(absl::StrCat(
+            own >= most ? own : waiting_, " long requests wait to be read already",
+            own >= most ? " on this connection" : "", "; retry when they have been, or send shorter ones")),
+        "WORK_QUEUE_FULL");
   }
-  tasks_.push_back(std::move(task));
+  if (own == 0) turns_.push_back(connection);
+  tasks_[connection].push_back(std::move(task));
+  ++waiting_;
   return absl::OkStatus();
 }
 
@@ -67,9 +74,17 @@ void WorkThreads::Loop() {
     {
       absl::MutexLock lock(&mu_);
       mu_.Await(absl::Condition(this, &WorkThreads::Due));
-      if (tasks_.empty()) return;
-      task = std::move(tasks_.front());
-      tasks_.pop_front();
+      if (waiting_ == 0) return;
+      const auto turn = tasks_.find(turns_.front());
+      task = std::move(turn->second.front());
+      turn->second.pop_front();
+      --waiting_;
+      if (turn->second.empty()) {
+        tasks_.erase(turn);
+      } else {
+        turns_.push_back(std::move(turns_.front()));
+      }
+      turns_.pop_front();
     }
     task();
   }

@@ -5,10 +5,12 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 
@@ -44,24 +46,28 @@ class DeliveryThread {
 };
 
 // A fixed number of threads for requests whose reading takes long: parsing and turning text into tokens. gRPC's own
-// threads, which all calls share, health's among them, stay free. Thread-safe.
+// threads, which all calls share, health's among them, stay free. Connections take turns, so that one which sends many
+// long requests holds up its own only. Thread-safe.
 class WorkThreads {
  public:
-  // `queue`: tasks that may wait.
+  // `queue`: tasks that may wait. One connection may have a quarter of that.
   WorkThreads(int32_t threads, int32_t queue);
   // Runs what waits, then ends.
   ~WorkThreads();
 
-  // RESOURCE_EXHAUSTED (WORK_QUEUE_FULL): as many wait as may, and `task` will not run.
-  absl::Status Run(std::function<void()> task);
+  // `connection`: gRPC's name of the peer. RESOURCE_EXHAUSTED (WORK_QUEUE_FULL): as many wait as may, in all or of this
+  // connection, and `task` will not run.
+  absl::Status Run(const std::string& connection, std::function<void()> task);
 
  private:
   void Loop();
-  bool Due() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stop_ || !tasks_.empty(); }
+  bool Due() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stop_ || waiting_ > 0; }
 
   const int32_t queue_;
   absl::Mutex mu_;  // not held while a task runs
-  std::deque<std::function<void()>> tasks_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<std::string, std::deque<std::function<void()>>> tasks_ ABSL_GUARDED_BY(mu_);  // none empty
+  std::deque<std::string> turns_ ABSL_GUARDED_BY(mu_);  // the connections of `tasks_`, whose turn is next in front
+  int32_t waiting_ ABSL_GUARDED_BY(mu_) = 0;            // tasks of all of them
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;
 };

@@ -256,9 +256,9 @@ const std::vector<Row>& Rows() {
       {"text_over_bytes", GENERATE(r.set_text(std::string(2001, 'x'))), kExhausted,
        "text has 2001 bytes; accepted: at most 2000 (--max_prompt_bytes)", "", "TEXT_TOO_LONG"},
       {"text_over_tokens", GENERATE(r.set_text(std::string(1001, 'x'))), kExhausted,
-       "text has 1001 tokens; accepted: at most 1000 (--max_prompt_tokens)", "", "PROMPT_TOO_LONG"},
+       "text has more than 1000 tokens (--max_prompt_tokens)", "", "PROMPT_TOO_LONG"},
       {"tokens_over_limit", GENERATE(for (int i = 0; i < 1001; ++i) r.mutable_tokens()->add_ids(1)), kExhausted,
-       "tokens.ids has 1001 tokens; accepted: at most 1000 (--max_prompt_tokens)", "", "PROMPT_TOO_LONG"},
+       "tokens.ids has more than 1000 tokens (--max_prompt_tokens)", "", "PROMPT_TOO_LONG"},
       // Inline states.
       {"state_not_one", GENERATE(r.set_state("not a snapshot at all")), kInvalid,
        "state not a snapshot: it does not begin with PLMPSTAT", "state", "BAD_REQUEST"},

@@ -1,9 +1,9 @@
 #include "server/rpc/call.h"
 
+#include <grpc/support/time.h>
 #include <grpcpp/server_context.h>
 
 #include <algorithm>
-#include <chrono>
 #include <exception>
 #include <new>
 #include <random>
@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "base/steady_clock.h"
 #include "kernels/common/check.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/status.h"
@@ -33,6 +34,13 @@ std::vector<absl::string_view> Values(const grpc::CallbackServerContext& context
   return values;
 }
 
+// gRPC's deadline, which is on a clock of its choice.
+absl::Time SteadyDeadline(gpr_timespec deadline) {
+  if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return absl::InfiniteFuture();
+  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  return SteadyNow() + absl::Seconds(left.tv_sec) + absl::Nanoseconds(left.tv_nsec);
+}
+
 }  // namespace
 
 void Door::Open() {
@@ -47,7 +55,7 @@ void Door::Shut() {
 
 absl::Status Door::Enter() {
   absl::MutexLock lock(&mu_);
-  last_event_ = absl::Now();
+  last_event_ = SteadyNow();
   switch (condition_) {
     case Condition::kClosed:
       return WithReason(absl::UnavailableError("the server is starting; wait until its health is SERVING"),
@@ -64,14 +72,19 @@ absl::Status Door::Enter() {
 void Door::Leave() {
   absl::MutexLock lock(&mu_);
   --inside_;
-  last_event_ = absl::Now();
+  last_event_ = SteadyNow();
 }
 
 bool Door::AwaitEmpty(absl::Time deadline) {
-  absl::MutexLock lock(&mu_);
-  return mu_.AwaitWithDeadline(absl::Condition(
-                                   +[](int64_t* inside) { return *inside == 0; }, &inside_),
-                               deadline);
+  // Looked at again and again: a wait of Abseil's ends when the wall clock says so, which may be set meanwhile.
+  for (;;) {
+    {
+      absl::MutexLock lock(&mu_);
+      if (inside_ == 0) return true;
+    }
+    if (SteadyNow() >= deadline) return false;
+    absl::SleepFor(absl::Milliseconds(2));
+  }
 }
 
 void Door::AwaitQuiet(absl::Duration time, absl::Time deadline) {
@@ -81,7 +94,7 @@ void Door::AwaitQuiet(absl::Duration time, absl::Time deadline) {
       absl::MutexLock lock(&mu_);
       until = std::min(last_event_ + time, deadline);
     }
-    const absl::Duration left = until - absl::Now();
+    const absl::Duration left = until - SteadyNow();
     if (left <= absl::ZeroDuration()) return;
     absl::SleepFor(left);
   }
@@ -98,8 +111,8 @@ absl::Status Guarded(const std::function<absl::Status()>& act) {
   }
 }
 
-absl::Status ServerCore::RunBySize(size_t bytes, std::function<void()> work) {
-  if (!IsShort(bytes)) return workers.Run(std::move(work));
+absl::Status ServerCore::RunBySize(const std::string& connection, size_t bytes, std::function<void()> work) {
+  if (!IsShort(bytes)) return workers.Run(connection, std::move(work));
   work();
   return absl::OkStatus();
 }
@@ -109,10 +122,9 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const Method&
       context_(context),
       method_(method.name),
       limits_(LimitsOf(method.size, core.limits)),
-      arrival_(absl::Now()),
+      arrival_(SteadyNow()),
       watch_(core.stalls, context->c_call()) {
-  const std::chrono::system_clock::time_point deadline = context->deadline();
-  if (deadline != std::chrono::system_clock::time_point::max()) deadline_ = absl::FromChrono(deadline);
+  deadline_ = SteadyDeadline(context->raw_deadline());
   log.id = MakeRequestId();
   log.method = method.name;
   log.peer = context->peer();
@@ -122,10 +134,20 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const Method&
   log.span_id = std::move(trace.span_id);
   log.parent_span_id = std::move(trace.parent_id);
   log.trace_state = std::move(trace.trace_state);
-  admitted_ = core_.door.Enter();
+  admitted_ = Admit(method);
 }
 
-void Call::NoteRead() { log.read_time = absl::Now() - arrival_; }
+absl::Status Call::Admit(const Method& method) {
+  if (absl::Status status = core_.call_rate.Admit(log.peer); !status.ok()) return status;
+  absl::StatusOr<Identity> identity = IdentityOf(*core_.authenticator, *context_);
+  if (!identity.ok()) return identity.status();
+  identity_ = *std::move(identity);
+  log.owner = identity_.owner;
+  if (absl::Status status = CheckRole(identity_, method.who, method.name); !status.ok()) return status;
+  return core_.door.Enter();
+}
+
+void Call::NoteRead() { log.read_time = SteadyNow() - arrival_; }
 
 Call::~Call() { PALIMPSEST_CHECK(ended_); }
 
@@ -134,8 +156,21 @@ void Call::SetId(const std::string& id) {
   context_->AddInitialMetadata("x-request-id", log.id);
 }
 
-void Call::BeginWait(int64_t bytes) { watch_.Begin(bytes, absl::Now()); }
-void Call::EndWait(int64_t bytes) { watch_.End(bytes, absl::Now()); }
+void Call::BeginWait(int64_t bytes) { watch_.Begin(bytes, SteadyNow()); }
+void Call::EndWait(int64_t bytes) { watch_.End(bytes, SteadyNow()); }
+
+bool Call::AwaitSession(const absl::Status& status, std::function<void(absl::Status)> then) {
+  // The engine lets a session go within one batch; a long prompt's is the longest.
+  constexpr absl::Duration kPatience = absl::Seconds(1);
+  if (!absl::IsAborted(status) || log.session.empty() || std::exchange(waited_, true)) return false;
+  const absl::Time until = SteadyNow() + kPatience;
+  // The store calls on whatever thread ends the lease, the engine's as a rule, which has no time for this.
+  core_.sessions.AwaitEnding(owner(), log.session, until, [this, then = std::move(then)] {
+    const absl::Status taken = core_.workers.Run(log.peer, [then] { then(absl::OkStatus()); });
+    if (!taken.ok()) then(taken);
+  });
+  return true;
+}
 
 absl::Status Call::HoldReply(int64_t bytes) { return core_.replies.Take(log.peer, bytes, &reply_); }
 
@@ -143,13 +178,16 @@ void Call::End(const absl::Status& told) {
   ended_ = true;
   const absl::Status status = watch_.cut() ? absl::ResourceExhaustedError(core_.stalls.Reason()) : told;
   // A deadline that passes reaches the server as a cancellation.
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   const bool late = status.code() == absl::StatusCode::kCancelled && now >= deadline_;
   log.code = std::string(CodeName(late ? absl::StatusCode::kDeadlineExceeded : status.code()));
   log.error = std::string(status.message());
   log.total_time = now - arrival_;
   LogCall(log);
   core_.metrics.CountRequest(method_, log.code, log.total_time);
+  if (!log.owner.empty()) {
+    core_.metrics.CountOwner(core_.authenticator->LabelOf(log.owner), log.code, log.generated_tokens);
+  }
   if (log.read_time > absl::ZeroDuration()) core_.metrics.ObserveRead(method_, log.read_time);
   if (admitted_.ok()) core_.door.Leave();
 }

@@ -5,16 +5,23 @@
 
 #include <atomic>
 #include <functional>
+#include <limits>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "server/auth/authenticator.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/background.h"
+#include "server/rpc/call_rate.h"
+#include "server/rpc/caller.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/log.h"
+#include "server/rpc/memory_budget.h"
 #include "server/rpc/methods.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/page_token.h"
@@ -52,14 +59,22 @@ inline bool IsShort(size_t bytes) { return bytes <= (size_t{4} << 10); }
 
 // The order of the members is that of what they need: each is gone before those above it.
 struct ServerCore {
-  ServerCore(const Limits& set_limits, const SessionStoreOptions& session_options,
-             const ModelRegistry::Options& model_options)
-      : limits(set_limits),
-        sessions(session_options),
-        requests(set_limits.max_request_ids),
-        replies(set_limits.max_reply_bytes),
+  ServerCore(std::unique_ptr<Authenticator> set_authenticator, const Limits& set_limits,
+             const SessionStoreOptions& session_options, const ModelRegistry::Options& model_options,
+             double max_calls_per_second)
+      : authenticator(std::move(set_authenticator)),
+        limits(set_limits),
+        call_rate(max_calls_per_second),
+        sessions(WithShares(session_options, authenticator.get())),
+        requests(set_limits.max_request_ids, std::numeric_limits<int64_t>::max()),
+        replies(std::numeric_limits<int64_t>::max()),
+        memory({.max_state_bytes = session_options.max_state_bytes,
+                .max_rpc_memory_bytes = set_limits.max_rpc_memory_bytes,
+                .max_request_id_bytes = set_limits.max_request_id_bytes,
+                .max_transfers = set_limits.max_transfers},
+               MemoryLimits(), &sessions, &requests, &replies),
         stalls(set_limits.max_stall),
-        models(model_options, &metrics, &sessions),
+        models(WithShares(model_options, authenticator.get()), &metrics, &sessions, &memory),
         workers(kWorkThreads, kMaxLongRequests) {}
 
   // Few, so that the engine keeps its processors however many long requests come.
@@ -67,12 +82,15 @@ struct ServerCore {
   // Requests that may wait for one of them: each is counted in gRPC's memory as long as it does.
   static constexpr int32_t kMaxLongRequests = 1024;
 
+  const std::unique_ptr<Authenticator> authenticator;
   const Limits limits;
+  CallRate call_rate;
   Metrics metrics;
   SessionStore sessions;
   RequestTable requests;
-  const PageTokens pages;
   ReplyBudget replies;
+  MemoryBudget memory;  // sets bounds of the three before
+  const PageTokens pages;
   Stalls stalls;
   std::atomic<int32_t> transfers{0};  // uploads and downloads that run
   Door door;
@@ -83,7 +101,8 @@ struct ServerCore {
 
   // Runs `work`, which reads a request of `bytes`: at once on this thread if that IsShort, else on a worker.
   // RESOURCE_EXHAUSTED: it is long, and too many wait; `work` will not run.
-  absl::Status RunBySize(size_t bytes, std::function<void()> work);
+  // `connection` as for WorkThreads.
+  absl::Status RunBySize(const std::string& connection, size_t bytes, std::function<void()> work);
 };
 
 // What `act` returns; RESOURCE_EXHAUSTED where memory for it cannot be had, and INTERNAL for what else is thrown by
@@ -98,11 +117,15 @@ class Call {
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  // Whether the door let it in: else the status to end it with.
+  // Whether the caller is known, may call this, and the door let it in: else the status to end it with.
   const absl::Status& admitted() const { return admitted_; }
+  // Who calls; of a call that is not admitted, perhaps nobody in particular.
+  const Identity& identity() const { return identity_; }
   absl::Time arrival() const { return arrival_; }
   absl::Time deadline() const { return deadline_; }
   const std::string& id() const { return log.id; }
+  // Whose sessions and snapshots it is about.
+  const std::string& owner() const { return identity_.owner; }
   MessageLimits limits() const { return limits_; }
 
   // The caller's id for logs, kept if it is fit for a header; the caller reads the call's in `x-request-id`. Before the
@@ -116,6 +139,12 @@ class Call {
   void BeginWait(int64_t bytes);
   void EndWait(int64_t bytes);
 
+  // Whether the call, which would end with `status`, is to be tried once more: another call holds its session, and may
+  // be about to let it go. `then` is called once that has happened, or some time has passed, on a thread where it may
+  // take long; or with an error to end the call with, where it may not. Once for each call: the second time it is
+  // false.
+  bool AwaitSession(const absl::Status& status, std::function<void(absl::Status)> then);
+
   // Counts an answer until the call is over. As ReplyBudget::Take.
   absl::Status HoldReply(int64_t bytes);
 
@@ -126,6 +155,8 @@ class Call {
   CallLog log;  // for the handler to fill in
 
  private:
+  absl::Status Admit(const Method& method);
+
   ServerCore& core_;
   grpc::CallbackServerContext* const context_;
   const char* const method_;
@@ -134,7 +165,9 @@ class Call {
   absl::Time deadline_ = absl::InfiniteFuture();
   Stalls::Watch watch_;
   ReplyBudget::Hold reply_;
+  Identity identity_;
   absl::Status admitted_;
+  bool waited_ = false;
   bool ended_ = false;
 };
 

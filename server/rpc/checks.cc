@@ -181,10 +181,10 @@ absl::Status CheckPromptBytes(absl::string_view field, size_t bytes, const Limit
 
 absl::Status CheckPromptTokens(absl::string_view field, size_t tokens, const Limits& limits) {
   if (static_cast<int64_t>(tokens) <= limits.max_prompt_tokens) return absl::OkStatus();
-  return WithoutRetry(WithReason(absl::ResourceExhaustedError(absl::StrCat(
-                                     field, " has ", tokens, " tokens; accepted: at most ", limits.max_prompt_tokens,
-                                     " (--max_prompt_tokens). Send it in pieces ", "through a session")),
-                                 "PROMPT_TOO_LONG", {{"field", std::string(field)}}));
+  return WithoutRetry(WithReason(
+      absl::ResourceExhaustedError(absl::StrCat(field, " has more than ", limits.max_prompt_tokens,
+                                                " tokens (--max_prompt_tokens). Send it in pieces through a session")),
+      "PROMPT_TOO_LONG", {{"field", std::string(field)}}));
 }
 
 }  // namespace palimpsest

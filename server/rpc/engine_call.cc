@@ -45,6 +45,8 @@ absl::Status EngineError(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kResourceExhausted:
       return WithReason(status, "QUEUE_FULL");
+    case absl::StatusCode::kAborted:
+      return WithoutRetry(WithReason(absl::ResourceExhaustedError(status.message()), "STREAM_STALLED"));
     case absl::StatusCode::kUnavailable:
       return WithReason(status, "SERVER_DRAINING");
     case absl::StatusCode::kInternal:
@@ -54,6 +56,18 @@ absl::Status EngineError(const absl::Status& status) {
     default:
       return status;
   }
+}
+
+absl::Status FinishError(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) ? WithReason(status, "NO_MEMORY") : EngineError(status);
+}
+
+absl::Status FillState(const StatePtr& state, std::string* field) {
+  if (state == nullptr) return absl::OkStatus();
+  absl::StatusOr<std::string> bytes = SerializeSnapshot(*state);
+  if (!bytes.ok()) return WithReason(bytes.status(), "NO_MEMORY");
+  *field = *std::move(bytes);
+  return absl::OkStatus();
 }
 
 int64_t ReplyBytes(const EngineRequest& request, const ModelRef& model) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -38,6 +39,10 @@ void FillLog(const RequestSink::Finish& finish, CallLog* log);
 
 // What the engine says, with the reason by name.
 absl::Status EngineError(const absl::Status& status);
+// And what it says at the end of a request, which a full queue is no reason for.
+absl::Status FinishError(const absl::Status& status);
+// Sets the field of an answer, if there is a state. RESOURCE_EXHAUSTED: there is no memory for it.
+absl::Status FillState(const StatePtr& state, std::string* field);
 
 // Bytes of an answer, besides its tokens and their alternatives, that is waited for: what gRPC buffers of a stream, and
 // the state that it ends with.
@@ -49,20 +54,29 @@ int64_t TokenBytes(int64_t tokens, int32_t top_logprobs);
 // cancellation may come before. Thread-safe.
 class EngineHandle {
  public:
-  // On error `request` is let go, and a session with it. Called once.
-  absl::Status Submit(ModelRef model, EngineRequest request) {
+  // `sessions` has the request's lease, if there is one, and must outlive this. On error `request` is let go, and a
+  // session with it. Called once.
+  absl::Status Submit(SessionStore& sessions, ModelRef model, EngineRequest request) {
     absl::MutexLock lock(&mu_);
     model_ = std::move(model);
+    sessions_ = &sessions;
+    if (request.lease) lease_ = request.lease.serial();
     absl::StatusOr<RequestId> id = model_.engine().Submit(request);
     if (!id.ok()) return EngineError(id.status());
     id_ = *id;
-    if (cancelled_) model_.engine().Cancel(*id_);
+    if (cancelled_) CancelLocked();
     return absl::OkStatus();
   }
+  // The session's next caller waits for what is on its way out.
   void Cancel() {
     absl::MutexLock lock(&mu_);
     cancelled_ = true;
-    if (id_.has_value()) model_.engine().Cancel(*id_);
+    if (id_.has_value()) CancelLocked();
+  }
+  // Of the session that the request holds; 0: of none.
+  uint64_t lease() const {
+    absl::MutexLock lock(&mu_);
+    return lease_;
   }
   void Resume() {
     absl::MutexLock lock(&mu_);
@@ -77,7 +91,14 @@ class EngineHandle {
   }
 
  private:
-  absl::Mutex mu_;  // held while the engine's queue is told; taken by its thread never
+  void CancelLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    model_.engine().Cancel(*id_);
+    if (lease_ != 0) sessions_->SetEnding(lease_);
+  }
+
+  mutable absl::Mutex mu_;  // held while the engine's queue and the store are told; taken by the engine's thread never
+  SessionStore* sessions_ ABSL_GUARDED_BY(mu_) = nullptr;
+  uint64_t lease_ ABSL_GUARDED_BY(mu_) = 0;
   ModelRef model_ ABSL_GUARDED_BY(mu_);
   std::optional<RequestId> id_ ABSL_GUARDED_BY(mu_);
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;

@@ -41,10 +41,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     absl::Status status = call_.admitted();
     if (status.ok()) status = CheckMessageSize(*bytes, call_.limits());
     if (status.ok()) {
-      status = core_.RunBySize(bytes->Length(), [this, bytes] {
-        absl::Status submitted = Guarded([&] { return Submit(*bytes); });
-        if (!submitted.ok()) End(submitted);
-      });
+      status = core_.RunBySize(call_.log.peer, bytes->Length(), [this, bytes] { Try(*bytes); });
     }
     if (status.ok()) return;
     call_.SetId("");
@@ -65,6 +62,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnFinish(RequestSink::Finish finish) override {
     absl::MutexLock lock(&mu_);
     finish_ = std::move(finish);
+    if (finish_->taken_back) has_pending_ = false;
     PostIfIdle();
   }
   int64_t undelivered_tokens() const override { return undelivered_.load(); }
@@ -82,13 +80,15 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnWriteDone(bool ok) override {
     call_.EndWait(static_cast<int64_t>(bytes_.Length()));
     int64_t before = 0;
+    bool gone = false;
     {
       absl::MutexLock lock(&mu_);
       writing_ = false;
       if (!ok) gone_ = true;
-      before = undelivered_.fetch_sub(tokens_in_write_);
+      gone = gone_;
+      if (ok) before = undelivered_.fetch_sub(tokens_in_write_);
     }
-    if (!ok) {
+    if (gone) {
       handle_.Cancel();
     } else if (before >= resume_from_) {
       handle_.Resume();
@@ -96,6 +96,17 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     WriteNext();
   }
   void OnCancel() override {
+    bool writing = false;
+    {
+      absl::MutexLock lock(&mu_);
+      gone_ = true;
+      writing = writing_;
+    }
+    // What becomes of a message that is being written decides where the session is to stand.
+    if (!writing) handle_.Cancel();
+  }
+  // Any thread. The session goes to another call, whatever becomes of a message that nobody reads.
+  void BreakOff() {
     {
       absl::MutexLock lock(&mu_);
       gone_ = true;
@@ -117,6 +128,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  private:
   using Reactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
 
+  void Try(const grpc::ByteBuffer& bytes) {
+    const absl::Status submitted = Guarded([&] { return Submit(bytes); });
+    if (submitted.ok()) return;
+    const bool again =
+        call_.AwaitSession(submitted, [this, &bytes](absl::Status waited) { waited.ok() ? Try(bytes) : End(waited); });
+    if (!again) End(submitted);
+  }
+
   absl::Status Submit(const grpc::ByteBuffer& bytes) {
     v1::GenerateRequest wire;
     absl::Status status = ReadMessage(bytes, call_.limits(), &wire);
@@ -131,9 +150,17 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     tokenizer_ = model.shared_tokenizer();
     previous_ = TokenBefore(request, std::ssize(request.prompt));
     want_logprobs_ = request.want_logprobs;
-    resume_from_ = model.engine().options().max_undelivered_tokens / 2;
+    resume_from_ =
+        request.commit == EngineRequest::Commit::kDelivered ? 1 : model.engine().options().max_undelivered_tokens / 2;
     request.sink = shared_from_this();
-    return handle_.Submit(std::move(model), std::move(request));
+    const absl::Status submitted = handle_.Submit(core_.sessions, std::move(model), std::move(request));
+    if (submitted.ok() && handle_.lease() != 0) {
+      // Its owner may break it off from another call. What cancels must not keep this object, nor need it.
+      core_.sessions.SetBreak(handle_.lease(), [weak = weak_from_this()] {
+        if (const std::shared_ptr<GenerateCall> call = weak.lock()) call->BreakOff();
+      });
+    }
+    return submitted;
   }
 
   void End(const absl::Status& status) {
@@ -175,21 +202,26 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
           ended_ = true;
         }
       } else {
-        failure = finish_->status.ok() ? absl::CancelledError("the caller has gone") : EngineError(finish_->status);
+        failure = finish_->status.ok() ? absl::CancelledError("the caller has gone") : FinishError(finish_->status);
         ended_ = true;  // here, under the lock: two threads may come this far, and gRPC is told once
       }
     }
     if (!failure.ok()) return End(failure);
-    const absl::Status written = Guarded([&] { return MakeMessage(delta, last); });
+    const absl::Status made = Guarded([&] { return MakeMessage(delta, last); });
+    if (!made.ok()) {
+      handle_.Cancel();
+      return End(made);
+    }
     call_.BeginWait(static_cast<int64_t>(bytes_.Length()));
     if (!last.has_value()) return StartWrite(&bytes_);
-    StartWriteAndFinish(&bytes_, grpc::WriteOptions(), ToGrpc(written));
+    StartWriteAndFinish(&bytes_, grpc::WriteOptions(), grpc::Status::OK);
   }
 
   absl::Status MakeMessage(const Delta& delta, const std::optional<RequestSink::Finish>& last) {
     message_.Clear();
     FillMessage(delta);
-    if (last.has_value()) FillFinish(*last);
+    absl::Status status = last.has_value() ? FillFinish(*last) : absl::OkStatus();
+    if (!status.ok()) return status;
     return WriteMessage(message_, &bytes_);
   }
 
@@ -205,15 +237,16 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     }
   }
 
-  void FillFinish(const RequestSink::Finish& finish) {
+  // RESOURCE_EXHAUSTED: no memory for the state that was asked for.
+  absl::Status FillFinish(const RequestSink::Finish& finish) {
     message_.set_position(finish.position);
     v1::GenerateFinish* made = message_.mutable_finish();
     made->set_reason(ReasonOf(finish.reason));
     made->set_stop_string(finish.stop_string);
     FillUsage(finish, made->mutable_usage());
     made->set_seed(finish.seed);
-    if (finish.state != nullptr) made->set_state(SerializeSnapshot(*finish.state));
     made->set_state_digest(finish.state_digest);
+    return FillState(finish.state, made->mutable_state());
   }
 
   ServerCore& core_;

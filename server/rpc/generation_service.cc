@@ -48,7 +48,10 @@ class GenerationServiceImpl final : public RawService {
     }
     const Tokenizer& tokenizer = model->tokenizer();
     int64_t unknown = 0;
-    const std::vector<int32_t> ids = tokenizer.Encode(request.text(), /*first=*/!request.continues(), &unknown);
+    // Of more tokens than a prompt may have, nobody could make use.
+    const std::vector<int32_t> ids =
+        tokenizer.Encode(request.text(), /*first=*/!request.continues(), &unknown, core_.limits.max_prompt_tokens);
+    if (absl::Status status = CheckPromptTokens("text", ids.size(), core_.limits); !status.ok()) return status;
     response->mutable_ids()->Add(ids.begin(), ids.end());
     int32_t previous = request.continues() ? Tokenizer::kSomeToken : Tokenizer::kNoToken;
     for (const int32_t id : ids) {

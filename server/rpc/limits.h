@@ -25,14 +25,17 @@ struct Limits {
   int32_t max_transfers = 32;
   // Models loaded at once.
   int32_t max_models = 8;
-  // Memory that gRPC may use for messages on their way, all connections together.
-  int64_t max_rpc_memory_bytes = int64_t{2} << 30;
   // Memory for answers that are made and not yet read, all connections together; one connection may have half of it.
-  int64_t max_reply_bytes = int64_t{256} << 20;
+  // 0: what the memory plan gives.
+  int64_t max_reply_bytes = 0;
   // How long a peer may do nothing while it is its turn to read or to send. What is longer ends the call.
   absl::Duration max_stall = absl::Seconds(60);
+  // Memory that gRPC may use for messages on their way, all connections together. 0: what the memory plan gives.
+  int64_t max_rpc_memory_bytes = 0;
   // Request ids of creating calls that are remembered, for ten minutes each. When all are in use, new ones are refused.
   int64_t max_request_ids = 65536;
+  // Bytes of them and their answers. 0: what the memory plan gives.
+  int64_t max_request_id_bytes = 0;
 };
 
 }  // namespace palimpsest

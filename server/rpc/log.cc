@@ -1,80 +1,70 @@
 #include "server/rpc/log.h"
 
-#include <spdlog/sinks/stdout_sinks.h>
-#include <spdlog/spdlog.h>
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/support/log.h>
 
-#include <atomic>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/strings/string_view.h"
+#include "base/log.h"
 
 namespace palimpsest {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-std::atomic<LogFormat> g_format{LogFormat::kText};
-
-spdlog::logger& Logger() {
-  static spdlog::logger& logger = *[] {
-    auto* made = new spdlog::logger("palimpsest", std::make_shared<spdlog::sinks::stderr_sink_mt>());
-    made->set_pattern("%v");
-    return made;
-  }();
-  return logger;
-}
 
 double Milliseconds(absl::Duration duration) {
   // Microseconds are enough, and keep the lines short.
   return static_cast<double>(absl::ToInt64Microseconds(duration)) / 1000.0;
 }
 
-void Write(spdlog::level::level_enum level, Json fields) {
-  const std::string time = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
-  const char* const name = level == spdlog::level::warn ? "warning" : "info";
-  if (g_format.load() == LogFormat::kJson) {
-    Json line{{"time", time}, {"level", name}};
-    line.update(fields);
-    Logger().log(level, line.dump(-1, ' ', false, Json::error_handler_t::replace));
-    return;
-  }
-  std::string line = absl::StrCat(time, level == spdlog::level::warn ? " warning: " : " ");
-  if (const auto event = fields.find("event"); event != fields.end()) {
-    absl::StrAppend(&line, event->get<std::string>());
-    fields.erase("event");
-  }
-  for (const auto& [key, value] : fields.items()) {
-    absl::StrAppend(&line, " ", key, "=",
-                    value.is_string() && value.get<std::string>().find_first_of(" \n\"=") == std::string::npos
-                        ? value.get<std::string>()
-                        : value.dump(-1, ' ', false, Json::error_handler_t::replace));
-  }
-  Logger().log(level, line);
+struct LibraryLine {
+  LogLevel level;
+  std::string message;
+  std::string where;
+};
+
+constexpr absl::Duration kLastWords = absl::Seconds(1);
+
+// Null: nothing is kept back on this thread.
+thread_local std::vector<LibraryLine>* t_kept = nullptr;
+
+std::string Place(const char* file, int line) {
+  absl::string_view name = file == nullptr ? "" : file;
+  name.remove_prefix(name.rfind('/') + 1);  // npos + 1 is 0
+  return absl::StrCat(name, ":", line);
 }
 
-void WriteEvent(spdlog::level::level_enum level, absl::string_view message,
-                const std::vector<std::pair<std::string, std::string>>& values) {
-  Json fields{{"event", std::string(message)}};
-  for (const auto& [key, value] : values) fields[key] = value;
-  Write(level, std::move(fields));
+void LogGrpc(gpr_log_func_args* args) {
+  const LogLevel level = args->severity == GPR_LOG_SEVERITY_ERROR  ? LogLevel::kError
+                         : args->severity == GPR_LOG_SEVERITY_INFO ? LogLevel::kInfo
+                                                                   : LogLevel::kDebug;
+  std::string place = Place(args->file, args->line);
+  const bool is_last = absl::StartsWith(args->message, "assertion failed");  // the process ends when this returns
+  if (t_kept != nullptr && level == LogLevel::kError && !is_last) {
+    t_kept->push_back({level, args->message, std::move(place)});
+  } else {
+    LogLibrary(level, "grpc", args->message, place);
+    if (is_last) FlushLog(kLastWords);
+  }
+}
+
+void LogProtobuf(google::protobuf::LogLevel level, const char* file, int line, const std::string& message) {
+  LogLibrary(level == google::protobuf::LOGLEVEL_INFO      ? LogLevel::kInfo
+             : level == google::protobuf::LOGLEVEL_WARNING ? LogLevel::kWarning
+                                                           : LogLevel::kError,
+             "protobuf", message, Place(file, line));
+  // What follows is an exception that nobody catches.
+  if (level == google::protobuf::LOGLEVEL_FATAL) FlushLog(kLastWords);
 }
 
 }  // namespace
 
-void SetLogFormat(LogFormat format) { g_format = format; }
-
-void LogEvent(absl::string_view message, const std::vector<std::pair<std::string, std::string>>& values) {
-  WriteEvent(spdlog::level::info, message, values);
-}
-
-void LogWarning(absl::string_view message, const std::vector<std::pair<std::string, std::string>>& values) {
-  WriteEvent(spdlog::level::warn, message, values);
-}
-
 void LogCall(const CallLog& call) {
-  Json fields{{"event", "call"}, {"id", call.id}, {"method", call.method}};
+  nlohmann::ordered_json fields{{"event", "call"}, {"id", call.id}, {"method", call.method}};
   const auto text = [&fields](const char* key, const std::string& value) {
     if (!value.empty()) fields[key] = value;
   };
@@ -84,6 +74,7 @@ void LogCall(const CallLog& call) {
   const auto time = [&fields](const char* key, absl::Duration value) {
     if (value != absl::ZeroDuration()) fields[key] = Milliseconds(value);
   };
+  text("owner", call.owner);
   text("trace_id", call.trace_id);
   text("span_id", call.span_id);
   text("parent_span_id", call.parent_span_id);
@@ -101,7 +92,21 @@ void LogCall(const CallLog& call) {
   fields["code"] = call.code;
   text("error", call.error);
   text("peer", call.peer);
-  Write(spdlog::level::info, std::move(fields));
+  LogLine(LogLevel::kInfo, std::move(fields));
 }
+
+void LogLibraries() {
+  gpr_set_log_function(LogGrpc);
+  google::protobuf::SetLogHandler(LogProtobuf);
+}
+
+QuietLibraries::QuietLibraries() { t_kept = new std::vector<LibraryLine>; }
+
+QuietLibraries::~QuietLibraries() {
+  const std::unique_ptr<std::vector<LibraryLine>> kept(std::exchange(t_kept, nullptr));
+  for (const LibraryLine& line : *kept) LogLibrary(line.level, "grpc", line.message, line.where);
+}
+
+void QuietLibraries::Drop() { t_kept->clear(); }
 
 }  // namespace palimpsest

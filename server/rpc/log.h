@@ -1,29 +1,18 @@
-// Structured logs: one line for each event, as JSON or as text, to standard error. What users write is never logged.
+// What is logged of calls.
 #pragma once
 
 #include <cstdint>
 #include <string>
-#include <utility>
-#include <vector>
 
-#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 
 namespace palimpsest {
-
-enum class LogFormat { kJson, kText };
-
-// Call once, before the first event; without, the format is text. Thread-safe after that, like all else here.
-void SetLogFormat(LogFormat format);
-
-// Something the operator should know, with named values.
-void LogEvent(absl::string_view message, const std::vector<std::pair<std::string, std::string>>& values = {});
-void LogWarning(absl::string_view message, const std::vector<std::pair<std::string, std::string>>& values = {});
 
 // What is told of a call when it has ended. Zero and empty values are left out.
 struct CallLog {
   std::string id;
   std::string method;
+  std::string owner;
   std::string trace_id;
   std::string span_id;
   std::string parent_span_id;
@@ -43,5 +32,22 @@ struct CallLog {
   std::string peer;
 };
 void LogCall(const CallLog& call);
+
+// From now on what gRPC and protobuf have to say is in the log (base/log.h), in the form of all its lines; before, they
+// write to standard error as they like. GRPC_VERBOSITY says how much gRPC tells: by default errors only.
+void LogLibraries();
+
+// While one lives, errors that gRPC reports on this thread are kept back: what is being tried has an error of its own
+// to return, which says more. One at a time on a thread.
+class QuietLibraries {
+ public:
+  QuietLibraries();
+  // Logs what was kept back, unless Drop was called.
+  ~QuietLibraries();
+  QuietLibraries(const QuietLibraries&) = delete;
+  QuietLibraries& operator=(const QuietLibraries&) = delete;
+
+  void Drop();
+};
 
 }  // namespace palimpsest

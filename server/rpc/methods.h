@@ -1,9 +1,10 @@
-// The methods of the API, a row for each: its name, and how much may be asked of it in one message.
+// The methods of the API, a row for each: its name, how much may be asked of it in one message, and whom it is for.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "server/auth/identity.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/wire.h"
 
@@ -21,29 +22,43 @@ enum class MessageSize : uint8_t {
 struct Method {
   const char* name;
   MessageSize size;
+  MayCall who;
 };
 
 namespace methods {
-inline constexpr Method kGenerate{"palimpsest.v1.GenerationService/Generate", MessageSize::kState};
-inline constexpr Method kScore{"palimpsest.v1.GenerationService/Score", MessageSize::kState};
-inline constexpr Method kTokenize{"palimpsest.v1.GenerationService/Tokenize", MessageSize::kText};
-inline constexpr Method kDetokenize{"palimpsest.v1.GenerationService/Detokenize", MessageSize::kIds};
-inline constexpr Method kCreateSession{"palimpsest.v1.SessionService/CreateSession", MessageSize::kSmall};
-inline constexpr Method kGetSession{"palimpsest.v1.SessionService/GetSession", MessageSize::kSmall};
-inline constexpr Method kListSessions{"palimpsest.v1.SessionService/ListSessions", MessageSize::kSmall};
-inline constexpr Method kUpdateSession{"palimpsest.v1.SessionService/UpdateSession", MessageSize::kSmall};
-inline constexpr Method kForkSession{"palimpsest.v1.SessionService/ForkSession", MessageSize::kFork};
-inline constexpr Method kDeleteSession{"palimpsest.v1.SessionService/DeleteSession", MessageSize::kSmall};
-inline constexpr Method kCreateSnapshot{"palimpsest.v1.SnapshotService/CreateSnapshot", MessageSize::kSmall};
-inline constexpr Method kGetSnapshot{"palimpsest.v1.SnapshotService/GetSnapshot", MessageSize::kSmall};
-inline constexpr Method kListSnapshots{"palimpsest.v1.SnapshotService/ListSnapshots", MessageSize::kSmall};
-inline constexpr Method kDeleteSnapshot{"palimpsest.v1.SnapshotService/DeleteSnapshot", MessageSize::kSmall};
-inline constexpr Method kDownloadSnapshot{"palimpsest.v1.SnapshotService/DownloadSnapshot", MessageSize::kSmall};
-inline constexpr Method kUploadSnapshot{"palimpsest.v1.SnapshotService/UploadSnapshot", MessageSize::kPiece};
-inline constexpr Method kListModels{"palimpsest.v1.ModelService/ListModels", MessageSize::kSmall};
-inline constexpr Method kGetModel{"palimpsest.v1.ModelService/GetModel", MessageSize::kSmall};
-inline constexpr Method kLoadModel{"palimpsest.v1.ModelService/LoadModel", MessageSize::kSmall};
-inline constexpr Method kUnloadModel{"palimpsest.v1.ModelService/UnloadModel", MessageSize::kSmall};
+// The lists of sessions and snapshots look at the role once more: ListsAllOwners.
+inline constexpr Method kGenerate{"palimpsest.v1.GenerationService/Generate", MessageSize::kState, MayCall::kUser};
+inline constexpr Method kScore{"palimpsest.v1.GenerationService/Score", MessageSize::kState, MayCall::kUser};
+inline constexpr Method kTokenize{"palimpsest.v1.GenerationService/Tokenize", MessageSize::kText, MayCall::kUser};
+inline constexpr Method kDetokenize{"palimpsest.v1.GenerationService/Detokenize", MessageSize::kIds, MayCall::kUser};
+inline constexpr Method kCreateSession{"palimpsest.v1.SessionService/CreateSession", MessageSize::kSmall,
+                                       MayCall::kUser};
+inline constexpr Method kGetSession{"palimpsest.v1.SessionService/GetSession", MessageSize::kSmall, MayCall::kUser};
+inline constexpr Method kListSessions{"palimpsest.v1.SessionService/ListSessions", MessageSize::kSmall,
+                                      MayCall::kUserOrAdmin};
+inline constexpr Method kUpdateSession{"palimpsest.v1.SessionService/UpdateSession", MessageSize::kSmall,
+                                       MayCall::kUser};
+inline constexpr Method kForkSession{"palimpsest.v1.SessionService/ForkSession", MessageSize::kFork, MayCall::kUser};
+inline constexpr Method kInterruptSession{"palimpsest.v1.SessionService/InterruptSession", MessageSize::kSmall,
+                                          MayCall::kUser};
+inline constexpr Method kDeleteSession{"palimpsest.v1.SessionService/DeleteSession", MessageSize::kSmall,
+                                       MayCall::kUser};
+inline constexpr Method kCreateSnapshot{"palimpsest.v1.SnapshotService/CreateSnapshot", MessageSize::kSmall,
+                                        MayCall::kUser};
+inline constexpr Method kGetSnapshot{"palimpsest.v1.SnapshotService/GetSnapshot", MessageSize::kSmall, MayCall::kUser};
+inline constexpr Method kListSnapshots{"palimpsest.v1.SnapshotService/ListSnapshots", MessageSize::kSmall,
+                                       MayCall::kUserOrAdmin};
+inline constexpr Method kDeleteSnapshot{"palimpsest.v1.SnapshotService/DeleteSnapshot", MessageSize::kSmall,
+                                        MayCall::kUser};
+inline constexpr Method kDownloadSnapshot{"palimpsest.v1.SnapshotService/DownloadSnapshot", MessageSize::kSmall,
+                                          MayCall::kUser};
+inline constexpr Method kUploadSnapshot{"palimpsest.v1.SnapshotService/UploadSnapshot", MessageSize::kPiece,
+                                        MayCall::kUser};
+inline constexpr Method kListModels{"palimpsest.v1.ModelService/ListModels", MessageSize::kSmall,
+                                    MayCall::kUserOrAdmin};
+inline constexpr Method kGetModel{"palimpsest.v1.ModelService/GetModel", MessageSize::kSmall, MayCall::kUserOrAdmin};
+inline constexpr Method kLoadModel{"palimpsest.v1.ModelService/LoadModel", MessageSize::kSmall, MayCall::kAdmin};
+inline constexpr Method kUnloadModel{"palimpsest.v1.ModelService/UnloadModel", MessageSize::kSmall, MayCall::kAdmin};
 }  // namespace methods
 
 // Bytes of one piece of a snapshot, up or down.

@@ -8,10 +8,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/errno_status.h"
+#include "base/log.h"
+#include "base/steady_clock.h"
 #include "kernels/common/check.h"
 #include "kernels/common/simd.h"
+#include "server/engine/admission.h"
 #include "server/engine/available_memory.h"
-#include "server/rpc/log.h"
 #include "server/rpc/status.h"
 
 namespace palimpsest {
@@ -102,8 +105,8 @@ ModelRef::~ModelRef() {
   if (served_ != nullptr) registry_->Drop(served_);
 }
 
-ModelRegistry::ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions)
-    : options_(std::move(options)), metrics_(metrics), sessions_(sessions) {}
+ModelRegistry::ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions, MemoryBudget* memory)
+    : options_(std::move(options)), metrics_(metrics), sessions_(sessions), memory_(memory) {}
 
 ModelRegistry::~ModelRegistry() {
   std::map<std::string, std::unique_ptr<ServedModel>> models;
@@ -125,7 +128,7 @@ ModelRegistry::~ModelRegistry() {
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::string& id, const std::string& folder,
-                                                                  std::shared_ptr<const Tokenizer>& tokenizer) const {
+                                                                  ServedModel& made) const {
   if (absl::Status status = CheckMemory(folder); !status.ok()) return status;
   absl::StatusOr<std::shared_ptr<Device>> device = OpenBackend(options_.backend);
   if (!device.ok()) return device.status();
@@ -133,13 +136,19 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::str
   model_options.device = *std::move(device);
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, model_options);
   if (!model.ok()) return model.status();
-  absl::StatusOr<std::unique_ptr<Tokenizer>> loaded = Tokenizer::Load(folder, (*model)->config().vocabulary);
+  absl::StatusOr<std::unique_ptr<Tokenizer>> loaded =
+      Tokenizer::Load(folder, (*model)->config().vocabulary, (*model)->config().bos_token);
   if (!loaded.ok()) return loaded.status();
-  tokenizer = std::move(*loaded);
-  return Engine::Start(std::move(*model), tokenizer, options_.engine, metrics_->Observe(id));
+  made.tokenizer = std::move(*loaded);
+  absl::StatusOr<ModelMemory> needed = MemoryOf(id, **model, options_.engine);
+  if (!needed.ok()) return needed.status();
+  absl::StatusOr<std::shared_ptr<const void>> room = memory_->Admit(*std::move(needed));
+  if (!room.ok()) return room.status();
+  made.room = *std::move(room);
+  return Engine::Start(std::move(*model), made.tokenizer, options_.engine, metrics_->Observe(id));
 }
 
-absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::string& folder) {
+absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::string& folder, ModelOrigin origin) {
   ServedModel* entry = nullptr;
   {
     absl::MutexLock lock(&mu_);
@@ -167,12 +176,17 @@ absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::
     models_.erase(id);
     return WithoutRetry(made.status());
   }
+  (*made)->info.origin = origin;
   const ModelInfo info = (*made)->info;
   AddToMetrics(info);
-  absl::MutexLock lock(&mu_);
-  entry->tokenizer = std::move((*made)->tokenizer);
-  entry->engine = std::move((*made)->engine);
-  entry->info = info;
+  {
+    absl::MutexLock lock(&mu_);
+    entry->room = std::move((*made)->room);
+    entry->tokenizer = std::move((*made)->tokenizer);
+    entry->engine = std::move((*made)->engine);
+    entry->info = info;
+  }
+  Report();
   return info;
 }
 
@@ -181,7 +195,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ModelRegistry::Make(const std::stri
   auto made = std::make_unique<ServedModel>();
   absl::StatusOr<std::unique_ptr<Engine>> engine = absl::InternalError("");
   try {
-    engine = LoadEngine(id, folder, made->tokenizer);
+    engine = LoadEngine(id, folder, *made);
   } catch (const std::exception& error) {
     engine = absl::ResourceExhaustedError(absl::StrCat("loading failed: ", error.what()));
   }
@@ -196,7 +210,7 @@ absl::StatusOr<ModelInfo> ModelRegistry::Replace(const std::string& id, const st
   {
     absl::MutexLock lock(&mu_);
     const auto found = models_.find(id);
-    if (found != models_.end() && !found->second->info.from_repository) {
+    if (found != models_.end() && found->second->info.origin != ModelOrigin::kRepository) {
       return absl::AlreadyExistsError(
           absl::StrCat("models/", id, " is there already, and not from the repository; ", "rename one of them"));
     }
@@ -209,21 +223,22 @@ absl::StatusOr<ModelInfo> ModelRegistry::Replace(const std::string& id, const st
   absl::StatusOr<std::unique_ptr<ServedModel>> made = Make(id, folder);
   if (!made.ok()) return made.status();
   (*made)->info.version = version;
-  (*made)->info.from_repository = true;
+  (*made)->info.origin = ModelOrigin::kRepository;
   const ModelInfo info = (*made)->info;
   int32_t retiring = 0;
   {
     absl::MutexLock lock(&mu_);
     std::unique_ptr<ServedModel>& place = models_[id];
-    if (place != nullptr && !place->info.from_repository) {  // LoadModel took the name meanwhile
+    if (place != nullptr && place->info.origin != ModelOrigin::kRepository) {  // LoadModel took the name meanwhile
       return absl::AlreadyExistsError(absl::StrCat("models/", id, " is there already, and not from the repository"));
     }
     std::swap(place, *made);
-    if (*made != nullptr) Retire(std::move(*made), absl::Now() + retire_after);
+    if (*made != nullptr) Retire(std::move(*made), SteadyNow() + retire_after);
     retiring = RetiringOf(id);
   }
   AddToMetrics(info);
   metrics_->SetRetiring(id, retiring);
+  Report();
   return info;
 }
 
@@ -235,10 +250,11 @@ void ModelRegistry::Retire(const std::string& id, absl::Duration retire_after) {
     if (found == models_.end()) return;
     std::unique_ptr<ServedModel> served = std::move(found->second);
     models_.erase(found);
-    Retire(std::move(served), absl::Now() + retire_after);
+    Retire(std::move(served), SteadyNow() + retire_after);
     retiring = RetiringOf(id);
   }
   metrics_->SetRetiring(id, retiring);
+  Report();
 }
 
 void ModelRegistry::Retire(std::unique_ptr<ServedModel> served, absl::Time by) {
@@ -307,6 +323,12 @@ EngineStats ModelRegistry::StatsOf(const std::string& id) const {
   return stats;
 }
 
+bool ModelRegistry::AnyReady() const {
+  absl::MutexLock lock(&mu_);
+  return std::ranges::any_of(models_,
+                             [](const auto& entry) { return entry.second->info.condition == ModelCondition::kReady; });
+}
+
 bool ModelRegistry::AnyDeviceFailed() const {
   absl::MutexLock lock(&mu_);
   const auto failed = [](const ServedModel& served) {
@@ -332,13 +354,23 @@ absl::Status ModelRegistry::Unload(const std::string& id) {
       return WithReason(absl::UnavailableError(absl::StrCat("models/", id, " is loading; unload it when it is ready")),
                         "MODEL_LOADING");
     }
-    if (found->second->info.from_repository) {
+    if (found->second->info.origin == ModelOrigin::kFlag) {
+      return WithReason(absl::FailedPreconditionError(absl::StrCat("models/", id, " was named by --model when the ",
+                                                                   "server was started; it goes when the server is ",
+                                                                   "started without it")),
+                        "MODEL_OF_FLAG");
+    }
+    if (found->second->info.origin == ModelOrigin::kRepository) {
       return WithReason(absl::FailedPreconditionError(absl::StrCat("models/", id, " comes from the server's ",
                                                                    "--model_repository; take its folder out there")),
                         "MODEL_OF_REPOSITORY");
     }
     entry = found->second.get();
     entry->info.condition = ModelCondition::kUnloading;
+  }
+  Report();
+  {
+    absl::MutexLock lock(&mu_);
     mu_.Await(absl::Condition(
         +[](ServedModel* waited) { return waited->references == 0; }, entry));
   }
@@ -468,9 +500,14 @@ absl::StatusOr<std::string> ModelRegistry::ResolvePath(const std::string& relati
   std::error_code error;
   const std::filesystem::path root = std::filesystem::canonical(options_.root, error);
   if (error) {
-    return absl::FailedPreconditionError("the server's --model_root is not there any more");
+    return absl::FailedPreconditionError(
+        absl::StrCat("the server's --model_root is not there any more: ", error.message()));
   }
   const std::filesystem::path folder = std::filesystem::canonical(root / path, error);
+  const absl::StatusCode code = ErrnoCode(error.default_error_condition().value());
+  if (error && code != absl::StatusCode::kNotFound) {
+    return ErrnoStatus(error, absl::StrCat("path ", Quoted(relative), " below the server's --model_root"));
+  }
   if (error || !std::filesystem::is_directory(folder, error)) {
     return WithReason(absl::NotFoundError(absl::StrCat("path ", Quoted(relative), " is not a folder below the ",
                                                        "server's --model_root")),

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -25,19 +26,23 @@
 #include "server/metrics/metrics.h"
 #include "server/model/model.h"
 #include "server/rpc/backend.h"
+#include "server/rpc/memory_budget.h"
 #include "server/session/session_store.h"
 #include "server/tokenizer/tokenizer.h"
 
 namespace palimpsest {
 
 enum class ModelCondition : uint8_t { kLoading, kReady, kUnloading };
+// Who asked for a model. What a call has not loaded, a call does not unload: --model and --model_repository say what
+// this server is for.
+enum class ModelOrigin : uint8_t { kCall, kFlag, kRepository };
 
 // What there is to say about a model; all but the first two are empty while it loads.
 struct ModelInfo {
   std::string id;
   ModelCondition condition = ModelCondition::kLoading;
-  std::string version;           // in the model repository, if it has versions
-  bool from_repository = false;  // what came from there goes only with it
+  ModelOrigin origin = ModelOrigin::kCall;
+  std::string version;  // in the model repository, if it has versions
   std::string architecture;
   int64_t parameter_count = 0;
   std::string weight_dtype;
@@ -60,6 +65,7 @@ struct ServedModel {
   ModelInfo info;
   int64_t references = 0;
   absl::Time retire_by = absl::InfiniteFuture();  // of a retiring version
+  std::shared_ptr<const void> room;               // of MemoryBudget; goes after the engine
   std::shared_ptr<const Tokenizer> tokenizer;
   std::unique_ptr<Engine> engine;
 };
@@ -103,14 +109,16 @@ class ModelRegistry {
     int32_t max_models = 8;
     BackendOptions backend;
   };
-  // `metrics` and `sessions` are told of models that come and go; they must outlive this object.
-  ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions);
+  // `metrics` and `sessions` are told of models that come and go, and `memory` gives them room; they must outlive this
+  // object.
+  ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions, MemoryBudget* memory);
   // Every reference must have been dropped.
   ~ModelRegistry();
 
   // Takes the name, loads, warms up. Blocks for as long as that takes.
   // ALREADY_EXISTS: the name is taken.  RESOURCE_EXHAUSTED: max_models.  Else what the loaders said.
-  absl::StatusOr<ModelInfo> Load(const std::string& id, const std::string& folder);
+  absl::StatusOr<ModelInfo> Load(const std::string& id, const std::string& folder,
+                                 ModelOrigin origin = ModelOrigin::kCall);
   // Loads and warms up a version of a model of the repository, and puts it in the place of the one that is ready, if
   // there is one; that one retires, and is gone after `retire_after` at the latest. On error all is as before. Blocks
   // for as long as loading takes; one thread at a time calls this.
@@ -120,12 +128,12 @@ class ModelRegistry {
                                     absl::Duration retire_after);
   // The model, which Replace made, retires with nothing in its place.
   void Retire(const std::string& id, absl::Duration retire_after);
-  // Lets go the retiring versions whose time has come. Call it now and then.
+  // Lets go the retiring versions whose time, a steady one, has come. Call it now and then.
   void DropRetired(absl::Time now);
 
   // Refuses new references, waits for those there are, forgets the model's sessions and snapshots, frees it.
   // Blocks for as long as that takes. NOT_FOUND: no such model, or it is being unloaded already. UNAVAILABLE: loading.
-  // FAILED_PRECONDITION: it came from the repository.
+  // FAILED_PRECONDITION: it came from a flag or from the repository.
   absl::Status Unload(const std::string& id);
 
   // NOT_FOUND: no such model, or it is being unloaded.  UNAVAILABLE: it is loading.
@@ -141,6 +149,12 @@ class ModelRegistry {
   // By id.
   std::vector<ModelInfo> List() const;
 
+  // Whether some model answers calls.
+  bool AnyReady() const;
+  // Called after what AnyReady says may have changed, on the thread that changed it, without the registry's lock. Set
+  // before the first model is loaded.
+  void SetListener(std::function<void()> listener) { listener_ = std::move(listener); }
+
   // Whether the device of some model has failed. It will not come back in this process.
   bool AnyDeviceFailed() const;
 
@@ -153,8 +167,9 @@ class ModelRegistry {
 
  private:
   friend class ModelRef;
+  // Fills in the rest of `made`.
   absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& id, const std::string& folder,
-                                                     std::shared_ptr<const Tokenizer>& tokenizer) const;
+                                                     ServedModel& made) const;
   // A model of its own, not in the map.
   absl::StatusOr<std::unique_ptr<ServedModel>> Make(const std::string& id, const std::string& folder) const;
   // Of all versions of the model.
@@ -162,12 +177,17 @@ class ModelRegistry {
   void AddToMetrics(const ModelInfo& info);
   int32_t RetiringOf(const std::string& id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Retire(std::unique_ptr<ServedModel> served, absl::Time by) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Report() const {
+    if (listener_) listener_();
+  }
   ModelRef Refer(ServedModel& served) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Drop(ServedModel* served);
 
   const Options options_;
   Metrics* const metrics_;
   SessionStore* const sessions_;
+  MemoryBudget* const memory_;
+  std::function<void()> listener_;
   mutable absl::Mutex mu_;  // held for map operations only
   std::map<std::string, std::unique_ptr<ServedModel>> models_ ABSL_GUARDED_BY(mu_);
   std::vector<std::unique_ptr<ServedModel>> retiring_ ABSL_GUARDED_BY(mu_);

@@ -9,9 +9,11 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/errno_status.h"
+#include "base/log.h"
+#include "base/steady_clock.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/checks.h"
-#include "server/rpc/log.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/status.h"
 
@@ -30,7 +32,7 @@ absl::StatusOr<std::vector<std::string>> Entries(const std::string& folder) {
     std::string name = it->path().filename().string();
     if (name[0] != '.') names.push_back(std::move(name));
   }
-  if (error) return absl::NotFoundError(absl::StrCat(folder, " cannot be read: ", error.message()));
+  if (error) return ErrnoStatus(error, absl::StrCat(folder, " cannot be read"));
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -181,12 +183,12 @@ bool ModelRepository::Update(const std::string& name, const std::vector<Reposito
       settled = false;
       continue;
     }
-    const absl::Time begin = absl::Now();
+    const absl::Time begin = SteadyNow();
     const absl::StatusOr<ModelInfo> model =
         registry_->Replace(name, version.folder, version.version, options_.retire_after);
     metrics_->CountRepositoryLoad(name, CodeName(model.status().code()));
     if (model.ok()) {
-      LogModelLoaded(*model, absl::Now() - begin);
+      LogModelLoaded(*model, SteadyNow() - begin);
       failed.erase(version.folder);
       served_[name] = version;
       break;

@@ -2,6 +2,8 @@
 // end can watch the model's condition.
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/log.h"
+#include "base/steady_clock.h"
 #include "palimpsest/v1/model.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -66,10 +68,10 @@ class ModelServiceImpl final : public RawService {
     call.log.model = request.model_id();
     absl::StatusOr<std::string> folder = core_.models.ResolvePath(request.path());
     if (!folder.ok()) return folder.status();
-    const absl::Time begin = absl::Now();
+    const absl::Time begin = SteadyNow();
     absl::StatusOr<ModelInfo> model = core_.models.Load(request.model_id(), *folder);
     if (!model.ok()) return model.status();
-    LogModelLoaded(*model, absl::Now() - begin);
+    LogModelLoaded(*model, SteadyNow() - begin);
     FillModel(*model, response);
     return absl::OkStatus();
   }

@@ -5,21 +5,22 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/time/clock.h"
+#include "base/steady_clock.h"
 #include "server/rpc/call.h"
 
 namespace palimpsest {
 
-// Runs `act`, which fills in the response, or gives the answer of an earlier call with the same request id; see
-// RequestTable.
+// Runs `act`, which fills in the response, or gives the answer of the owner's earlier call with the same request id;
+// see RequestTable.
 template <class Request, class Response, class Act>
-absl::Status Once(ServerCore& core, const char* method, const Request& request, Response* response, const Act& act) {
-  absl::StatusOr<std::string> answer = core.requests.Once(method, request.request_id(), request.SerializeAsString(),
-                                                          absl::Now(), [&]() -> absl::StatusOr<std::string> {
-                                                            if (absl::Status status = act(response); !status.ok())
-                                                              return status;
-                                                            return response->SerializeAsString();
-                                                          });
+absl::Status Once(ServerCore& core, const Call& call, const char* method, const Request& request, Response* response,
+                  const Act& act) {
+  absl::StatusOr<std::string> answer =
+      core.requests.Once(call.owner(), method, request.request_id(), request.SerializeAsString(), SteadyNow(),
+                         [&]() -> absl::StatusOr<std::string> {
+                           if (absl::Status status = act(response); !status.ok()) return status;
+                           return response->SerializeAsString();
+                         });
   if (!answer.ok()) return answer.status();
   return response->ParseFromString(*answer) ? absl::OkStatus() : absl::InternalError("answer cannot be read again");
 }

@@ -33,10 +33,10 @@ std::string Uuid(int number) { return absl::StrCat("8c2d7d9a-3f0e-4b65-9a51-5a7d
 class RequestTableTest : public ::testing::Test {
  protected:
   absl::StatusOr<std::string> Once(const std::string& id, const std::string& request, absl::Time now) {
-    return table_.Once("Create", id, request, now,
+    return table_.Once("me", "Create", id, request, now,
                        [&]() -> absl::StatusOr<std::string> { return absl::StrCat("answer ", ++runs_); });
   }
-  RequestTable table_{3};
+  RequestTable table_{3, 1 << 20};
   int runs_ = 0;
   const absl::Time start_ = absl::FromUnixSeconds(1'000'000);
 };
@@ -69,7 +69,7 @@ TEST_F(RequestTableTest, AnotherRequestUnderTheSameIdIsRefused) {
 
 TEST_F(RequestTableTest, AFailureIsNotRemembered) {
   const auto fail = [] { return absl::StatusOr<std::string>(absl::NotFoundError("gone")); };
-  EXPECT_EQ(table_.Once("Create", Uuid(1), "request", start_, fail).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(table_.Once("me", "Create", Uuid(1), "request", start_, fail).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(*Once(Uuid(1), "request", start_), "answer 1");
 }
 
@@ -79,7 +79,7 @@ TEST_F(RequestTableTest, AnIdWhoseCallIsRunningIsAborted) {
     inner = Once(Uuid(1), "request", start_).status();
     return std::string("outer");
   };
-  EXPECT_EQ(*table_.Once("Create", Uuid(1), "request", start_, act), "outer");
+  EXPECT_EQ(*table_.Once("me", "Create", Uuid(1), "request", start_, act), "outer");
   EXPECT_EQ(inner.code(), absl::StatusCode::kAborted);
 }
 
@@ -93,7 +93,44 @@ TEST_F(RequestTableTest, AFullTableRefusesNewIdsAndForgetsNoneTooEarly) {
 TEST_F(RequestTableTest, MethodsDoNotShareIds) {
   EXPECT_EQ(*Once(Uuid(1), "request", start_), "answer 1");
   const auto other = [] { return absl::StatusOr<std::string>("fork"); };
-  EXPECT_EQ(*table_.Once("Fork", Uuid(1), "request", start_, other), "fork");
+  EXPECT_EQ(*table_.Once("me", "Fork", Uuid(1), "request", start_, other), "fork");
+}
+
+TEST_F(RequestTableTest, OwnersDoNotShareIds) {
+  EXPECT_EQ(*Once(Uuid(1), "request", start_), "answer 1");
+  const auto other = [] { return absl::StatusOr<std::string>("another's"); };
+  EXPECT_EQ(*table_.Once("you", "Create", Uuid(1), "another request", start_, other), "another's");
+}
+
+TEST(RequestTableBytes, AreBoundedAndComeBack) {
+  const absl::Time start = absl::FromUnixSeconds(1'000'000);
+  RequestTable table(1000, 4 * RequestTable::kEntryBytes);
+  const auto once = [&](int id, size_t bytes, absl::Time now) {
+    return table.Once("me", "Fork", Uuid(id), "request", now,
+                      [bytes]() -> absl::StatusOr<std::string> { return std::string(bytes, 'x'); });
+  };
+  const auto fail = [] { return absl::StatusOr<std::string>(absl::NotFoundError("gone")); };
+  EXPECT_FALSE(table.Once("me", "Fork", Uuid(1), "request", start, fail).ok());
+  EXPECT_EQ(table.counts().bytes, 0);
+  ASSERT_TRUE(once(1, 10, start).ok());
+  ASSERT_TRUE(once(2, RequestTable::kEntryBytes, start + absl::Minutes(1)).ok());
+  const absl::Status refused = once(3, 10, start + absl::Minutes(2)).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused.message(), HasSubstr("--max_request_id_bytes"));
+  EXPECT_EQ(DetailsOf(ToGrpc(refused)).reason, "REQUEST_ID_BYTES_LIMIT");
+  EXPECT_EQ(DetailsOf(ToGrpc(refused)).retry_seconds, 30);
+  EXPECT_EQ(table.counts().refusals, 1);
+  // What is remembered stays so, and without an id nothing is refused.
+  EXPECT_EQ(once(2, 1, start + absl::Minutes(2))->size(), RequestTable::kEntryBytes);
+  const auto done = [] { return absl::StatusOr<std::string>("done"); };
+  EXPECT_TRUE(table.Once("me", "Fork", "", "request", start + absl::Minutes(2), done).ok());
+  EXPECT_TRUE(once(3, 10, start + absl::Minutes(10)).ok());
+  table.SetMaxBytes(1);
+  EXPECT_FALSE(once(4, 10, start + absl::Minutes(20)).ok()) << "not even an empty answer fits";
+  table.SetMaxBytes(1 << 20);
+  EXPECT_TRUE(once(4, 10, start + absl::Minutes(20)).ok());
+  EXPECT_EQ(table.counts().ids, 1);
+  EXPECT_EQ(table.counts().bytes, RequestTable::kEntryBytes + 10);
 }
 
 TEST(PageTokens, LeadBackToTheLastId) {
@@ -144,10 +181,10 @@ TEST(ReplyBudget, OneConnectionMayHaveHalfOfIt) {
   EXPECT_EQ(DetailsOf(ToGrpc(own)).retry_seconds, 1);
   EXPECT_TRUE(budget.Take("b", 500, &second).ok());
   EXPECT_EQ(DetailsOf(ToGrpc(budget.Take("c", 1, &third))).reason, "REPLIES_UNREAD");
-  EXPECT_EQ(budget.bytes(), 1000);
+  EXPECT_EQ(budget.counts().bytes, 1000);
   first = ReplyBudget::Hold();
   EXPECT_TRUE(budget.Take("c", 1, &third).ok());
-  EXPECT_EQ(budget.bytes(), 501);
+  EXPECT_EQ(budget.counts().bytes, 501);
 }
 
 TEST(ReplyBudget, EmptyAnswersMayComeAndGoInAnyOrder) {
@@ -159,7 +196,7 @@ TEST(ReplyBudget, EmptyAnswersMayComeAndGoInAnyOrder) {
     EXPECT_TRUE(budget.Take("a", 0, &other).ok());
     full = ReplyBudget::Hold();
   }
-  EXPECT_EQ(budget.bytes(), 0);
+  EXPECT_EQ(budget.counts().bytes, 0);
 }
 
 TEST(ReplyBudget, WhatIsLongerThanHalfNeedNotBeTriedAgain) {
@@ -170,26 +207,55 @@ TEST(ReplyBudget, WhatIsLongerThanHalfNeedNotBeTriedAgain) {
   EXPECT_EQ(DetailsOf(status).retry_seconds, -1);
 }
 
-TEST(WorkThreads, RefuseWhatTheyHaveNoRoomFor) {
-  absl::Notification begun, go_on;
-  std::atomic<int> done = 0;
-  {
-    WorkThreads threads(1, 1);
+class WorkThreadsTest : public ::testing::Test {
+ protected:
+  // Takes the one thread until `go_on_`.
+  void Occupy(WorkThreads& threads) {
+    absl::Notification begun;
     ASSERT_TRUE(threads
-                    .Run([&] {
-                      begun.Notify();
-                      go_on.WaitForNotification();
-                      ++done;
-                    })
+                    .Run("first",
+                         [&] {
+                           begun.Notify();
+                           go_on_.WaitForNotification();
+                         })
                     .ok());
     begun.WaitForNotification();
-    EXPECT_TRUE(threads.Run([&] { ++done; }).ok());
-    const absl::Status status = threads.Run([&] { ++done; });
-    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-    EXPECT_EQ(DetailsOf(ToGrpc(status)).reason, "WORK_QUEUE_FULL");
-    go_on.Notify();
   }
-  EXPECT_EQ(done, 2);  // what was taken is done before the threads end
+  absl::Notification go_on_;
+};
+
+TEST_F(WorkThreadsTest, RefuseWhatTheyHaveNoRoomForAndDoWhatTheyTook) {
+  std::atomic<int> done = 0;
+  const auto work = [&done] { ++done; };
+  {
+    WorkThreads threads(1, 8);
+    Occupy(threads);
+    // A connection may have a quarter of the queue.
+    for (const char* connection : {"a", "a", "b", "b", "c", "c", "d", "d"}) {
+      EXPECT_TRUE(threads.Run(connection, work).ok()) << connection;
+    }
+    for (const char* connection : {"a", "e"}) {
+      const absl::Status status = threads.Run(connection, work);
+      EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_EQ(DetailsOf(ToGrpc(status)).reason, "WORK_QUEUE_FULL");
+    }
+    go_on_.Notify();
+  }
+  EXPECT_EQ(done, 8);
+}
+
+TEST_F(WorkThreadsTest, ConnectionsTakeTurns) {
+  std::string order;
+  {
+    WorkThreads threads(1, 400);
+    Occupy(threads);
+    for (int i = 0; i < 5; ++i) EXPECT_TRUE(threads.Run("many", [&order] { order += 'm'; }).ok());
+    EXPECT_TRUE(threads.Run("few", [&order] { order += 'f'; }).ok());
+    EXPECT_TRUE(threads.Run("other", [&order] { order += 'o'; }).ok());
+    EXPECT_TRUE(threads.Run("few", [&order] { order += 'f'; }).ok());
+    go_on_.Notify();
+  }
+  EXPECT_EQ(order, "mfomfmmm");
 }
 
 TEST(Status, NamesTheMissingResource) {

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/strings/strip.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/status.h"
@@ -39,7 +39,7 @@ struct Context {
     absl::StatusOr<ModelRef> found = absl::InternalError("");
     if (wire.has_session()) {
       call.log.session = session_id;
-      absl::StatusOr<SessionInfo> session = core.sessions.Get(session_id, absl::Now());
+      absl::StatusOr<SessionInfo> session = core.sessions.Get(call.owner(), session_id, SteadyNow());
       if (!session.ok()) return SessionError(session.status(), session_id);
       if (!model_id.empty() && model_id != session->model) {
         return FieldViolation("model", absl::StrCat("is models/", model_id, ", but sessions/", session_id, " is of ",
@@ -61,7 +61,8 @@ struct Context {
     std::vector<int32_t>* const tokens = &request->prompt;
     if (!wire.text().empty()) {
       if (absl::Status status = CheckPromptBytes("text", wire.text().size(), core.limits); !status.ok()) return status;
-      *tokens = model.tokenizer().Encode(wire.text(), /*first=*/request->initial == nullptr, unknown_tokens);
+      *tokens = model.tokenizer().Encode(wire.text(), /*first=*/request->initial == nullptr, unknown_tokens,
+                                         core.limits.max_prompt_tokens);
     } else if (wire.has_tokens()) {
       Violations violations;
       CheckIds("tokens.ids", wire.tokens().ids(), model.vocabulary(), violations);
@@ -82,7 +83,7 @@ struct Context {
       }
       request->initial = std::move(*state);
     } else if (wire.has_session()) {
-      absl::StatusOr<SessionLease> lease = core.sessions.Acquire(session_id, absl::Now());
+      absl::StatusOr<SessionLease> lease = core.sessions.Acquire(call.owner(), session_id, SteadyNow());
       if (!lease.ok()) return SessionError(lease.status(), session_id);
       const bool replaced = lease->model() != model.id() ||
                             (lease->state() != nullptr && lease->state()->format != model.engine().state_format());
@@ -99,9 +100,19 @@ struct Context {
   }
 };
 
+// By what TakeLimit says; without it, an allocation failed.
+const char* ReasonOfLimit(absl::string_view limit) {
+  absl::ConsumePrefix(&limit, "share.");
+  if (limit == "max_sessions") return "SESSION_LIMIT";
+  if (limit == "max_snapshots") return "SNAPSHOT_LIMIT";
+  if (limit == "max_state_bytes") return "STATE_BYTES_LIMIT";
+  return "NO_MEMORY";
+}
+
 template <class Wire>
 void Begin(const Wire& wire, const Call& call, EngineRequest* request) {
   request->id = call.id();
+  request->owner = call.owner();
   request->arrival = call.arrival();
   request->deadline = call.deadline();
   request->top_logprobs = wire.top_logprobs();
@@ -111,7 +122,8 @@ void Begin(const Wire& wire, const Call& call, EngineRequest* request) {
 
 }  // namespace
 
-absl::Status SessionError(const absl::Status& status, const std::string& id) {
+absl::Status SessionError(absl::Status status, const std::string& id) {
+  const std::string limit = TakeLimit(status);
   const std::string name = absl::StrCat("sessions/", id);
   switch (status.code()) {
     case absl::StatusCode::kNotFound:
@@ -123,13 +135,14 @@ absl::Status SessionError(const absl::Status& status, const std::string& id) {
     case absl::StatusCode::kAlreadyExists:
       return WithReason(status, "SESSION_EXISTS");
     case absl::StatusCode::kResourceExhausted:
-      return WithRetryAfter(WithReason(status, "SESSION_LIMIT"), absl::Seconds(10));
+      return WithRetryAfter(WithReason(status, ReasonOfLimit(limit), {{"limit", limit}}), absl::Seconds(10));
     default:
       return status;
   }
 }
 
-absl::Status SnapshotError(const absl::Status& status, const std::string& id) {
+absl::Status SnapshotError(absl::Status status, const std::string& id) {
+  const std::string limit = TakeLimit(status);
   const std::string name = absl::StrCat("snapshots/", id);
   switch (status.code()) {
     case absl::StatusCode::kNotFound:
@@ -138,7 +151,7 @@ absl::Status SnapshotError(const absl::Status& status, const std::string& id) {
     case absl::StatusCode::kAlreadyExists:
       return WithReason(status, "SNAPSHOT_EXISTS");
     case absl::StatusCode::kResourceExhausted:
-      return WithRetryAfter(WithReason(status, "SNAPSHOT_LIMIT"), absl::Seconds(10));
+      return WithRetryAfter(WithReason(status, ReasonOfLimit(limit), {{"limit", limit}}), absl::Seconds(10));
     default:
       return status;
   }
@@ -172,6 +185,7 @@ absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& ca
                       "NOTHING_TO_CONTINUE");
   }
   request->kind = EngineRequest::Kind::kGenerate;
+  if (wire.commit() == v1::COMMIT_DELIVERED) request->commit = EngineRequest::Commit::kDelivered;
   request->want_logprobs = wire.logprobs() || wire.top_logprobs() > 0;
   if (!wire.sampling().has_seed()) request->sampling.seed = DrawSeed();
   return absl::OkStatus();

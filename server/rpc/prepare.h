@@ -15,10 +15,10 @@ struct ServerCore;
 class Call;
 
 // Errors of the store about a session, with the session as resource and a reason.
-absl::Status SessionError(const absl::Status& status, const std::string& id);
+absl::Status SessionError(absl::Status status, const std::string& id);
 
 // The same about a snapshot.
-absl::Status SnapshotError(const absl::Status& status, const std::string& id);
+absl::Status SnapshotError(absl::Status status, const std::string& id);
 
 // On OK `model` is referred to and `request` is ready but for its sink; a session is leased as the very last step.
 // Fills in the call's log. `unknown_tokens` tells how often the text has something that the vocabulary does not; 0 for

@@ -6,6 +6,18 @@
 #include "server/rpc/status.h"
 
 namespace palimpsest {
+namespace {
+
+absl::Status Unread(int64_t waiting, const char* where, int64_t most, int64_t bytes) {
+  return WithRetryAfter(
+      WithReason(absl::ResourceExhaustedError(absl::StrCat(
+                     waiting, " bytes of answers wait to be read ", where, " ", most, ", so this one of ", bytes,
+                     " bytes is not made (--max_reply_bytes); read what was asked for, then retry")),
+                 "REPLIES_UNREAD"),
+      absl::Seconds(1));
+}
+
+}  // namespace
 
 ReplyBudget::Hold::Hold(Hold&& other) noexcept
     : budget_(std::exchange(other.budget_, nullptr)),
@@ -27,36 +39,28 @@ ReplyBudget::Hold::~Hold() {
 
 absl::Status ReplyBudget::Take(const std::string& connection, int64_t bytes, Hold* hold) {
   if (bytes == 0) return absl::OkStatus();  // nothing to count, nor to give back
+  Hold taken;
   {
     absl::MutexLock lock(&mu_);
+    const int64_t most = max_bytes_ / 2;
     const auto found = by_connection_.find(connection);
     const int64_t own = found == by_connection_.end() ? 0 : found->second;
-    if (bytes_ + bytes <= max_bytes_ && own + bytes <= max_bytes_ / 2) {
-      bytes_ += bytes;
-      by_connection_[connection] += bytes;
-      Hold taken;
-      taken.budget_ = this;
-      taken.connection_ = connection;
-      taken.bytes_ = bytes;
-      *hold = std::move(taken);
-      return absl::OkStatus();
+    if (bytes > most) {
+      return WithoutRetry(
+          WithReason(absl::ResourceExhaustedError(absl::StrCat("the answer has ", bytes, " bytes; accepted: at most ",
+                                                               most, ", half of --max_reply_bytes")),
+                     "ANSWER_TOO_LONG"));
     }
-    if (bytes <= max_bytes_ / 2) {
-      const bool this_one = own + bytes > max_bytes_ / 2;
-      return WithRetryAfter(
-          WithReason(absl::ResourceExhaustedError(
-                         absl::StrCat(this_one ? own : bytes_, " bytes of answers wait to be read",
-                                      this_one ? " on this connection, which may have " : " in all, and there may be ",
-                                      this_one ? max_bytes_ / 2 : max_bytes_, ", so this one of ", bytes,
-                                      " bytes is not made (--max_reply_bytes); read what was asked for, then retry")),
-                     "REPLIES_UNREAD"),
-          absl::Seconds(1));
-    }
+    if (own + bytes > most) return Unread(own, "on this connection, which may have", most, bytes);
+    if (bytes_ + bytes > max_bytes_) return Unread(bytes_, "in all, and there may be", max_bytes_, bytes);
+    bytes_ += bytes;
+    by_connection_[connection] += bytes;
+    taken.budget_ = this;
+    taken.connection_ = connection;
+    taken.bytes_ = bytes;
   }
-  return WithoutRetry(
-      WithReason(absl::ResourceExhaustedError(absl::StrCat("the answer has ", bytes, " bytes; accepted: at most ",
-                                                           max_bytes_ / 2, ", half of --max_reply_bytes")),
-                 "ANSWER_TOO_LONG"));
+  *hold = std::move(taken);  // outside the lock, which giving back what it held takes
+  return absl::OkStatus();
 }
 
 void ReplyBudget::Give(const std::string& connection, int64_t bytes) {
@@ -67,9 +71,14 @@ void ReplyBudget::Give(const std::string& connection, int64_t bytes) {
   if (found->second == 0) by_connection_.erase(found);
 }
 
-int64_t ReplyBudget::bytes() const {
+void ReplyBudget::SetMaxBytes(int64_t max_bytes) {
   absl::MutexLock lock(&mu_);
-  return bytes_;
+  max_bytes_ = max_bytes;
+}
+
+ReplyBudget::Counts ReplyBudget::counts() const {
+  absl::MutexLock lock(&mu_);
+  return {bytes_, max_bytes_};
 }
 
 }  // namespace palimpsest

@@ -32,18 +32,24 @@ class ReplyBudget {
   };
 
   explicit ReplyBudget(int64_t max_bytes) : max_bytes_(max_bytes) {}
+  // From now on; what is counted already stays.
+  void SetMaxBytes(int64_t max_bytes) ABSL_LOCKS_EXCLUDED(mu_);
 
   // `connection`: gRPC's name of the peer, one for each connection. RESOURCE_EXHAUSTED (REPLIES_UNREAD): there is no
   // room; worth a retry unless the answer alone is too long.
   absl::Status Take(const std::string& connection, int64_t bytes, Hold* hold) ABSL_LOCKS_EXCLUDED(mu_);
 
-  int64_t bytes() const ABSL_LOCKS_EXCLUDED(mu_);
+  struct Counts {
+    int64_t bytes = 0;
+    int64_t max_bytes = 0;
+  };
+  Counts counts() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   void Give(const std::string& connection, int64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
 
-  const int64_t max_bytes_;
   mutable absl::Mutex mu_;
+  int64_t max_bytes_ ABSL_GUARDED_BY(mu_);
   int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
   absl::flat_hash_map<std::string, int64_t> by_connection_ ABSL_GUARDED_BY(mu_);  // those with any
 };

@@ -18,35 +18,68 @@ bool IsUuid(const std::string& id) {
   return true;
 }
 
-std::string Digest(const std::string& bytes) {
-  std::string digest(SHA256_DIGEST_LENGTH, '\0');
-  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(),
-         reinterpret_cast<unsigned char*>(digest.data()));
+}  // namespace
+
+RequestTable::Digest RequestTable::DigestOf(absl::string_view bytes) {
+  static_assert(sizeof(Digest) == SHA256_DIGEST_LENGTH);
+  Digest digest;
+  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), digest.data());
   return digest;
 }
 
-}  // namespace
+void RequestTable::SetMaxBytes(int64_t bytes) {
+  absl::MutexLock lock(&mu_);
+  max_bytes_ = bytes;
+}
+
+RequestIdCounts RequestTable::counts() const {
+  absl::MutexLock lock(&mu_);
+  return {
+      .ids = static_cast<int64_t>(entries_.size()), .bytes = bytes_, .max_bytes = max_bytes_, .refusals = refusals_};
+}
 
 void RequestTable::DropOld(absl::Time now) {
   while (!due_.empty() && due_.front().time <= now) {
     const auto found = entries_.find(due_.front().key);
     if (found != entries_.end() && found->second.serial == due_.front().serial && found->second.done) {
+      bytes_ -= kEntryBytes + static_cast<int64_t>(found->second.answer.size());
       entries_.erase(found);
     }
     due_.pop_front();
   }
 }
 
-absl::StatusOr<std::string> RequestTable::Once(absl::string_view method, const std::string& request_id,
-                                               const std::string& request, absl::Time now,
+absl::Status RequestTable::CheckRoom() {
+  std::string what;
+  absl::string_view reason;
+  if (static_cast<int64_t>(entries_.size()) >= max_ids_) {
+    what = absl::StrCat(max_ids_, " request ids (--max_request_ids)");
+    reason = "REQUEST_ID_LIMIT";
+  } else if (bytes_ + kEntryBytes > max_bytes_) {
+    what = absl::StrCat(bytes_, " bytes of answers by request id, at most ", max_bytes_, " (--max_request_id_bytes),");
+    reason = "REQUEST_ID_BYTES_LIMIT";
+  } else {
+    return absl::OkStatus();
+  }
+  ++refusals_;
+  const absl::Status full = absl::ResourceExhaustedError(
+      absl::StrCat("the server remembers ", what,
+                   " of the last ten minutes and has no room for more; retry later, or without a request id"));
+  return WithRetryAfter(WithReason(full, reason), absl::Seconds(30));
+}
+
+absl::StatusOr<std::string> RequestTable::Once(absl::string_view owner, absl::string_view method,
+                                               const std::string& request_id, const std::string& request,
+                                               absl::Time now,
                                                const std::function<absl::StatusOr<std::string>()>& act) {
   if (request_id.empty()) return act();
   if (!IsUuid(request_id)) {
     return FieldViolation("request_id", absl::StrCat("is ", Quoted(request_id), "; accepted: a UUID, as in ",
                                                      "\"8c2d7d9a-3f0e-4b65-9a51-5a7d4be1f2c3\", or nothing"));
   }
-  const std::string key = absl::StrCat(method, " ", absl::AsciiStrToLower(request_id));
-  const std::string digest = Digest(request);
+  // Neither owners nor methods have spaces.
+  const Digest key = DigestOf(absl::StrCat(owner, " ", method, " ", absl::AsciiStrToLower(request_id)));
+  const Digest digest = DigestOf(request);
   uint64_t serial = 0;
   {
     absl::MutexLock lock(&mu_);
@@ -54,7 +87,7 @@ absl::StatusOr<std::string> RequestTable::Once(absl::string_view method, const s
     const auto found = entries_.find(key);
     if (found != entries_.end()) {
       const Entry& entry = found->second;
-      if (entry.request_digest != digest) {
+      if (entry.request != digest) {
         return FieldViolation("request_id",
                               absl::StrCat("is ", Quoted(request_id), ", which came with another request ",
                                            "within the last ten minutes; accepted: a new one"));
@@ -66,16 +99,10 @@ absl::StatusOr<std::string> RequestTable::Once(absl::string_view method, const s
       }
       return entry.answer;
     }
-    if (static_cast<int64_t>(entries_.size()) >= max_ids_) {
-      return WithRetryAfter(WithReason(absl::ResourceExhaustedError(
-                                           absl::StrCat("the server remembers ", max_ids_, " request ids of the ",
-                                                        "last ten minutes (--max_request_ids) and has no room ",
-                                                        "for more; retry later, or without one")),
-                                       "REQUEST_ID_LIMIT"),
-                            absl::Seconds(30));
-    }
+    if (absl::Status status = CheckRoom(); !status.ok()) return status;
     serial = ++last_serial_;
-    entries_[key] = Entry{serial, digest, false, ""};
+    entries_[key] = {.serial = serial, .request = digest, .done = false, .answer = ""};
+    bytes_ += kEntryBytes;
   }
 
   absl::StatusOr<std::string> answer = act();
@@ -84,9 +111,12 @@ absl::StatusOr<std::string> RequestTable::Once(absl::string_view method, const s
     Entry& entry = entries_[key];
     entry.done = true;
     entry.answer = *answer;
+    entry.answer.shrink_to_fit();
+    bytes_ += static_cast<int64_t>(entry.answer.size());
     due_.push_back({now + kKept, key, serial});
   } else {
     entries_.erase(key);
+    bytes_ -= kEntryBytes;
   }
   return answer;
 }

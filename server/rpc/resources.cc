@@ -4,6 +4,8 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "base/steady_clock.h"
+#include "server/session/no_memory.h"
 
 namespace palimpsest {
 
@@ -15,6 +17,7 @@ void FillTimestamp(absl::Time time, google::protobuf::Timestamp* wire) {
 
 void FillSession(const SessionInfo& info, v1::Session* wire) {
   wire->set_name(absl::StrCat("sessions/", info.id));
+  wire->set_owner(info.owner);
   wire->set_model(absl::StrCat("models/", info.model));
   switch (info.condition) {
     case SessionCondition::kIdle:
@@ -29,9 +32,10 @@ void FillSession(const SessionInfo& info, v1::Session* wire) {
   }
   wire->set_position(info.position);
   wire->set_state_bytes(info.state_bytes);
-  FillTimestamp(info.create_time, wire->mutable_create_time());
-  FillTimestamp(info.update_time, wire->mutable_update_time());
-  if (info.expire_time != absl::InfiniteFuture()) FillTimestamp(info.expire_time, wire->mutable_expire_time());
+  FillTimestamp(ToWallTime(info.create_time), wire->mutable_create_time());
+  FillTimestamp(ToWallTime(info.update_time), wire->mutable_update_time());
+  if (info.expire_time != absl::InfiniteFuture())
+    FillTimestamp(ToWallTime(info.expire_time), wire->mutable_expire_time());
   auto* ttl = wire->mutable_ttl();  // zero: never expires
   if (info.ttl != absl::InfiniteDuration()) {
     absl::Duration rest;
@@ -43,12 +47,14 @@ void FillSession(const SessionInfo& info, v1::Session* wire) {
 
 void FillSnapshot(const SnapshotInfo& info, v1::Snapshot* wire) {
   wire->set_name(absl::StrCat("snapshots/", info.id));
+  wire->set_owner(info.owner);
   wire->set_model(absl::StrCat("models/", info.model));
   wire->set_position(info.position);
   wire->set_size_bytes(info.size_bytes);
   wire->set_state_digest(info.digest);
-  FillTimestamp(info.create_time, wire->mutable_create_time());
-  if (info.expire_time != absl::InfiniteFuture()) FillTimestamp(info.expire_time, wire->mutable_expire_time());
+  FillTimestamp(ToWallTime(info.create_time), wire->mutable_create_time());
+  if (info.expire_time != absl::InfiniteFuture())
+    FillTimestamp(ToWallTime(info.expire_time), wire->mutable_expire_time());
 }
 
 void FillModel(const ModelInfo& info, v1::Model* wire) {
@@ -84,11 +90,13 @@ void FillModel(const ModelInfo& info, v1::Model* wire) {
   wire->set_version(info.version);
 }
 
-StatePtr EmptyState(const StateFormat& format) {
-  auto state = std::make_shared<State>();
-  state->format = format;
-  state->data = AlignedBytes(format.bytes);
-  return state;
+absl::StatusOr<StatePtr> EmptyState(const StateFormat& format) {
+  return OrNoMemory("a state", [&]() -> absl::StatusOr<StatePtr> {
+    auto state = std::make_shared<State>();
+    state->format = format;
+    state->data = AlignedBytes(format.bytes);
+    return state;
+  });
 }
 
 }  // namespace palimpsest

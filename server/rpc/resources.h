@@ -17,7 +17,7 @@ void FillSession(const SessionInfo& info, v1::Session* wire);
 void FillSnapshot(const SnapshotInfo& info, v1::Snapshot* wire);
 void FillModel(const ModelInfo& info, v1::Model* wire);
 
-// A state that has seen nothing: what a snapshot of an empty session holds.
-StatePtr EmptyState(const StateFormat& format);
+// A state that has seen nothing: what a snapshot of an empty session holds. RESOURCE_EXHAUSTED: no memory.
+absl::StatusOr<StatePtr> EmptyState(const StateFormat& format);
 
 }  // namespace palimpsest

@@ -457,30 +457,41 @@ TEST_F(ResourcesTest, ASecondModelIsLoadedNamedAndUnloaded) {
 }
 
 TEST_F(ResourcesTest, UnloadingWaitsForTheCallsThatUseTheModelAndTakesNoNewOnes) {
+  v1::Model model;
+  ASSERT_TRUE(Load("mine", "tiny", &model).ok());
   grpc::ClientContext context;
-  const auto reader = server_.generation().Generate(&context, Ask("hello", 60000));
+  v1::GenerateRequest request = Ask("hello", 60000);
+  request.set_model("models/mine");
+  const auto reader = server_.generation().Generate(&context, request);
   v1::GenerateResponse message;
   ASSERT_TRUE(reader->Read(&message));
   grpc::Status unloaded;
-  std::thread unloading([&] { unloaded = Unload("models/tiny"); });
+  std::thread unloading([&] { unloaded = Unload("models/mine"); });
 
-  v1::Model model;
   const absl::Time give_up = absl::Now() + absl::Seconds(20);
   while (absl::Now() < give_up) {
-    ASSERT_TRUE(GetModel("models/tiny", &model).ok());
+    ASSERT_TRUE(GetModel("models/mine", &model).ok());
     if (model.condition() == v1::Model::CONDITION_UNLOADING) break;
     absl::SleepFor(absl::Milliseconds(2));
   }
   EXPECT_EQ(model.condition(), v1::Model::CONDITION_UNLOADING);
-  v1::GenerateRequest request = Ask("hello", 1);
-  request.set_model("models/tiny");
   EXPECT_EQ(server_.Generate(request).status.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_TRUE(reader->Read(&message));  // goes on meanwhile
   context.TryCancel();
   reader->Finish();
   unloading.join();
   EXPECT_TRUE(unloaded.ok()) << unloaded.error_message();
-  EXPECT_EQ(GetModel("models/tiny", &model).error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(GetModel("models/mine", &model).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(ResourcesTest, WhatAFlagNamedIsNotUnloadedByACall) {
+  const std::string session = server_.NewSession("kept");
+  const grpc::Status status = Unload("models/tiny");
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION) << status.error_message();
+  EXPECT_EQ(DetailsOf(status).reason, "MODEL_OF_FLAG");
+  EXPECT_THAT(status.error_message(), HasSubstr("models/tiny was named by --model"));
+  EXPECT_TRUE(server_.Generate(Ask("hello", 2)).status.ok());
+  EXPECT_EQ(server_.GetSession(session).name(), session);
 }
 
 TEST_F(ResourcesTest, ADamagedCheckpointIsRefusedWithTheReasonAndTheNameStaysFree) {

@@ -38,10 +38,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     absl::Status status = call_.admitted();
     if (status.ok()) status = CheckMessageSize(*bytes, call_.limits());
     if (status.ok()) {
-      status = core_.RunBySize(bytes->Length(), [this, bytes] {
-        absl::Status submitted = Guarded([&] { return Submit(*bytes); });
-        if (!submitted.ok()) End(submitted);
-      });
+      status = core_.RunBySize(call_.log.peer, bytes->Length(), [this, bytes] { Try(*bytes); });
     }
     if (status.ok()) return;
     call_.SetId("");
@@ -74,7 +71,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     absl::Status status;
     {
       absl::MutexLock lock(&mu_);
-      status = EngineError(finish_->status);
+      status = FinishError(finish_->status);
       if (status.ok()) status = Guarded([this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return MakeAnswer(); });
     }
     End(status);
@@ -95,6 +92,14 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   }
 
  private:
+  void Try(const grpc::ByteBuffer& bytes) {
+    const absl::Status submitted = Guarded([&] { return Submit(bytes); });
+    if (submitted.ok()) return;
+    const bool again =
+        call_.AwaitSession(submitted, [this, &bytes](absl::Status waited) { waited.ok() ? Try(bytes) : End(waited); });
+    if (!again) End(submitted);
+  }
+
   absl::Status Submit(const grpc::ByteBuffer& bytes) {
     v1::ScoreRequest wire;
     absl::Status status = ReadMessage(bytes, call_.limits(), &wire);
@@ -119,7 +124,14 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
       previous_ = before_scored_;
     }
     request.sink = shared_from_this();
-    return handle_.Submit(std::move(model), std::move(request));
+    const absl::Status submitted = handle_.Submit(core_.sessions, std::move(model), std::move(request));
+    if (submitted.ok() && handle_.lease() != 0) {
+      // Its owner may break it off from another call. What cancels must not keep this object, nor need it.
+      core_.sessions.SetBreak(handle_.lease(), [weak = weak_from_this()] {
+        if (const std::shared_ptr<ScoreCall> call = weak.lock()) call->OnCancel();
+      });
+    }
+    return submitted;
   }
 
   void End(const absl::Status& status) {
@@ -133,11 +145,11 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
 
   absl::Status MakeAnswer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     v1::ScoreResponse response;
-    FillResponse(&response);
+    if (absl::Status status = FillResponse(&response); !status.ok()) return status;
     return WriteMessage(response, answer_);
   }
 
-  void FillResponse(v1::ScoreResponse* response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+  absl::Status FillResponse(v1::ScoreResponse* response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     response->set_total_logprob(total_logprob_);
     response->set_scored_tokens(scored_tokens_);
     response->set_scored_bytes(scored_bytes_);
@@ -159,8 +171,8 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     }
     response->set_position(finish_->position);
     FillUsage(*finish_, response->mutable_usage());
-    if (finish_->state != nullptr) response->set_state(SerializeSnapshot(*finish_->state));
     response->set_state_digest(finish_->state_digest);
+    return FillState(finish_->state, response->mutable_state());
   }
 
   ServerCore& core_;

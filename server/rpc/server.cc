@@ -3,49 +3,64 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/service_type.h>
-#include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
+#include <condition_variable>
 #include <map>
+#include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/steady_clock.h"
+#include "grpc/health/v1/health.pb.h"
+#include "server/auth/authenticator.h"
 #include "server/engine/available_processors.h"
 #include "server/metrics/metrics.h"
+#include "server/metrics/page_server.h"
+#include "server/metrics/tls.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/log.h"
 #include "server/rpc/services.h"
+#include "server/rpc/status.h"
+#include "server/rpc/threads.h"
 
 namespace palimpsest {
 namespace {
 
-// The names that health tells of, besides "", the whole server.
-constexpr const char* kServiceNames[] = {"palimpsest.v1.GenerationService", "palimpsest.v1.SessionService",
-                                         "palimpsest.v1.SnapshotService", "palimpsest.v1.ModelService"};
+// The names that health tells of besides kModelServiceName; "" is the whole server.
+constexpr const char* kServiceNames[] = {"", "palimpsest.v1.GenerationService", "palimpsest.v1.SessionService",
+                                         "palimpsest.v1.SnapshotService"};
+constexpr char kModelServiceName[] = "palimpsest.v1.ModelService";
 
 // How often sessions and snapshots that nobody asks for are looked at.
 constexpr absl::Duration kSweepEvery = absl::Seconds(1);
+constexpr int64_t kMaxPemBytes = 1 << 20;
 // For the last messages to leave, after the last call has ended.
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
 // Nobody has called for so long: the callers have gone elsewhere.
 constexpr absl::Duration kQuiet = absl::Milliseconds(200);
+// Threads beside those of the models: on two processors 22 were seen under load. gRPC's pools grow with the processors.
+constexpr int32_t kOwnThreads = 16;
+constexpr int32_t kThreadsPerProcessor = 3;
 
 absl::Status CheckOptions(const ServerOptions& options) {
   const auto wrong = [](absl::string_view option, auto value, absl::string_view accepted) {
     return absl::InvalidArgumentError(absl::StrCat("--", option, " is ", value, "; accepted: ", accepted));
   };
-  if (options.port < 0 || options.port > 65535) return wrong("port", options.port, "0 (any free one) to 65535");
+  if (options.port < -1 || options.port > 65535) {
+    return wrong("port", options.port, "0 (any free one) to 65535, or -1: no TCP");
+  }
   if (options.engine.threads < 0 || options.engine.threads > 1024) {
     return wrong("threads", options.engine.threads, "0 (one per processor) to 1024");
   }
@@ -71,9 +86,13 @@ absl::Status CheckOptions(const ServerOptions& options) {
       {"max_streams_per_connection", options.limits.max_streams_per_connection, 1, 1 << 20},
       {"max_transfers", options.limits.max_transfers, 1, 1 << 20},
       {"max_models", options.limits.max_models, 1, 1 << 20},
-      {"max_rpc_memory_bytes", options.limits.max_rpc_memory_bytes, 1 << 20, int64_t{1} << 50},
-      {"max_reply_bytes", options.limits.max_reply_bytes, 1 << 20, int64_t{1} << 50},
+      {"max_rpc_memory_bytes", options.limits.max_rpc_memory_bytes, 0, int64_t{1} << 50},
+      {"max_reply_bytes", options.limits.max_reply_bytes, 0, int64_t{1} << 50},
       {"max_request_ids", options.limits.max_request_ids, 1, int64_t{1} << 31},
+      {"max_request_id_bytes", options.limits.max_request_id_bytes, 0, int64_t{1} << 50},
+      {"max_state_bytes", options.sessions.max_state_bytes, 0, int64_t{1} << 50},
+      {"max_connections", options.connections.max_connections, 0, 1 << 20},
+      {"max_connections_per_peer", options.connections.max_connections_per_peer, 0, 1 << 20},
   };
   for (const auto& number : numbers) {
     if (number.value < number.least || number.value > number.most) {
@@ -93,6 +112,20 @@ absl::Status CheckOptions(const ServerOptions& options) {
   if (options.repository.retire_after < absl::ZeroDuration()) {
     return wrong("model_repository_retire_after", absl::FormatDuration(options.repository.retire_after), "0 or more");
   }
+  const struct {
+    const char* name;
+    double value;
+  } rates[] = {{"max_resets_per_second", options.connections.max_resets_per_second},
+               {"max_calls_per_second", options.connections.max_calls_per_second}};
+  for (const auto& rate : rates) {
+    if (!(rate.value >= 0 && rate.value <= 1e9)) return wrong(rate.name, rate.value, "0 (not bounded) to 1e9");
+  }
+  if (options.connections.max_idle < absl::Seconds(1)) {
+    return wrong("max_connection_idle", absl::FormatDuration(options.connections.max_idle), "1s or more, or inf");
+  }
+  if (options.connections.handshake_timeout < absl::Milliseconds(100)) {
+    return wrong("handshake_timeout", absl::FormatDuration(options.connections.handshake_timeout), "100ms or more");
+  }
   for (const ServerOptions::ModelSource& model : options.models) {
     if (!IsId(model.id, /*dots=*/true)) {
       return wrong("model", Quoted(absl::StrCat(model.id, "=", model.folder)),
@@ -105,6 +138,10 @@ absl::Status CheckOptions(const ServerOptions& options) {
                                                        : "--tls_key is given without --tls_cert",
                                                    "; accepted: both, or neither"));
   }
+  if (options.metrics_tls == ServerOptions::MetricsTls::kOn && options.tls_certificate_file.empty()) {
+    return absl::InvalidArgumentError(
+        "--metrics_tls is on without --tls_cert and --tls_key; accepted: all three, or --metrics_tls=auto");
+  }
   if (!options.tls_client_ca_file.empty() && options.tls_certificate_file.empty()) {
     return absl::InvalidArgumentError(
         "--tls_client_ca is given without --tls_cert and --tls_key; accepted: all three, or without it");
@@ -112,36 +149,88 @@ absl::Status CheckOptions(const ServerOptions& options) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> ReadFile(absl::string_view option, const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file || text.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--", option, " is ", path, ", which cannot be read, or is empty; accepted: a PEM file"));
-  }
-  return text;
+absl::StatusOr<std::string> ReadPem(absl::string_view option, const std::string& path) {
+  const absl::StatusOr<std::string> text = ReadFile(path, kMaxPemBytes);
+  absl::string_view problem = text.status().message();
+  absl::ConsumePrefix(&problem, absl::StrCat(path, ": "));
+  if (text.ok() && text->empty()) problem = "it is empty";
+  if (problem.empty()) return text;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", option, " is ", path, ", which cannot be read: ", problem, "; accepted: a PEM file"));
 }
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(const ServerOptions& options) {
-  if (options.tls_certificate_file.empty()) return grpc::InsecureServerCredentials();
-  absl::StatusOr<std::string> certificate = ReadFile("tls_cert", options.tls_certificate_file);
-  if (!certificate.ok()) return certificate.status();
-  absl::StatusOr<std::string> key = ReadFile("tls_key", options.tls_key_file);
-  if (!key.ok()) return key.status();
+// The texts of the files that the options name; those that they do not name are empty.
+struct Tls {
+  std::string certificate, key, client_authority;
+};
+
+absl::StatusOr<Tls> ReadTls(const ServerOptions& options) {
+  Tls tls;
+  const struct {
+    const char* option;
+    const std::string& path;
+    std::string& text;
+  } files[] = {{"tls_cert", options.tls_certificate_file, tls.certificate},
+               {"tls_key", options.tls_key_file, tls.key},
+               {"tls_client_ca", options.tls_client_ca_file, tls.client_authority}};
+  for (const auto& file : files) {
+    if (file.path.empty()) continue;
+    absl::StatusOr<std::string> text = ReadPem(file.option, file.path);
+    if (!text.ok()) return text.status();
+    file.text = *std::move(text);
+  }
+  if (!tls.certificate.empty()) {
+    const absl::StatusOr<TlsContext> tried = MakeTlsContext(tls.certificate, tls.key, tls.client_authority);
+    if (!tried.ok()) return tried.status();
+  }
+  return tls;
+}
+
+std::shared_ptr<grpc::ServerCredentials> MakeCredentials(const Tls& tls) {
+  if (tls.certificate.empty()) return grpc::InsecureServerCredentials();
   grpc::SslServerCredentialsOptions ssl;
-  ssl.pem_key_cert_pairs.push_back({*key, *certificate});
-  if (!options.tls_client_ca_file.empty()) {
-    absl::StatusOr<std::string> authority = ReadFile("tls_client_ca", options.tls_client_ca_file);
-    if (!authority.ok()) return authority.status();
-    ssl.pem_root_certs = *authority;
+  ssl.pem_key_cert_pairs.push_back({tls.key, tls.certificate});
+  if (!tls.client_authority.empty()) {
+    ssl.pem_root_certs = tls.client_authority;
     ssl.client_certificate_request = GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY;
   }
   return grpc::SslServerCredentials(ssl);
 }
 
+PageServerOptions MetricsPage(const ServerOptions& options, const Tls& tls) {
+  PageServerOptions page;
+  page.address = options.metrics_address;
+  page.authorize = options.authorize_metrics;
+  if (options.metrics_tls == ServerOptions::MetricsTls::kOff) return page;
+  page.certificate = tls.certificate;
+  page.key = tls.key;
+  if (options.metrics_tls == ServerOptions::MetricsTls::kAuto) page.client_authority = tls.client_authority;
+  return page;
+}
+
+// Empty where something says who may call, or that anybody may.
+std::string WhyLoopbackOnly(const ServerOptions& options) {
+  if (options.insecure_public || !options.tls_client_ca_file.empty() || !options.auth_tokens_file.empty()) return "";
+  return "nothing says who may call; accepted: a loopback address, or --auth_tokens_file (callers have tokens), or "
+         "--tls_client_ca (they show certificates), or --insecure_public (anybody may call)";
+}
+
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" || absl::StartsWith(host, "127.") ||
+         absl::StartsWith(host, "unix:");
+}
+
 EngineOptions Resolved(EngineOptions options) {
   if (options.threads == 0) options.threads = AvailableProcessors();
   return options;
+}
+
+// Those of gRPC, of the metrics page and of this room, measured, and those of the models' arithmetic.
+int32_t ThreadsNeeded(const ServerOptions& options) {
+  const int32_t processors = static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+  const int32_t models = std::max<int32_t>(1, static_cast<int32_t>(options.models.size()));
+  return kOwnThreads + ServerCore::kWorkThreads + kThreadsPerProcessor * processors +
+         models * (Resolved(options.engine).threads + 1);
 }
 
 }  // namespace
@@ -152,13 +241,22 @@ std::string ServerVersion() {
 }
 
 struct Server::Impl {
-  explicit Impl(const ServerOptions& set)
+  Impl(const ServerOptions& set, std::unique_ptr<Authenticator> authenticator)
       : options(set),
-        core(set.limits, set.sessions,
-             {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend}),
+        core(std::move(authenticator), set.limits, set.sessions,
+             {Resolved(set.engine), set.model, set.model_root, set.limits.max_models, set.backend},
+             set.connections.max_calls_per_second),
         repository(set.repository, &core.models, &core.metrics) {
-    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, set.sessions);
-    core.metrics.SetReplyBytes([this] { return core.replies.bytes(); }, set.limits.max_reply_bytes);
+    core.metrics.SetSessions([this] { return core.sessions.counts_by_model(); }, [this] { return UseByLabel(); });
+    core.metrics.SetRequestIds([this] { return core.requests.counts(); });
+    core.metrics.SetReplyBytes([this] {
+      const ReplyBudget::Counts counts = core.replies.counts();
+      return std::pair(counts.bytes, counts.max_bytes);
+    });
+    core.models.SetListener([this] {
+      absl::MutexLock lock(&health_mu);
+      UpdateHealth();
+    });
     core.metrics.SetModels([this] {
       std::map<std::string, bool> ready;
       for (const ModelInfo& model : core.models.List()) ready[model.id] = model.condition == ModelCondition::kReady;
@@ -167,67 +265,133 @@ struct Server::Impl {
   }
   ~Impl() {
     if (sweeper.joinable()) {
-      stop_sweeping.Notify();
+      {
+        std::lock_guard<std::mutex> lock(sweep_mu);
+        stop_sweeping = true;
+      }
+      sweep_stopped.notify_one();
       sweeper.join();
+    }
+    {
+      absl::MutexLock lock(&health_mu);
+      health = nullptr;
     }
     // A scrape may come at any time, and what these ask is gone before the metrics are.
     core.metrics.SetModels(nullptr);
-    core.metrics.SetReplyBytes(nullptr, 0);
-    core.metrics.SetSessions(nullptr, {});
+    core.metrics.SetReplyBytes(nullptr);
+    core.metrics.SetSessions(nullptr, nullptr);
+    core.metrics.SetRequestIds(nullptr);
   }
 
   absl::Status Listen();
   absl::Status LoadModels();
-  void SetHealth(bool serving);
+  // What is parked, with the owners as metrics name them.
+  SessionStore::Use UseByLabel() const {
+    SessionStore::Use use = core.sessions.use();
+    std::map<std::string, ParkedUse> by_label;
+    for (const auto& [owner, parked] : use.by_owner) {
+      ParkedUse& sum = by_label[core.authenticator->LabelOf(owner)];
+      sum.sessions += parked.sessions;
+      sum.snapshots += parked.snapshots;
+      sum.state_bytes += parked.state_bytes;
+    }
+    use.by_owner = std::move(by_label);
+    return use;
+  }
+  // What health depends on, besides the models. SERVING: all of it is so, and there is a model to answer with; that of
+  // ModelService, which can load one, needs none.
+  struct Conditions {
+    bool open = false;
+    bool devices_work = true;
+    bool accepting = true;
+  };
+  void Set(bool Conditions::*condition, bool value) ABSL_LOCKS_EXCLUDED(health_mu) {
+    absl::MutexLock lock(&health_mu);
+    conditions.*condition = value;
+    UpdateHealth();
+  }
+  bool Is(bool Conditions::*condition) ABSL_LOCKS_EXCLUDED(health_mu) {
+    absl::MutexLock lock(&health_mu);
+    return conditions.*condition;
+  }
+  void WatchListener();
+  // A file of owners that has changed counts from now on, if it is right.
+  void RereadOwners() {
+    const std::optional<absl::Status> read = core.authenticator->Reread();
+    if (!read.has_value()) return;
+    core.metrics.CountOwnersFileLoad(CodeName(read->code()));
+    if (read->ok()) return LogEvent("owners read again", {{"file", options.auth_tokens_file}});
+    LogWarning("the file of owners is wrong; what it said before goes on", {{"error", std::string(read->message())}});
+  }
+  void UpdateHealth() ABSL_EXCLUSIVE_LOCKS_REQUIRED(health_mu);
   void Sweep() {
-    while (!stop_sweeping.WaitForNotificationWithTimeout(kSweepEvery)) {
-      core.sessions.DropExpired(absl::Now());
-      core.models.DropRetired(absl::Now());
-      core.metrics.CountStalls(core.stalls.Cut(absl::Now()));
+    std::unique_lock<std::mutex> lock(sweep_mu);
+    while (!sweep_stopped.wait_for(lock, absl::ToChronoMilliseconds(kSweepEvery), [this] { return stop_sweeping; })) {
+      RereadOwners();
+      core.sessions.DropExpired(SteadyNow());
+      core.models.DropRetired(SteadyNow());
+      core.metrics.CountStalls(core.stalls.Cut(SteadyNow()));
       // A failed device stays so: balancers go elsewhere, and who watches over this process starts another.
-      if (!device_failed && core.models.AnyDeviceFailed()) {
-        device_failed = true;
+      if (Is(&Conditions::devices_work) && core.models.AnyDeviceFailed()) {
         LogEvent("a device failed", {{"cure", "restart the server"}});
-        SetHealth(false);
+        Set(&Conditions::devices_work, false);
       }
+      WatchListener();
     }
   }
 
   const ServerOptions options;
+  // Before the core: a model that is still being loaded reports while the core goes.
+  absl::Mutex health_mu;  // so that what is said last is what is so
+  Conditions conditions ABSL_GUARDED_BY(health_mu);
+  grpc::HealthCheckServiceInterface* health ABSL_GUARDED_BY(health_mu) = nullptr;  // while the server is there
   ServerCore core;
   ModelRepository repository;
-  bool device_failed = false;  // the sweeper's
   std::vector<std::unique_ptr<grpc::Service>> services;
-  std::unique_ptr<grpc::Server> server;  // constant after Listen
-  int32_t port = 0;
+  std::unique_ptr<Connections> connections;  // constant after Listen, and so is the server
+  std::unique_ptr<grpc::Server> server;
   int32_t metrics_port = 0;
-  absl::Notification stop_sweeping;
+  // The standard library's waits are on the steady clock; absl's would last for as long as the wall clock is set back.
+  std::mutex sweep_mu;
+  std::condition_variable sweep_stopped;
+  bool stop_sweeping = false;
   std::thread sweeper;
   absl::Mutex drain_mu;  // held for the whole of a drain
   bool drained ABSL_GUARDED_BY(drain_mu) = false;
 };
 
 absl::Status Server::Impl::Listen() {
+  const absl::StatusOr<Tls> tls = ReadTls(options);
+  if (!tls.ok()) return tls.status();
   if (!options.metrics_address.empty()) {
-    absl::StatusOr<int32_t> exposed = core.metrics.Expose(options.metrics_address);
-    if (absl::IsInvalidArgument(exposed.status())) {
-      return absl::InvalidArgumentError(absl::StrCat("--", exposed.status().message()));
+    PageServerOptions page = MetricsPage(options, *tls);
+    if (page.authorize == nullptr && !options.auth_tokens_file.empty()) {
+      page.authorize = [this](std::string_view authorization) {
+        return core.authenticator->MayReadMetrics(authorization);
+      };
     }
+    absl::StatusOr<int32_t> exposed = core.metrics.Expose(page);
     if (!exposed.ok()) return exposed.status();
     metrics_port = *exposed;
   }
-  absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials = MakeCredentials(options);
-  if (!credentials.ok()) return credentials.status();
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  // gRPC lists its health service without knowing its messages; with this they are linked, and reflection finds them.
+  (void)grpc::health::v1::HealthCheckRequest::descriptor();
   grpc::ServerBuilder builder;
-  const bool bare_v6 = absl::StrContains(options.host, ':') && !absl::StartsWith(options.host, "[");
-  const std::string address =
-      absl::StrCat(bare_v6 ? absl::StrCat("[", options.host, "]") : options.host, ":", options.port);
-  builder.AddListeningPort(address, *credentials, &port);
-  // A port in use is an error, not something to share with another server by chance.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  ListenerOptions where;
+  where.host = options.host;
+  where.port = options.port;
+  where.why_loopback_only = WhyLoopbackOnly(options);
+  where.unix_socket = options.unix_socket;
+  where.unix_socket_mode = options.unix_socket_mode;
+  absl::StatusOr<std::unique_ptr<Connections>> bound =
+      Connections::Bind(where, options.connections, options.limits.max_message_bytes,
+                        options.limits.max_streams_per_connection, &core.metrics);
+  if (!bound.ok()) return bound.status();
+  connections = *std::move(bound);
+  connections->AddTo(builder, MakeCredentials(*tls));
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.limits.max_message_bytes));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.limits.max_streams_per_connection);
   // Streams that wait for a slow model are silent; both ends ping so that what stands between keeps them, and so that a
@@ -236,82 +400,114 @@ absl::Status Server::Impl::Listen() {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
-  grpc::ResourceQuota quota("palimpsest");
-  quota.Resize(static_cast<size_t>(options.limits.max_rpc_memory_bytes));
-  builder.SetResourceQuota(quota);
+  builder.SetResourceQuota(core.memory.quota());
 
   services.push_back(MakeGenerationService(core));
   services.push_back(MakeSessionService(core));
   services.push_back(MakeSnapshotService(core));
   services.push_back(MakeModelService(core));
   for (const auto& service : services) builder.RegisterService(service.get());
+  QuietLibraries quiet;
   server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat(
-        "port ", address, " cannot be bound: in use, or not an address of this machine",
-        options.tls_certificate_file.empty() ? "" : ", or the TLS files do not hold a key and its certificate"));
+  if (server == nullptr) {
+    quiet.Drop();
+    return absl::UnavailableError(options.tls_certificate_file.empty()
+                                      ? "the gRPC server cannot be started"
+                                      : "the gRPC server cannot be started: the TLS files do not hold a key and its "
+                                        "certificate");
   }
-  SetHealth(false);
-  return absl::OkStatus();
+  {
+    absl::MutexLock lock(&health_mu);
+    health = server->GetHealthCheckService();
+    UpdateHealth();
+  }
+  return connections->Start();
 }
 
 absl::Status Server::Impl::LoadModels() {
   for (const ServerOptions::ModelSource& source : options.models) {
-    const absl::Time begin = absl::Now();
-    absl::StatusOr<ModelInfo> model = core.models.Load(source.id, source.folder);
+    const absl::Time begin = SteadyNow();
+    absl::StatusOr<ModelInfo> model = core.models.Load(source.id, source.folder, ModelOrigin::kFlag);
     if (!model.ok()) return model.status();
-    LogModelLoaded(*model, absl::Now() - begin);
+    LogModelLoaded(*model, SteadyNow() - begin);
   }
   return repository.Start();
 }
 
-void Server::Impl::SetHealth(bool serving) {
-  grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
-  health->SetServingStatus("", serving);
+void Server::Impl::UpdateHealth() {
+  if (health == nullptr) return;
+  const bool up = conditions.open && conditions.devices_work && conditions.accepting;
+  const bool serving = up && core.models.AnyReady();
   for (const char* name : kServiceNames) health->SetServingStatus(name, serving);
+  health->SetServingStatus(kModelServiceName, conditions.open);
   core.metrics.SetReady(serving);
+}
+
+void Server::Impl::WatchListener() {
+  const bool now = connections->accepting();
+  if (now == Is(&Conditions::accepting)) return;
+  if (now) {
+    LogEvent("connections are accepted again");
+  } else {
+    LogWarning("connections are not accepted", {{"cure", "raise the limit of descriptors, or restart the server"}});
+  }
+  core.metrics.SetAccepting(now);
+  Set(&Conditions::accepting, now);
 }
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  auto impl = std::make_unique<Impl>(options);
+  if (absl::Status status = CheckThreads(ThreadsNeeded(options)); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<Authenticator>> authenticator =
+      Authenticator::Make({.tokens_file = options.auth_tokens_file,
+                           .certificates = !options.tls_client_ca_file.empty(),
+                           .admin_identities = options.admin_identities});
+  if (!authenticator.ok()) return authenticator.status();
+  auto impl = std::make_unique<Impl>(options, *std::move(authenticator));
   Impl* const self = impl.get();
+  if (absl::Status status = self->core.memory.Begin(); !status.ok()) return status;
   const absl::Status listening = impl->Listen();
   if (impl->server == nullptr) return listening;
   // From here on the destructor drains, whatever is still to fail.
   std::unique_ptr<Server> server(new Server(std::move(impl)));
   if (!listening.ok()) return listening;
-  if (options.on_listening) options.on_listening(self->port, self->metrics_port);
+  if (options.on_listening) options.on_listening(self->connections->port(), self->metrics_port);
+  if (!options.auth_tokens_file.empty() && options.tls_certificate_file.empty() && !IsLoopback(options.host)) {
+    LogWarning("tokens come over plain text; anybody on the way can read them", {{"cure", "--tls_cert and --tls_key"}});
+  }
   if (absl::Status status = self->LoadModels(); !status.ok()) return status;
   self->core.door.Open();
-  self->SetHealth(true);
-  self->sweeper = std::thread([self] { self->Sweep(); });  // last: it may take the health back
+  self->Set(&Impl::Conditions::open, true);
+  absl::StatusOr<std::thread> sweeper = StartThread([self] { self->Sweep(); });  // last: it may take the health back
+  if (!sweeper.ok()) return sweeper.status();
+  self->sweeper = *std::move(sweeper);
   return server;
 }
 
 Server::~Server() { Drain(absl::ZeroDuration()); }
 
-int32_t Server::port() const { return impl_->port; }
+int32_t Server::port() const { return impl_->connections->port(); }
 int32_t Server::metrics_port() const { return impl_->metrics_port; }
 
 void Server::Drain(absl::Duration grace, absl::Duration lame_duck) {
   absl::MutexLock lock(&impl_->drain_mu);
   if (std::exchange(impl_->drained, true)) return;
-  impl_->SetHealth(false);
+  impl_->Set(&Impl::Conditions::open, false);
   impl_->repository.Stop();
   absl::SleepFor(lame_duck);
-  const absl::Time deadline = absl::Now() + grace;
+  const absl::Time deadline = SteadyNow() + grace;
   impl_->core.door.Shut();
   impl_->core.models.Drain(deadline);
   // What is left now are last messages on their way, uploads, downloads, and readers too slow for the grace.
-  const absl::Time last = std::max(deadline, absl::Now() + kFlush);
+  const absl::Time last = std::max(deadline, SteadyNow() + kFlush);
   const bool all_ended = impl_->core.door.AwaitEmpty(last);
   if (!all_ended) LogWarning("calls are left at the end of the grace period; they are cut off");
   // From Shutdown on gRPC answers a new call with CANCELLED, which no caller tries again elsewhere; so while calls
   // still come they are refused with UNAVAILABLE.
   impl_->core.door.AwaitQuiet(kQuiet, last);
+  impl_->connections->Stop();
   impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + kFlush));
 }
 

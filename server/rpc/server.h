@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -16,6 +17,7 @@
 #include "server/engine/engine.h"
 #include "server/model/model.h"
 #include "server/rpc/backend.h"
+#include "server/rpc/connections.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/model_repository.h"
 #include "server/session/session_store.h"
@@ -35,15 +37,31 @@ struct ServerOptions {
   ModelRepositoryOptions repository;
 
   std::string host = "127.0.0.1";
-  int32_t port = 0;  // 0: any that is free
+  int32_t port = 0;  // 0: any that is free; -1: no TCP
+  // Path of a unix socket to listen on as well; empty: none.
+  std::string unix_socket;
+  int32_t unix_socket_mode = 0600;
+  // Addresses that others can reach may be bound although nothing says who may call.
+  bool insecure_public = false;
+  ConnectionLimits connections;
 
   // Address of /metrics, "host:port"; port 0: any that is free. Empty: none.
   std::string metrics_address;
+  // Whether /metrics has TLS: kAuto: as the server's own port, client certificates included; kOn: with the server's
+  // certificate, asking clients for none.
+  enum class MetricsTls { kAuto, kOn, kOff };
+  MetricsTls metrics_tls = MetricsTls::kAuto;
+  // Who may read /metrics, by the request's Authorization header. Null: whoever reaches it.
+  std::function<bool(std::string_view authorization)> authorize_metrics;
 
   // PEM files. Certificate and key: TLS. Client authority as well: clients must show a certificate that it signed.
   std::string tls_certificate_file;
   std::string tls_key_file;
   std::string tls_client_ca_file;
+
+  // Who may call. Whether callers show certificates follows from the client authority.
+  std::string auth_tokens_file;
+  std::vector<std::string> admin_identities;
 
   EngineOptions engine;  // of every model
   ModelOptions model;    // of every model
@@ -59,11 +77,13 @@ struct ServerOptions {
 class Server {
  public:
   // Returns once all models are warm and the server is ready. INVALID_ARGUMENT: an option, with its name. UNAVAILABLE:
-  // a port cannot be bound. What Model::Load, Tokenizer::Load or Engine::Start said, with the model's name in front.
+  // a port cannot be bound. RESOURCE_EXHAUSTED: too few threads or descriptors can be had. What Model::Load,
+  // Tokenizer::Load or Engine::Start said, with the model's name in front.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options);
   // Drains with no grace.
   ~Server();
 
+  // -1: no TCP.
   int32_t port() const;
   // 0 when there is none.
   int32_t metrics_port() const;

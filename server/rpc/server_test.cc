@@ -91,6 +91,28 @@ TEST(Health, IsNotServingUntilTheModelIsWarmAndCallsAreTurnedAwayUntilThen) {
   EXPECT_EQ(CheckHealth(server.channel(), "palimpsest.v1.Nobody"), -grpc::StatusCode::NOT_FOUND);
 }
 
+TEST(Health, IsServingWhileThereIsAModelToAnswerWith) {
+  TestServer server([](ServerOptions& options) { options.models.clear(); });
+  const auto expect = [&server](int health, const char* when) {
+    for (const char* service :
+         {"", "palimpsest.v1.GenerationService", "palimpsest.v1.SessionService", "palimpsest.v1.SnapshotService"}) {
+      EXPECT_EQ(CheckHealth(server.channel(), service), health) << service << when;
+    }
+    EXPECT_EQ(CheckHealth(server.channel(), "palimpsest.v1.ModelService"), kServing) << "it can load one" << when;
+    EXPECT_EQ(server.Metric("palimpsest_ready"), health == kServing ? 1 : 0) << when;
+  };
+  expect(kNotServing, " at the start");
+  ASSERT_TRUE(server.Load("mine", "tiny").ok());
+  expect(kServing, " with one");
+  ASSERT_TRUE(server.Load("another", "other").ok());
+  ASSERT_TRUE(server.Unload("mine").ok());
+  expect(kServing, " with the other");
+  EXPECT_FALSE(server.Load("damaged", "nowhere").ok());
+  expect(kServing, " after one that cannot be loaded");
+  ASSERT_TRUE(server.Unload("another").ok());
+  expect(kNotServing, " at the end");
+}
+
 TEST(Reflection, ListsTheServices) {
   TestServer server;
   // grpc.reflection.v1alpha: request { string list_services = 7 }.
@@ -321,14 +343,12 @@ TEST(Metrics, MoveWithWhatHappens) {
 
 TEST(Metrics, ForgetAModelThatIsUnloaded) {
   TestServer server;
-  grpc::ClientContext context;
-  v1::UnloadModelRequest request;
-  request.set_name("models/tiny");
-  google::protobuf::Empty empty;
-  ASSERT_TRUE(server.models().UnloadModel(&context, request, &empty).ok());
-  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_slots{model=\"tiny\",condition=\"free\"}")));
-  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_snapshots{model=\"tiny\"}")));
-  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_model_ready{model=\"tiny\"}")));
+  ASSERT_TRUE(server.Load("mine", "tiny").ok());
+  EXPECT_EQ(server.Metric("palimpsest_model_ready{model=\"mine\"}"), 1);
+  ASSERT_TRUE(server.Unload("mine").ok());
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_slots{model=\"mine\",condition=\"free\"}")));
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_snapshots{model=\"mine\"}")));
+  EXPECT_TRUE(std::isnan(server.Metric("palimpsest_model_ready{model=\"mine\"}")));
 }
 
 // A self-signed certificate for localhost, and its key, by the openssl library's own tool in the test's folder.
@@ -372,6 +392,30 @@ TEST(Tls, ServesThoseWhoTrustTheCertificateAndMayAskForTheirs) {
   const grpc::Status status = list(grpc::SslCredentials(mine));
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(list(grpc::InsecureChannelCredentials()).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(server.Scrape(), "") << "the metrics are there in plain text";
+}
+
+TEST(Tls, TheMetricsMayBePlainText) {
+  TemporaryFolder folder;
+  ASSERT_TRUE(MakeCertificate(folder.path())) << "needs the openssl tool: ./dev setup";
+  TestServer server([&](ServerOptions& options) {
+    options.tls_certificate_file = folder.path() + "/cert.pem";
+    options.tls_key_file = folder.path() + "/key.pem";
+    options.metrics_tls = ServerOptions::MetricsTls::kOff;
+  });
+  EXPECT_THAT(server.Scrape(), HasSubstr("palimpsest_ready 1"));
+}
+
+TEST(Metrics, MayBeForThoseOnlyWhoMayReadThem) {
+  std::string asked = "nobody";
+  TestServer server([&](ServerOptions& options) {
+    options.authorize_metrics = [&asked](std::string_view authorization) {
+      asked = authorization;
+      return false;
+    };
+  });
+  EXPECT_EQ(server.Scrape(), "");
+  EXPECT_EQ(asked, "");
 }
 
 struct OptionRow {
@@ -412,6 +456,11 @@ const OptionRow kOptionRows[] = {
      "metrics_address is \"nonsense\"; accepted: host:port"},
     {"certificate_alone", [](auto& o) { o.tls_certificate_file = "cert.pem"; }, kInvalid,
      "--tls_cert is given without --tls_key; accepted: both"},
+    {"metrics_tls_alone", [](auto& o) { o.metrics_tls = ServerOptions::MetricsTls::kOn; }, kInvalid,
+     "--metrics_tls is on without --tls_cert and --tls_key"},
+    {"certificate_that_is_none",
+     [](auto& o) { o.tls_certificate_file = o.tls_key_file = o.models[0].folder + "/config.json"; }, kInvalid,
+     "--tls_cert holds no certificate in PEM form"},
     {"certificate_missing", [](auto& o) { o.tls_certificate_file = o.tls_key_file = "/nowhere/cert.pem"; }, kInvalid,
      "--tls_cert is /nowhere/cert.pem, which cannot be read"},
 };

@@ -2,11 +2,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "palimpsest/v1/session.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/once.h"
+#include "server/rpc/owner_page.h"
 #include "server/rpc/prepare.h"
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
@@ -19,9 +19,10 @@ namespace {
 constexpr int32_t kMaxForks = 1024;
 
 // A failed call with an etag: what is stale stays so, and a retry of the same call cannot help.
-absl::Status WithEtag(const absl::Status& status, ServerCore& core, const std::string& id, const std::string& etag) {
+absl::Status WithEtag(const absl::Status& status, ServerCore& core, const Call& call, const std::string& etag) {
+  const std::string& id = call.log.session;
   if (status.code() == absl::StatusCode::kAborted && !etag.empty()) {
-    const absl::StatusOr<SessionInfo> session = core.sessions.Get(id, absl::Now());
+    const absl::StatusOr<SessionInfo> session = core.sessions.Get(call.owner(), id, SteadyNow());
     if (session.ok() && absl::StrCat(session->version) != etag) {
       return WithoutRetry(WithReason(status, "ETAG_STALE", {{"session", absl::StrCat("sessions/", id)}}));
     }
@@ -30,9 +31,9 @@ absl::Status WithEtag(const absl::Status& status, ServerCore& core, const std::s
 }
 
 using S = v1::SessionService;
-using RawService = S::WithRawCallbackMethod_CreateSession<
-    S::WithRawCallbackMethod_GetSession<S::WithRawCallbackMethod_ListSessions<S::WithRawCallbackMethod_UpdateSession<
-        S::WithRawCallbackMethod_ForkSession<S::WithRawCallbackMethod_DeleteSession<S::Service>>>>>>;
+using RawService = S::WithRawCallbackMethod_CreateSession<S::WithRawCallbackMethod_GetSession<
+    S::WithRawCallbackMethod_ListSessions<S::WithRawCallbackMethod_UpdateSession<S::WithRawCallbackMethod_ForkSession<
+        S::WithRawCallbackMethod_InterruptSession<S::WithRawCallbackMethod_DeleteSession<S::Service>>>>>>>;
 
 class SessionServiceImpl final : public RawService {
  public:
@@ -58,6 +59,10 @@ class SessionServiceImpl final : public RawService {
                                         grpc::ByteBuffer* answer) override {
     return RunUnary(this, core_, context, methods::kForkSession, request, answer, &SessionServiceImpl::Fork);
   }
+  grpc::ServerUnaryReactor* InterruptSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                             grpc::ByteBuffer* answer) override {
+    return RunUnary(this, core_, context, methods::kInterruptSession, request, answer, &SessionServiceImpl::Interrupt);
+  }
   grpc::ServerUnaryReactor* DeleteSession(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                           grpc::ByteBuffer* answer) override {
     return RunUnary(this, core_, context, methods::kDeleteSession, request, answer, &SessionServiceImpl::Delete);
@@ -65,32 +70,36 @@ class SessionServiceImpl final : public RawService {
 
  private:
   absl::Status Create(Call& call, const v1::CreateSessionRequest& request, v1::Session* response) {
-    return Once(core_, methods::kCreateSession.name, request, response,
-                [&](v1::Session* made) { return CreateOnce(request, call.log, made); });
+    return Once(core_, call, methods::kCreateSession.name, request, response,
+                [&](v1::Session* made) { return CreateOnce(request, call, made); });
   }
 
   absl::Status Get(Call& call, const v1::GetSessionRequest& request, v1::Session* response) {
     Violations violations;
     CheckName("name", "sessions", request.name(), &call.log.session, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<SessionInfo> session = core_.sessions.Get(call.log.session, absl::Now());
+    absl::StatusOr<SessionInfo> session = core_.sessions.Get(call.owner(), call.log.session, SteadyNow());
     if (!session.ok()) return SessionError(session.status(), call.log.session);
     FillSession(*session, response);
     return absl::OkStatus();
   }
 
-  absl::Status List(Call&, const v1::ListSessionsRequest& request, v1::ListSessionsResponse* response) {
+  absl::Status List(Call& call, const v1::ListSessionsRequest& request, v1::ListSessionsResponse* response) {
     Violations violations;
     int32_t limit = 0;
     CheckPageSize(request.page_size(), &limit, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<std::string> after = core_.pages.Read("sessions", request.page_token());
-    if (!after.ok()) return after.status();
+    const absl::StatusOr<OwnerPage> page =
+        OwnerPage::Read(core_.pages, call.identity(), "sessions", request.owner(), request.page_token());
+    if (!page.ok()) return page.status();
+    const auto& [owner, id] = page->after();
     // One more than asked for tells whether there is another page.
-    std::vector<SessionInfo> sessions = core_.sessions.List(*after, limit + 1, absl::Now());
+    std::vector<SessionInfo> sessions = page->all_owners()
+                                            ? core_.sessions.ListAll(page->after(), limit + 1, SteadyNow())
+                                            : core_.sessions.List(owner, id, limit + 1, SteadyNow());
     if (static_cast<int32_t>(sessions.size()) > limit) {
       sessions.pop_back();
-      response->set_next_page_token(core_.pages.Make("sessions", sessions.back().id));
+      response->set_next_page_token(page->TokenAfter(sessions.back()));
     }
     for (const SessionInfo& session : sessions) FillSession(session, response->add_sessions());
     return absl::OkStatus();
@@ -118,16 +127,16 @@ class SessionServiceImpl final : public RawService {
 
     absl::StatusOr<SessionInfo> session = absl::InternalError("");
     if (change_ttl) {
-      session = core_.sessions.UpdateTtl(call.log.session, ttl, wanted.etag(), absl::Now());
-      if (!session.ok()) return WithEtag(session.status(), core_, call.log.session, wanted.etag());
+      session = core_.sessions.UpdateTtl(call.owner(), call.log.session, ttl, wanted.etag(), SteadyNow());
+      if (!session.ok()) return WithEtag(session.status(), core_, call, wanted.etag());
     } else {
-      session = core_.sessions.Get(call.log.session, absl::Now());
+      session = core_.sessions.Get(call.owner(), call.log.session, SteadyNow());
       if (!session.ok()) return SessionError(session.status(), call.log.session);
       if (!wanted.etag().empty() && wanted.etag() != absl::StrCat(session->version)) {
         return WithEtag(absl::AbortedError(absl::StrCat("sessions/", call.log.session, " has changed: its etag is \"",
                                                         session->version, "\", not ", Quoted(wanted.etag()),
                                                         "; get it again and retry")),
-                        core_, call.log.session, wanted.etag());
+                        core_, call, wanted.etag());
       }
     }
     FillSession(*session, response);
@@ -135,19 +144,36 @@ class SessionServiceImpl final : public RawService {
   }
 
   absl::Status Fork(Call& call, const v1::ForkSessionRequest& request, v1::ForkSessionResponse* response) {
-    return Once(core_, methods::kForkSession.name, request, response,
-                [&](v1::ForkSessionResponse* made) { return ForkOnce(request, call.log, made); });
+    return Once(core_, call, methods::kForkSession.name, request, response,
+                [&](v1::ForkSessionResponse* made) { return ForkOnce(request, call, made); });
+  }
+
+  absl::Status Interrupt(Call& call, const v1::InterruptSessionRequest& request, v1::Session* response) {
+    Violations violations;
+    CheckName("name", "sessions", request.name(), &call.log.session, violations);
+    if (!violations.empty()) return violations.ToStatus();
+    const std::string& id = call.log.session;
+    absl::Status broken = core_.sessions.Break(call.owner(), id, SteadyNow());
+    if (!broken.ok()) return SessionError(broken, id);
+    absl::StatusOr<SessionInfo> session = core_.sessions.Get(call.owner(), id, SteadyNow());
+    if (session.ok() && session->condition == SessionCondition::kActive) {
+      // Tried again when it has ended.
+      session = absl::AbortedError(absl::StrCat("the call that holds session \"", id, "\" has not ended yet; retry"));
+    }
+    if (!session.ok()) return SessionError(session.status(), id);
+    FillSession(*session, response);
+    return absl::OkStatus();
   }
 
   absl::Status Delete(Call& call, const v1::DeleteSessionRequest& request, google::protobuf::Empty*) {
     Violations violations;
     CheckName("name", "sessions", request.name(), &call.log.session, violations);
     if (!violations.empty()) return violations.ToStatus();
-    return WithEtag(core_.sessions.Delete(call.log.session, request.etag(), absl::Now()), core_, call.log.session,
-                    request.etag());
+    return WithEtag(core_.sessions.Delete(call.owner(), call.log.session, request.etag(), SteadyNow(), request.force()),
+                    core_, call, request.etag());
   }
 
-  absl::Status CreateOnce(const v1::CreateSessionRequest& request, CallLog& log, v1::Session* response) {
+  absl::Status CreateOnce(const v1::CreateSessionRequest& request, Call& call, v1::Session* response) {
     Violations violations;
     if (!request.session_id().empty()) CheckNewId("session_id", request.session_id(), /*dots=*/false, violations);
     std::string model_id;
@@ -166,17 +192,18 @@ class SessionServiceImpl final : public RawService {
     }
     if (!violations.empty()) return violations.ToStatus();
 
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     std::string source_model;
     if (request.has_source_session()) {
-      absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(source, now);
+      call.log.session = source;
+      absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(call.owner(), source, now);
       if (!parked.ok()) return SessionError(parked.status(), source);
       source_model = parked->model;
       session.state = parked->state;
     } else if (request.has_source_snapshot()) {
-      absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(source, now);
+      absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(call.owner(), source, now);
       if (!info.ok()) return SnapshotError(info.status(), source);
-      absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(source, now);
+      absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(call.owner(), source, now);
       if (!state.ok()) return SnapshotError(state.status(), source);
       source_model = info->model;
       session.state = *state;
@@ -196,20 +223,20 @@ class SessionServiceImpl final : public RawService {
                             absl::StrCat("the source is of an earlier models/", model->id(), " with other weights")),
                         "MODEL_REPLACED");
     }
-    log.model = model->id();
+    call.log.model = model->id();
     session.id = request.session_id();
     session.model = model->id();
     session.state_bytes = model->engine().state_format().bytes;
-    absl::StatusOr<SessionInfo> made = core_.sessions.Create(std::move(session), now);
+    absl::StatusOr<SessionInfo> made = core_.sessions.Create(call.owner(), std::move(session), now);
     if (!made.ok()) return SessionError(made.status(), request.session_id());
-    log.session = made->id;
+    call.log.session = made->id;
     FillSession(*made, response);
     return absl::OkStatus();
   }
 
-  absl::Status ForkOnce(const v1::ForkSessionRequest& request, CallLog& log, v1::ForkSessionResponse* response) {
+  absl::Status ForkOnce(const v1::ForkSessionRequest& request, Call& call, v1::ForkSessionResponse* response) {
     Violations violations;
-    CheckName("name", "sessions", request.name(), &log.session, violations);
+    CheckName("name", "sessions", request.name(), &call.log.session, violations);
     const int32_t named = request.session_ids_size();
     const int32_t count = request.count() != 0 ? request.count() : named != 0 ? named : 1;
     if (count < 1 || count > kMaxForks) {
@@ -231,8 +258,9 @@ class SessionServiceImpl final : public RawService {
 
     std::vector<std::string> ids(request.session_ids().begin(), request.session_ids().end());
     ids.resize(count);
-    absl::StatusOr<std::vector<SessionInfo>> made = core_.sessions.Fork(log.session, std::move(ids), ttl, absl::Now());
-    if (!made.ok()) return SessionError(made.status(), log.session);
+    absl::StatusOr<std::vector<SessionInfo>> made =
+        core_.sessions.Fork(call.owner(), call.log.session, std::move(ids), ttl, SteadyNow());
+    if (!made.ok()) return SessionError(made.status(), call.log.session);
     for (const SessionInfo& session : *made) FillSession(session, response->add_sessions());
     return absl::OkStatus();
   }

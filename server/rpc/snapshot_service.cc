@@ -4,11 +4,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "palimpsest/v1/snapshot.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/once.h"
+#include "server/rpc/owner_page.h"
 #include "server/rpc/prepare.h"
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
@@ -80,13 +80,15 @@ class DownloadCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     std::string id;
     CheckName("name", "snapshots", request.name(), &id, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(id, absl::Now());
+    absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(call_.owner(), id, SteadyNow());
     if (!info.ok()) return SnapshotError(info.status(), id);
     if (absl::Status status = place_.Take(); !status.ok()) return status;
-    absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(id, absl::Now());
+    absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(call_.owner(), id, SteadyNow());
     if (!state.ok()) return SnapshotError(state.status(), id);
     call_.log.model = info->model;
-    bytes_ = SerializeSnapshot(**state);
+    absl::StatusOr<std::string> serialized = SerializeSnapshot(**state);
+    if (!serialized.ok()) return WithReason(serialized.status(), "NO_MEMORY");
+    bytes_ = *std::move(serialized);
     FillSnapshot(*info, message_.mutable_snapshot());
     return absl::OkStatus();
   }
@@ -135,7 +137,8 @@ class UploadCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
       status_ = absl::CancelledError("the caller has gone");
     } else {
       // Its checksum and its digest are made. Where that is done at once, this object may be gone after it.
-      const absl::Status taken = core_.RunBySize(bytes_.size(), [this] { End(Guarded([this] { return Store(); })); });
+      const absl::Status taken =
+          core_.RunBySize(call_.log.peer, bytes_.size(), [this] { End(Guarded([this] { return Store(); })); });
       return taken.ok() ? void() : End(taken);
     }
     End(status_);
@@ -219,7 +222,7 @@ class UploadCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
       return WithReason(absl::Status(state.status().code(), absl::StrCat("data: ", message)), "SNAPSHOT_REFUSED");
     }
     absl::StatusOr<SnapshotInfo> made =
-        core_.sessions.AddSnapshot(snapshot_id_, model_id_, std::move(*state), ttl_, absl::Now());
+        core_.sessions.AddSnapshot(call_.owner(), snapshot_id_, model_id_, std::move(*state), ttl_, SteadyNow());
     if (!made.ok()) return SnapshotError(made.status(), snapshot_id_);
     v1::Snapshot response;
     FillSnapshot(*made, &response);
@@ -279,64 +282,73 @@ class SnapshotServiceImpl final : public RawService {
 
  private:
   absl::Status Create(Call& call, const v1::CreateSnapshotRequest& request, v1::Snapshot* response) {
-    return Once(core_, methods::kCreateSnapshot.name, request, response,
-                [&](v1::Snapshot* made) { return CreateOnce(request, call.log, made); });
+    return Once(core_, call, methods::kCreateSnapshot.name, request, response,
+                [&](v1::Snapshot* made) { return CreateOnce(request, call, made); });
   }
 
-  absl::Status Get(Call&, const v1::GetSnapshotRequest& request, v1::Snapshot* response) {
+  absl::Status Get(Call& call, const v1::GetSnapshotRequest& request, v1::Snapshot* response) {
     Violations violations;
     std::string id;
     CheckName("name", "snapshots", request.name(), &id, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<SnapshotInfo> snapshot = core_.sessions.GetSnapshot(id, absl::Now());
+    absl::StatusOr<SnapshotInfo> snapshot = core_.sessions.GetSnapshot(call.owner(), id, SteadyNow());
     if (!snapshot.ok()) return SnapshotError(snapshot.status(), id);
     FillSnapshot(*snapshot, response);
     return absl::OkStatus();
   }
 
-  absl::Status List(Call&, const v1::ListSnapshotsRequest& request, v1::ListSnapshotsResponse* response) {
+  absl::Status List(Call& call, const v1::ListSnapshotsRequest& request, v1::ListSnapshotsResponse* response) {
     Violations violations;
     int32_t limit = 0;
     CheckPageSize(request.page_size(), &limit, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<std::string> after = core_.pages.Read("snapshots", request.page_token());
-    if (!after.ok()) return after.status();
-    std::vector<SnapshotInfo> snapshots = core_.sessions.ListSnapshots(*after, limit + 1, absl::Now());
+    const absl::StatusOr<OwnerPage> page =
+        OwnerPage::Read(core_.pages, call.identity(), "snapshots", request.owner(), request.page_token());
+    if (!page.ok()) return page.status();
+    const auto& [owner, id] = page->after();
+    std::vector<SnapshotInfo> snapshots = page->all_owners()
+                                              ? core_.sessions.ListAllSnapshots(page->after(), limit + 1, SteadyNow())
+                                              : core_.sessions.ListSnapshots(owner, id, limit + 1, SteadyNow());
     if (static_cast<int32_t>(snapshots.size()) > limit) {
       snapshots.pop_back();
-      response->set_next_page_token(core_.pages.Make("snapshots", snapshots.back().id));
+      response->set_next_page_token(page->TokenAfter(snapshots.back()));
     }
     for (const SnapshotInfo& snapshot : snapshots) FillSnapshot(snapshot, response->add_snapshots());
     return absl::OkStatus();
   }
 
-  absl::Status Delete(Call&, const v1::DeleteSnapshotRequest& request, google::protobuf::Empty*) {
+  absl::Status Delete(Call& call, const v1::DeleteSnapshotRequest& request, google::protobuf::Empty*) {
     Violations violations;
     std::string id;
     CheckName("name", "snapshots", request.name(), &id, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::Status status = core_.sessions.DeleteSnapshot(id, absl::Now());
+    absl::Status status = core_.sessions.DeleteSnapshot(call.owner(), id, SteadyNow());
     return status.ok() ? status : SnapshotError(status, id);
   }
 
-  absl::Status CreateOnce(const v1::CreateSnapshotRequest& request, CallLog& log, v1::Snapshot* response) {
+  absl::Status CreateOnce(const v1::CreateSnapshotRequest& request, Call& call, v1::Snapshot* response) {
     Violations violations;
     if (!request.snapshot_id().empty()) CheckNewId("snapshot_id", request.snapshot_id(), /*dots=*/false, violations);
-    CheckName("session", "sessions", request.session(), &log.session, violations);
+    CheckName("session", "sessions", request.session(), &call.log.session, violations);
     absl::Duration ttl = absl::InfiniteDuration();
     if (request.snapshot().has_ttl()) CheckTtl("snapshot.ttl", request.snapshot().ttl(), &ttl, violations);
     if (!violations.empty()) return violations.ToStatus();
 
-    const absl::Time now = absl::Now();
-    absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(log.session, now);
-    if (!parked.ok()) return SessionError(parked.status(), log.session);
+    const absl::Time now = SteadyNow();
+    absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(call.owner(), call.log.session, now);
+    if (!parked.ok()) return SessionError(parked.status(), call.log.session);
     // As for a new session: while the model is referred to, unloading waits, and then finds the snapshot.
     absl::StatusOr<ModelRef> model = core_.models.Find(parked->model);
     if (!model.ok()) return model.status();
-    log.model = model->id();
-    StatePtr state = parked->state != nullptr ? parked->state : EmptyState(model->engine().state_format());
+    call.log.model = model->id();
+    StatePtr state = parked->state;
+    if (state == nullptr) {
+      absl::StatusOr<StatePtr> empty = EmptyState(model->engine().state_format());
+      if (!empty.ok()) return SnapshotError(empty.status(), request.snapshot_id());
+      state = *std::move(empty);
+    }
     absl::StatusOr<SnapshotInfo> made =
-        core_.sessions.AddSnapshot(request.snapshot_id(), model->id(), std::move(state), ttl, now);
+        core_.sessions.AddSnapshot(call.owner(), request.snapshot_id(), model->id(), std::move(state), ttl, now);
     if (!made.ok()) return SnapshotError(made.status(), request.snapshot_id());
     FillSnapshot(*made, response);
     return absl::OkStatus();

@@ -30,7 +30,7 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
     if (status.ok() && runs_on == RunsOn::kOwnThread) return core_.tasks.Run([this] { Run(); });
     if (status.ok()) {
       const size_t bytes = runs_on == RunsOn::kWorker ? SIZE_MAX : request_->Length();
-      status = core_.RunBySize(bytes, [this] {
+      status = core_.RunBySize(call_.log.peer, bytes, [this] {
         if (context_->IsCancelled())
           return End(absl::CancelledError("the caller has gone"));  // while it waited for a worker
         Run();
@@ -50,7 +50,8 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
     if (!IsShort(request_->Length())) call_.NoteRead();
     if (status.ok()) status = call_.HoldReply(static_cast<int64_t>(answer_->Length()));
     if (!status.ok()) answer_->Clear();
-    End(status);
+    const bool again = call_.AwaitSession(status, [this](absl::Status waited) { waited.ok() ? Run() : End(waited); });
+    if (!again) End(status);
   }
 
   void End(const absl::Status& status) {

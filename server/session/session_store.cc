@@ -22,14 +22,35 @@ std::string RandomId(char letter) {
   return absl::StrCat(std::string(1, letter), absl::BytesToHexString(raw));
 }
 
-// `id`, or one that is not in `map` if it is empty.
+// The owner's key of `id`, or of one that is not in `map` if it is empty.
 template <typename Map>
-std::string IdOrNew(std::string id, char letter, const Map& map) {
-  while (id.empty()) {
-    std::string made = RandomId(letter);
-    if (!map.contains(made)) id = std::move(made);
+ParkedKey KeyOrNew(const std::string& owner, std::string id, char letter, const Map& map) {
+  ParkedKey key(owner, std::move(id));
+  while (key.second.empty()) {
+    key.second = RandomId(letter);
+    if (map.contains(key)) key.second.clear();
   }
-  return id;
+  return key;
+}
+
+// Those after `after`, at most `limit`, while `wanted` says so.
+template <typename Info, typename Map, typename Wanted>
+std::vector<Info> InfosAfter(const Map& map, const ParkedKey& after, int32_t limit, const Wanted& wanted) {
+  std::vector<Info> found;
+  for (auto it = map.upper_bound(after); it != map.end() && std::ssize(found) < limit && wanted(it->first); ++it) {
+    found.push_back(it->second.info);
+  }
+  return found;
+}
+
+constexpr auto kOfAll = [](const ParkedKey&) { return true; };
+auto OfOwner(const std::string& owner) {
+  return [&owner](const ParkedKey& key) { return key.first == owner; };
+}
+
+// Of sessions whose states have so many bytes.
+ParkedUse UseOf(int64_t state_bytes, int64_t count = 1) {
+  return {.sessions = count, .state_bytes = count * ParkedBytes(state_bytes)};
 }
 
 absl::Status NoSession(const std::string& id) {
@@ -60,7 +81,8 @@ std::string FingerprintOf(const StatePtr& state) { return state == nullptr ? "" 
 
 SessionLease::SessionLease(SessionLease&& other) noexcept
     : store_(std::exchange(other.store_, nullptr)),
-      id_(std::move(other.id_)),
+      key_(std::move(other.key_)),
+      serial_(other.serial_),
       model_(std::move(other.model_)),
       state_(std::move(other.state_)) {}
 
@@ -68,7 +90,8 @@ SessionLease& SessionLease::operator=(SessionLease&& other) noexcept {
   if (this == &other) return *this;
   Abandon();
   store_ = std::exchange(other.store_, nullptr);
-  id_ = std::move(other.id_);
+  key_ = std::move(other.key_);
+  serial_ = other.serial_;
   model_ = std::move(other.model_);
   state_ = std::move(other.state_);
   return *this;
@@ -78,221 +101,314 @@ SessionLease::~SessionLease() { Abandon(); }
 
 void SessionLease::Commit(StatePtr state, absl::Time now) {
   PALIMPSEST_CHECK(store_ != nullptr);
-  std::exchange(store_, nullptr)->EndLease(id_, SessionStore::LeaseEnd::kCommit, std::move(state), now);
+  std::exchange(store_, nullptr)->EndLease(serial_, SessionStore::LeaseEnd::kCommit, std::move(state), now);
 }
 
 void SessionLease::Quarantine(absl::Time now) {
   PALIMPSEST_CHECK(store_ != nullptr);
-  std::exchange(store_, nullptr)->EndLease(id_, SessionStore::LeaseEnd::kQuarantine, nullptr, now);
+  std::exchange(store_, nullptr)->EndLease(serial_, SessionStore::LeaseEnd::kQuarantine, nullptr, now);
 }
 
 void SessionLease::Abandon(absl::Time now) {
   if (store_ == nullptr) return;
-  std::exchange(store_, nullptr)->EndLease(id_, SessionStore::LeaseEnd::kAbandon, nullptr, now);
+  std::exchange(store_, nullptr)->EndLease(serial_, SessionStore::LeaseEnd::kAbandon, nullptr, now);
 }
 
-SessionStore::SessionStore(SessionStoreOptions options) : options_(std::move(options)) {}
+SessionStore::Later::~Later() {
+  for (const std::function<void()>& call : calls) call();
+}
 
-absl::StatusOr<SessionInfo> SessionStore::Create(NewSession session, absl::Time now) {
-  Trash trash;
+SessionStore::SessionStore(SessionStoreOptions options)
+    : options_(std::move(options)),
+      account_({.max_sessions = options_.max_sessions,
+                .max_snapshots = options_.max_snapshots,
+                .max_state_bytes = options_.max_state_bytes > 0 ? options_.max_state_bytes : SessionShare::kNoLimit},
+               options_.share) {}
+
+absl::StatusOr<SessionInfo> SessionStore::Create(const std::string& owner, NewSession session, absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  if (sessions_.contains(session.id)) return SessionTaken(session.id);
-  if (absl::Status status = CheckRoom(1); !status.ok()) return status;
-  return Insert(IdOrNew(std::move(session.id), 's', sessions_), std::move(session.model), session.state_bytes,
+  DropExpiredLocked(now, later);
+  if (sessions_.contains({owner, session.id})) return SessionTaken(session.id);
+  const ParkedUse use = UseOf(session.state_bytes);
+  if (absl::Status status = account_.Admit(owner, use); !status.ok()) return status;
+  return Insert(KeyOrNew(owner, std::move(session.id), 's', sessions_), std::move(session.model), session.state_bytes,
                 std::move(session.state), session.ttl.value_or(options_.default_ttl), now);
 }
 
-absl::StatusOr<std::vector<SessionInfo>> SessionStore::Fork(const std::string& id, std::vector<std::string> ids,
+absl::StatusOr<std::vector<SessionInfo>> SessionStore::Fork(const std::string& owner, const std::string& id,
+                                                            std::vector<std::string> ids,
                                                             std::optional<absl::Duration> ttl, absl::Time now) {
-  Trash trash;
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  absl::StatusOr<Entry*> parent = FindIdle(id);
+  DropExpiredLocked(now, later);
+  absl::StatusOr<Entry*> parent = FindIdle({owner, id});
   if (!parent.ok()) return parent.status();
   absl::flat_hash_set<std::string> named;
   for (const std::string& child : ids) {
     if (child.empty()) continue;
-    if (sessions_.contains(child) || !named.insert(child).second) return SessionTaken(child);
+    if (sessions_.contains({owner, child}) || !named.insert(child).second) return SessionTaken(child);
   }
-  if (absl::Status status = CheckRoom(static_cast<int64_t>(ids.size())); !status.ok()) return status;
+  if (absl::Status status = account_.Admit(owner, UseOf((*parent)->info.state_bytes, std::ssize(ids))); !status.ok())
+    return status;
   // Nothing can fail from here on.
-  Use(**parent, now);
+  Touch(**parent, now);
   const Entry source = **parent;
   std::vector<SessionInfo> children(ids.size());
   // The named ones first, so that no id made here takes the name of a later one.
   for (const bool make : {false, true}) {
     for (size_t i = 0; i < ids.size(); ++i) {
       if (ids[i].empty() != make) continue;
-      children[i] = Insert(make ? IdOrNew("", 's', sessions_) : ids[i], source.info.model, source.info.state_bytes,
+      children[i] = Insert(KeyOrNew(owner, ids[i], 's', sessions_), source.info.model, source.info.state_bytes,
                            source.state, ttl.value_or(source.info.ttl), now);
     }
   }
   return children;
 }
 
-absl::StatusOr<SessionInfo> SessionStore::Get(const std::string& id, absl::Time now) {
-  Trash trash;
+absl::StatusOr<SessionInfo> SessionStore::Get(const std::string& owner, const std::string& id, absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  const auto it = sessions_.find(id);
+  DropExpiredLocked(now, later);
+  const auto it = sessions_.find({owner, id});
   if (it == sessions_.end()) return NoSession(id);
   return it->second.info;
 }
 
-std::vector<SessionInfo> SessionStore::List(const std::string& after, int32_t limit, absl::Time now) {
-  Trash trash;
+std::vector<SessionInfo> SessionStore::List(const std::string& owner, const std::string& after, int32_t limit,
+                                            absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  std::vector<SessionInfo> found;
-  for (auto it = sessions_.upper_bound(after); it != sessions_.end() && std::ssize(found) < limit; ++it) {
-    found.push_back(it->second.info);
-  }
-  return found;
+  DropExpiredLocked(now, later);
+  return InfosAfter<SessionInfo>(sessions_, {owner, after}, limit, OfOwner(owner));
 }
 
-absl::StatusOr<SessionInfo> SessionStore::UpdateTtl(const std::string& id, absl::Duration ttl, const std::string& etag,
-                                                    absl::Time now) {
-  Trash trash;
+std::vector<SessionInfo> SessionStore::ListAll(const ParkedKey& after, int32_t limit, absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  const auto it = sessions_.find(id);
+  DropExpiredLocked(now, later);
+  return InfosAfter<SessionInfo>(sessions_, after, limit, kOfAll);
+}
+
+absl::StatusOr<SessionInfo> SessionStore::UpdateTtl(const std::string& owner, const std::string& id, absl::Duration ttl,
+                                                    const std::string& etag, absl::Time now) {
+  Later later;
+  absl::MutexLock lock(&mu_);
+  DropExpiredLocked(now, later);
+  const auto it = sessions_.find({owner, id});
   if (it == sessions_.end()) return NoSession(id);
   SessionInfo& info = it->second.info;
   if (absl::Status status = CheckEtag(info, etag); !status.ok()) return status;
   info.ttl = ttl;
   info.update_time = now;
   info.version = ++last_version_;
-  Use(it->second, now);
+  Touch(it->second, now);
   return info;
 }
 
-absl::Status SessionStore::Delete(const std::string& id, const std::string& etag, absl::Time now) {
-  Trash trash;
+absl::Status SessionStore::Delete(const std::string& owner, const std::string& id, const std::string& etag,
+                                  absl::Time now, bool force) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  const auto it = sessions_.find(id);
+  DropExpiredLocked(now, later);
+  const auto it = sessions_.find({owner, id});
   if (it == sessions_.end()) return NoSession(id);
   if (absl::Status status = CheckEtag(it->second.info, etag); !status.ok()) return status;
-  if (it->second.info.condition == SessionCondition::kActive) return Leased(id);
-  trash.push_back(std::move(it->second.state));
-  sessions_.erase(it);
+  if (it->second.lease != 0) {
+    if (!force) return Leased(id);
+    BreakLocked(leases_.at(it->second.lease), later);
+  }
+  Erase(it, later);
   return absl::OkStatus();
 }
 
-absl::StatusOr<SessionLease> SessionStore::Acquire(const std::string& id, absl::Time now) {
-  Trash trash;
+absl::StatusOr<SessionLease> SessionStore::Acquire(const std::string& owner, const std::string& id, absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  absl::StatusOr<Entry*> entry = FindIdle(id);
-  if (!entry.ok()) return entry.status();
-  (*entry)->info.condition = SessionCondition::kActive;
-  Use(**entry, now);
+  DropExpiredLocked(now, later);
+  absl::StatusOr<Entry*> found = FindIdle({owner, id});
+  if (!found.ok()) return found.status();
+  Entry& entry = **found;
+  entry.info.condition = SessionCondition::kActive;
+  entry.lease = ++last_version_;
+  Touch(entry, now);
   SessionLease lease;
   lease.store_ = this;
-  lease.id_ = id;
-  lease.model_ = (*entry)->info.model;
-  lease.state_ = (*entry)->state;
+  lease.key_ = {owner, id};
+  lease.serial_ = entry.lease;
+  lease.model_ = entry.info.model;
+  lease.state_ = entry.state;
+  leases_[entry.lease].key = lease.key_;
   return lease;
 }
 
-absl::StatusOr<SessionStore::Parked> SessionStore::Peek(const std::string& id, absl::Time now) {
-  Trash trash;
+absl::StatusOr<SessionStore::Parked> SessionStore::Peek(const std::string& owner, const std::string& id,
+                                                        absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  absl::StatusOr<Entry*> entry = FindIdle(id);
+  DropExpiredLocked(now, later);
+  absl::StatusOr<Entry*> entry = FindIdle({owner, id});
   if (!entry.ok()) return entry.status();
-  Use(**entry, now);
+  Touch(**entry, now);
   return Parked{.model = (*entry)->info.model, .state = (*entry)->state};
 }
 
-absl::StatusOr<SnapshotInfo> SessionStore::AddSnapshot(std::string id, std::string model, StatePtr state,
-                                                       absl::Duration ttl, absl::Time now) {
+void SessionStore::SetEnding(uint64_t lease) {
+  absl::MutexLock lock(&mu_);
+  if (const auto found = leases_.find(lease); found != leases_.end()) found->second.ending = true;
+}
+
+void SessionStore::AwaitEnding(const std::string& owner, const std::string& id, absl::Time until,
+                               std::function<void()> then) {
+  Later later;
+  absl::MutexLock lock(&mu_);
+  const auto session = sessions_.find({owner, id});
+  if (session != sessions_.end() && session->second.lease != 0) {
+    Lease& lease = leases_.at(session->second.lease);
+    if (lease.ending) {
+      no_expiry_before_ = std::min(no_expiry_before_, until);
+      lease.waiters.push_back({until, std::move(then)});
+      return;
+    }
+  }
+  later.calls.push_back(std::move(then));
+}
+
+void SessionStore::SetBreak(uint64_t lease, std::function<void()> break_off) {
+  Later later;
+  absl::MutexLock lock(&mu_);
+  const auto found = leases_.find(lease);
+  if (found == leases_.end()) return;
+  if (found->second.broken) {
+    later.calls.push_back(std::move(break_off));
+  } else {
+    found->second.break_off = std::move(break_off);
+  }
+}
+
+absl::Status SessionStore::Break(const std::string& owner, const std::string& id, absl::Time now) {
+  Later later;
+  absl::MutexLock lock(&mu_);
+  DropExpiredLocked(now, later);
+  const auto it = sessions_.find({owner, id});
+  if (it == sessions_.end()) return NoSession(id);
+  if (it->second.lease != 0) BreakLocked(leases_.at(it->second.lease), later);
+  return absl::OkStatus();
+}
+
+void SessionStore::BreakLocked(Lease& lease, Later& later) {
+  lease.ending = true;
+  lease.broken = true;
+  if (lease.break_off != nullptr) later.calls.push_back(std::exchange(lease.break_off, nullptr));
+}
+
+absl::StatusOr<SnapshotInfo> SessionStore::AddSnapshot(const std::string& owner, std::string id, std::string model,
+                                                       StatePtr state, absl::Duration ttl, absl::Time now) {
   PALIMPSEST_CHECK(state != nullptr);
-  SnapshotInfo info{.id = std::move(id),
+  const ParkedUse use{.snapshots = 1, .state_bytes = ParkedBytes(state->data.size())};
+  {
+    // What there is no room for is not worth a checksum.
+    absl::MutexLock lock(&mu_);
+    if (absl::Status status = account_.Admit(owner, use); !status.ok()) return status;
+    account_.Add(owner, use);
+  }
+  SnapshotInfo info{.owner = owner,
+                    .id = std::move(id),
                     .model = std::move(model),
                     .position = state->head.position,
                     .size_bytes = SnapshotBytes(*state),
                     .digest = StateDigest(*state),
                     .create_time = now,
                     .expire_time = now + ttl};
-  Trash trash;
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  if (snapshots_.contains(info.id)) {
+  DropExpiredLocked(now, later);
+  if (snapshots_.contains({owner, info.id})) {
+    account_.Remove(owner, use);
     return absl::AlreadyExistsError(
         absl::StrCat("snapshot id \"", info.id, "\" is taken; choose another or leave it empty"));
   }
-  if (std::ssize(snapshots_) >= options_.max_snapshots) {
-    return absl::ResourceExhaustedError(absl::StrCat("the server holds ", snapshots_.size(),
-                                                     " snapshots, its limit is ", options_.max_snapshots,
-                                                     "; delete one or wait for one to expire"));
-  }
-  info.id = IdOrNew(std::move(info.id), 'p', snapshots_);
+  ParkedKey key = KeyOrNew(owner, std::move(info.id), 'p', snapshots_);
+  info.id = key.second;
   no_expiry_before_ = std::min(no_expiry_before_, info.expire_time);
-  return snapshots_.emplace(info.id, SnapshotEntry{info, std::move(state)}).first->second.info;
+  return snapshots_.emplace(std::move(key), SnapshotEntry{info, std::move(state)}).first->second.info;
 }
 
-absl::StatusOr<SnapshotInfo> SessionStore::GetSnapshot(const std::string& id, absl::Time now) {
-  Trash trash;
+absl::StatusOr<SnapshotInfo> SessionStore::GetSnapshot(const std::string& owner, const std::string& id,
+                                                       absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  const auto it = snapshots_.find(id);
+  DropExpiredLocked(now, later);
+  const auto it = snapshots_.find({owner, id});
   if (it == snapshots_.end()) return NoSnapshot(id);
   return it->second.info;
 }
 
-absl::StatusOr<StatePtr> SessionStore::SnapshotState(const std::string& id, absl::Time now) {
-  Trash trash;
+absl::StatusOr<StatePtr> SessionStore::SnapshotState(const std::string& owner, const std::string& id, absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  const auto it = snapshots_.find(id);
+  DropExpiredLocked(now, later);
+  const auto it = snapshots_.find({owner, id});
   if (it == snapshots_.end()) return NoSnapshot(id);
   return it->second.state;
 }
 
-std::vector<SnapshotInfo> SessionStore::ListSnapshots(const std::string& after, int32_t limit, absl::Time now) {
-  Trash trash;
+std::vector<SnapshotInfo> SessionStore::ListSnapshots(const std::string& owner, const std::string& after, int32_t limit,
+                                                      absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  std::vector<SnapshotInfo> found;
-  for (auto it = snapshots_.upper_bound(after); it != snapshots_.end() && std::ssize(found) < limit; ++it) {
-    found.push_back(it->second.info);
-  }
-  return found;
+  DropExpiredLocked(now, later);
+  return InfosAfter<SnapshotInfo>(snapshots_, {owner, after}, limit, OfOwner(owner));
 }
 
-absl::Status SessionStore::DeleteSnapshot(const std::string& id, absl::Time now) {
-  Trash trash;
+std::vector<SnapshotInfo> SessionStore::ListAllSnapshots(const ParkedKey& after, int32_t limit, absl::Time now) {
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
-  const auto it = snapshots_.find(id);
+  DropExpiredLocked(now, later);
+  return InfosAfter<SnapshotInfo>(snapshots_, after, limit, kOfAll);
+}
+
+absl::Status SessionStore::DeleteSnapshot(const std::string& owner, const std::string& id, absl::Time now) {
+  Later later;
+  absl::MutexLock lock(&mu_);
+  DropExpiredLocked(now, later);
+  const auto it = snapshots_.find({owner, id});
   if (it == snapshots_.end()) return NoSnapshot(id);
-  trash.push_back(std::move(it->second.state));
-  snapshots_.erase(it);
+  Erase(it, later);
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::shared_ptr<const void>> SessionStore::Reserve(const std::string& owner, int64_t state_bytes) {
+  const ParkedUse use{.state_bytes = ParkedBytes(state_bytes)};
+  absl::MutexLock lock(&mu_);
+  if (absl::Status status = account_.Admit(owner, use); !status.ok()) return status;
+  account_.Add(owner, use);
+  // Only the end of it counts: there is nothing to point to.
+  return std::shared_ptr<const void>(static_cast<const void*>(this),
+                                     [this, owner, use](const void*) { Unreserve(owner, use); });
+}
+
+void SessionStore::Unreserve(const std::string& owner, const ParkedUse& use) {
+  absl::MutexLock lock(&mu_);
+  account_.Remove(owner, use);
+}
+
+StatePtr KeepRoom(StatePtr state, std::shared_ptr<const void> room) {
+  const State* const raw = state.get();
+  return StatePtr(raw, [state = std::move(state), room = std::move(room)](const State*) mutable {
+    state.reset();  // first: it is still there while the room is
+    room.reset();
+  });
+}
+
 void SessionStore::DropModel(const std::string& model) {
-  Trash trash;
+  Later later;
   absl::MutexLock lock(&mu_);
   for (auto it = sessions_.begin(); it != sessions_.end();) {
-    if (it->second.info.model != model) {
-      ++it;
-    } else if (it->second.info.condition == SessionCondition::kActive) {
-      (it++)->second.dropped = true;
-    } else {
-      trash.push_back(std::move(it->second.state));
-      it = sessions_.erase(it);
-    }
+    it = it->second.info.model == model ? Erase(it, later) : std::next(it);
   }
   for (auto it = snapshots_.begin(); it != snapshots_.end();) {
-    if (it->second.info.model != model) {
-      ++it;
-      continue;
-    }
-    trash.push_back(std::move(it->second.state));
-    it = snapshots_.erase(it);
+    it = it->second.info.model == model ? Erase(it, later) : std::next(it);
   }
 }
 
@@ -304,9 +420,16 @@ bool SessionStore::HasStatesOf(const std::string& model, const std::string& fing
 }
 
 void SessionStore::DropExpired(absl::Time now) {
-  Trash trash;
+  Later later;
   absl::MutexLock lock(&mu_);
-  DropExpiredLocked(now, trash);
+  DropExpiredLocked(now, later);
+}
+
+bool SessionStore::SetMaxStateBytes(int64_t bytes) {
+  absl::MutexLock lock(&mu_);
+  if (account_.used().state_bytes > bytes) return false;
+  account_.SetMaxStateBytes(bytes);
+  return true;
 }
 
 SessionStore::Counts SessionStore::counts() const {
@@ -351,21 +474,33 @@ std::map<std::string, SessionStore::Counts> SessionStore::counts_by_model() cons
   return all;
 }
 
-void SessionStore::EndLease(const std::string& id, LeaseEnd end, StatePtr state, absl::Time now) {
-  Trash trash;
+SessionStore::Use SessionStore::use() const {
   absl::MutexLock lock(&mu_);
-  const auto it = sessions_.find(id);
-  PALIMPSEST_CHECK(it != sessions_.end() && it->second.info.condition == SessionCondition::kActive);
-  Entry& entry = it->second;
-  trash.push_back(std::move(state));
-  if (entry.dropped) {
-    trash.push_back(std::move(entry.state));
-    sessions_.erase(it);
+  return {.all = account_.used(),
+          .limits = account_.limits(),
+          .by_owner = account_.used_by_owner(),
+          .refusals = account_.refusals()};
+}
+
+void SessionStore::EndLease(uint64_t serial, LeaseEnd end, StatePtr state, absl::Time now) {
+  Later later;
+  absl::MutexLock lock(&mu_);
+  const auto found = leases_.find(serial);
+  PALIMPSEST_CHECK(found != leases_.end());
+  const Lease lease = std::move(found->second);
+  leases_.erase(found);
+  for (const Waiter& waiter : lease.waiters) later.calls.push_back(waiter.then);
+  later.trash.push_back(std::move(state));
+  if (lease.deleted.has_value()) {
+    account_.Remove(lease.key.first, *lease.deleted);
     return;
   }
+  Entry& entry = sessions_.at(lease.key);
+  PALIMPSEST_CHECK(entry.lease == serial);
+  entry.lease = 0;
   entry.info.condition = end == LeaseEnd::kQuarantine ? SessionCondition::kQuarantined : SessionCondition::kIdle;
   if (end == LeaseEnd::kCommit) {
-    std::swap(entry.state, trash.back());
+    std::swap(entry.state, later.trash.back());
     entry.info.position = entry.state == nullptr ? 0 : entry.state->head.position;
     entry.info.model_fingerprint = FingerprintOf(entry.state);
   }
@@ -373,58 +508,90 @@ void SessionStore::EndLease(const std::string& id, LeaseEnd end, StatePtr state,
     entry.info.update_time = now;
     entry.info.version = ++last_version_;
   }
-  Use(entry, now);
+  Touch(entry, now);
 }
 
-void SessionStore::DropExpiredLocked(absl::Time now, Trash& trash) {
+void SessionStore::DropExpiredLocked(absl::Time now, Later& later) {
   if (now < no_expiry_before_) return;
-  no_expiry_before_ = absl::InfiniteFuture();
+  absl::Time next = absl::InfiniteFuture();
   for (auto it = sessions_.begin(); it != sessions_.end();) {
-    const SessionInfo& info = it->second.info;
-    if (info.condition != SessionCondition::kActive && info.expire_time <= now) {
-      trash.push_back(std::move(it->second.state));
-      it = sessions_.erase(it);
-      continue;
-    }
     // The end of a lease sets the time anew.
-    if (info.condition != SessionCondition::kActive) no_expiry_before_ = std::min(no_expiry_before_, info.expire_time);
-    ++it;
+    if (it->second.lease != 0) {
+      ++it;
+    } else if (it->second.info.expire_time <= now) {
+      it = Erase(it, later);
+    } else {
+      next = std::min(next, (it++)->second.info.expire_time);
+    }
   }
   for (auto it = snapshots_.begin(); it != snapshots_.end();) {
     if (it->second.info.expire_time <= now) {
-      trash.push_back(std::move(it->second.state));
-      it = snapshots_.erase(it);
-      continue;
+      it = Erase(it, later);
+    } else {
+      next = std::min(next, (it++)->second.info.expire_time);
     }
-    no_expiry_before_ = std::min(no_expiry_before_, it->second.info.expire_time);
-    ++it;
   }
+  for (auto& [serial, lease] : leases_) {
+    std::erase_if(lease.waiters, [&](Waiter& waiter) {
+      if (waiter.until > now) {
+        next = std::min(next, waiter.until);
+        return false;
+      }
+      later.calls.push_back(std::move(waiter.then));
+      return true;
+    });
+  }
+  no_expiry_before_ = next;
 }
 
-absl::StatusOr<SessionStore::Entry*> SessionStore::FindIdle(const std::string& id) {
-  const auto it = sessions_.find(id);
-  if (it == sessions_.end()) return NoSession(id);
+SessionStore::Sessions::iterator SessionStore::Erase(Sessions::iterator session, Later& later) {
+  Entry& entry = session->second;
+  const ParkedUse use = UseOf(entry.info.state_bytes);
+  later.trash.push_back(std::move(entry.state));
+  if (entry.lease != 0) {
+    Lease& lease = leases_.at(entry.lease);
+    lease.deleted = use;  // the holder has its state still, and is making another
+    for (Waiter& waiter : lease.waiters) later.calls.push_back(std::move(waiter.then));
+    lease.waiters.clear();
+  } else {
+    account_.Remove(session->first.first, use);
+  }
+  return sessions_.erase(session);
+}
+
+SessionStore::Snapshots::iterator SessionStore::Erase(Snapshots::iterator snapshot, Later& later) {
+  SnapshotEntry& entry = snapshot->second;
+  account_.Remove(snapshot->first.first, {.snapshots = 1, .state_bytes = ParkedBytes(entry.state->data.size())});
+  later.trash.push_back(std::move(entry.state));
+  return snapshots_.erase(snapshot);
+}
+
+absl::StatusOr<SessionStore::Entry*> SessionStore::FindIdle(const ParkedKey& key) {
+  const auto it = sessions_.find(key);
+  if (it == sessions_.end()) return NoSession(key.second);
   switch (it->second.info.condition) {
     case SessionCondition::kIdle:
       break;
     case SessionCondition::kActive:
-      return Leased(id);
+      return Leased(key.second);
     case SessionCondition::kQuarantined:
-      return absl::FailedPreconditionError(absl::StrCat(
-          "session \"", id, "\" is quarantined: its numbers stopped being finite; delete it or go back to a snapshot"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("session \"", key.second,
+                       "\" is quarantined: its numbers stopped being finite; delete it or go back to a snapshot"));
   }
   return &it->second;
 }
 
-void SessionStore::Use(Entry& entry, absl::Time now) {
+void SessionStore::Touch(Entry& entry, absl::Time now) {
   entry.info.expire_time = now + entry.info.ttl;
   no_expiry_before_ = std::min(no_expiry_before_, entry.info.expire_time);
 }
 
-SessionInfo SessionStore::Insert(std::string id, std::string model, int64_t state_bytes, StatePtr state,
+SessionInfo SessionStore::Insert(ParkedKey key, std::string model, int64_t state_bytes, StatePtr state,
                                  absl::Duration ttl, absl::Time now) {
   Entry entry;
-  entry.info = {.id = id,
+  entry.info = {.owner = key.first,
+                .id = key.second,
                 .model = std::move(model),
                 .model_fingerprint = FingerprintOf(state),
                 .position = state == nullptr ? 0 : state->head.position,
@@ -434,17 +601,11 @@ SessionInfo SessionStore::Insert(std::string id, std::string model, int64_t stat
                 .ttl = ttl,
                 .version = ++last_version_};
   entry.state = std::move(state);
-  Use(entry, now);
-  const auto [it, inserted] = sessions_.emplace(std::move(id), std::move(entry));
+  Touch(entry, now);
+  account_.Add(key.first, UseOf(entry.info.state_bytes));
+  const auto [it, inserted] = sessions_.emplace(std::move(key), std::move(entry));
   PALIMPSEST_CHECK(inserted);
   return it->second.info;
-}
-
-absl::Status SessionStore::CheckRoom(int64_t more) const {
-  if (std::ssize(sessions_) + more <= options_.max_sessions) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat("the server holds ", sessions_.size(), " sessions, its limit is ",
-                                                   options_.max_sessions, ", and ", more,
-                                                   " more are asked for; delete some or wait for some to expire"));
 }
 
 }  // namespace palimpsest

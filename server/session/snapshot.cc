@@ -28,6 +28,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/common/check.h"
+#include "server/session/no_memory.h"
 #include "server/session/state.h"
 
 namespace palimpsest {
@@ -167,24 +168,7 @@ std::string_view AsView(const AlignedBytes& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), static_cast<size_t>(bytes.size())};
 }
 
-}  // namespace
-
-std::string StateDigest(const State& state) {
-  std::string head;
-  PutHead(head, state.head);
-  Sha256 hash;
-  hash.Add(head.data(), static_cast<int64_t>(head.size()));
-  hash.Add(state.data.data(), state.data.size());
-  return Hex(hash.Finish());
-}
-
-int64_t SnapshotBytes(const State& state) { return HeaderBytes(state.head) + state.data.size() + kChecksumBytes; }
-
-int64_t MaxSnapshotBytes(const StateFormat& format) {
-  return kFixedHeaderBytes + 4 * SequenceHead::kPenaltyWindow + kMaxUndecoded + format.bytes + kChecksumBytes;
-}
-
-std::string SerializeSnapshot(const State& state) {
+std::string Serialized(const State& state) {
   const std::string fingerprint = absl::HexStringToBytes(state.format.model_fingerprint);
   PALIMPSEST_CHECK(fingerprint.size() == kFingerprintBytes && state.data.size() == state.format.bytes);
   std::string out;
@@ -203,7 +187,7 @@ std::string SerializeSnapshot(const State& state) {
   return out;
 }
 
-absl::StatusOr<StatePtr> ParseSnapshot(std::string_view bytes, const StateFormat& expected) {
+absl::StatusOr<StatePtr> Parse(std::string_view bytes, const StateFormat& expected) {
   if (bytes.substr(0, kMagic.size()) != kMagic.substr(0, bytes.size())) {
     return absl::InvalidArgumentError(absl::StrCat("not a snapshot: it does not begin with ", kMagicChars));
   }
@@ -277,6 +261,31 @@ absl::StatusOr<StatePtr> ParseSnapshot(std::string_view bytes, const StateFormat
   state->data = AlignedBytes(rest);
   if (rest > 0) std::memcpy(state->data.data(), bytes.data() + header_bytes, static_cast<size_t>(rest));
   return state;
+}
+
+}  // namespace
+
+std::string StateDigest(const State& state) {
+  std::string head;
+  PutHead(head, state.head);
+  Sha256 hash;
+  hash.Add(head.data(), static_cast<int64_t>(head.size()));
+  hash.Add(state.data.data(), state.data.size());
+  return Hex(hash.Finish());
+}
+
+int64_t SnapshotBytes(const State& state) { return HeaderBytes(state.head) + state.data.size() + kChecksumBytes; }
+
+int64_t MaxSnapshotBytes(const StateFormat& format) {
+  return kFixedHeaderBytes + 4 * SequenceHead::kPenaltyWindow + kMaxUndecoded + format.bytes + kChecksumBytes;
+}
+
+absl::StatusOr<std::string> SerializeSnapshot(const State& state) {
+  return OrNoMemory("a snapshot", [&]() -> absl::StatusOr<std::string> { return Serialized(state); });
+}
+
+absl::StatusOr<StatePtr> ParseSnapshot(std::string_view bytes, const StateFormat& expected) {
+  return OrNoMemory("a state", [&] { return Parse(bytes, expected); });
 }
 
 }  // namespace palimpsest

@@ -83,7 +83,7 @@ TEST(Snapshot, ComesBackAsItWasAtEveryFillOfTheWindow) {
   for (const int64_t position : {0, 1, 2, 255, 256, 257, 512, 1000}) {
     for (const std::string undecoded : {"", "\xC3", "\xE2\x82", "\xF0\x9F\x98"}) {
       const State state = MakeState(position, undecoded);
-      const std::string bytes = SerializeSnapshot(state);
+      const std::string bytes = *SerializeSnapshot(state);
       EXPECT_EQ(std::ssize(bytes), SnapshotBytes(state));
       EXPECT_LE(std::ssize(bytes), MaxSnapshotBytes(state.format));
       const auto parsed = ParseSnapshot(bytes, Format());
@@ -92,7 +92,7 @@ TEST(Snapshot, ComesBackAsItWasAtEveryFillOfTheWindow) {
       EXPECT_EQ((*parsed)->head, state.head);
       EXPECT_EQ(DataOf(**parsed), DataOf(state));
       EXPECT_EQ(StateDigest(**parsed), StateDigest(state));
-      EXPECT_EQ(SerializeSnapshot(**parsed), bytes);
+      EXPECT_EQ(*SerializeSnapshot(**parsed), bytes);
     }
   }
 }
@@ -109,12 +109,12 @@ TEST(Snapshot, ReadsTheCommittedFileOfVersionOne) {
   const State expected = MakeState(300);
   EXPECT_EQ((*parsed)->head, expected.head);
   EXPECT_EQ(DataOf(**parsed), DataOf(expected));
-  EXPECT_EQ(SerializeSnapshot(expected), bytes);
+  EXPECT_EQ(*SerializeSnapshot(expected), bytes);
   EXPECT_EQ(StateDigest(expected), "2d8e7140e6f3756b561443cc2080e6243ecf2dd1555ca7542b3b6a32b3b7afce");
 }
 
 TEST(Snapshot, IsRefusedWithAnyBitFlipped) {
-  const std::string bytes = SerializeSnapshot(MakeState(5));
+  const std::string bytes = *SerializeSnapshot(MakeState(5));
   for (size_t i = 0; i < bytes.size(); ++i) {
     for (int bit = 0; bit < 8; ++bit) {
       std::string damaged = bytes;
@@ -128,7 +128,7 @@ TEST(Snapshot, IsRefusedWithAnyBitFlipped) {
 }
 
 TEST(Snapshot, IsRefusedTruncatedAtEveryLengthAndWithMoreBytes) {
-  const std::string bytes = SerializeSnapshot(MakeState(300));
+  const std::string bytes = *SerializeSnapshot(MakeState(300));
   for (size_t length = 0; length < bytes.size(); ++length) {
     const auto parsed = ParseSnapshot(std::string_view(bytes).substr(0, length), Format());
     ASSERT_EQ(parsed.status().code(), absl::StatusCode::kDataLoss) << length << ": " << parsed.status();
@@ -140,7 +140,7 @@ TEST(Snapshot, IsRefusedTruncatedAtEveryLengthAndWithMoreBytes) {
 
 // Each row is a snapshot whose checksum matches.
 TEST(Snapshot, SaysWhatIsWrongWithIt) {
-  const std::string good = SerializeSnapshot(MakeState(5));
+  const std::string good = *SerializeSnapshot(MakeState(5));
   const size_t undecoded_at = 72 + 4 * 5;
   const size_t data_length_at = undecoded_at + 4 + 2;
   StateFormat other_model = Format();

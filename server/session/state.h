@@ -51,11 +51,15 @@ struct State {
 };
 using StatePtr = std::shared_ptr<const State>;
 
+// Memory that a state of so many bytes takes while it is parked: its pages, and what is beside them (the head, and the
+// names and maps by which it is found).
+int64_t ParkedBytes(int64_t state_bytes);
+
 // SHA-256, in hexadecimal, of head and data. Equal digests mean equal states.
 std::string StateDigest(const State& state);
 
-// The snapshot's bytes: docs/state.md.
-std::string SerializeSnapshot(const State& state);
+// The snapshot's bytes: docs/state.md. RESOURCE_EXHAUSTED: the system has no memory left for them.
+absl::StatusOr<std::string> SerializeSnapshot(const State& state);
 
 // Bytes that SerializeSnapshot gives for this state.
 int64_t SnapshotBytes(const State& state);
@@ -65,7 +69,7 @@ int64_t MaxSnapshotBytes(const StateFormat& format);
 
 // Any bytes in. INVALID_ARGUMENT: not a snapshot, or a version not known here.  DATA_LOSS: truncated, too long, the
 // checksum does not match, or what it says contradicts itself.  FAILED_PRECONDITION: of another model or layout than
-// `expected`; the message says which.
+// `expected`; the message says which.  RESOURCE_EXHAUSTED: the system has no memory left for it.
 absl::StatusOr<StatePtr> ParseSnapshot(std::string_view bytes, const StateFormat& expected);
 
 }  // namespace palimpsest

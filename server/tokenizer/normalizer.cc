@@ -90,46 +90,61 @@ Normalizer::Front Normalizer::FrontOfText(std::string_view text) const {
   return {length, false, character};
 }
 
-std::vector<Normalizer::Part> Normalizer::Normalize(std::string_view text, bool first) const {
-  std::vector<Part> parts;
-  const auto append = [&parts](bool raw, std::string_view bytes) {
-    if (parts.empty() || parts.back().raw != raw) parts.push_back({raw, ""});
-    parts.back().bytes += bytes;
-  };
-
-  const bool trim_front = first && remove_extra_whitespaces_;
-  while (trim_front && !text.empty()) {
-    const Front front = FrontOfText(text);
+Normalizer::Reader::Reader(const Normalizer& normalizer, std::string_view text, bool first)
+    : normalizer_(normalizer), text_(text) {
+  after_space_ = first && normalizer.remove_extra_whitespaces_;
+  while (after_space_ && !text_.empty()) {
+    const Front front = normalizer.FrontOfText(text_);
     if (front.raw || front.result != " ") break;
-    text.remove_prefix(front.length);
+    text_.remove_prefix(front.length);
   }
-  if (text.empty()) return parts;
-  if (first && add_dummy_prefix_) append(false, space_);
+  if (!text_.empty() && first && normalizer.add_dummy_prefix_) spaces_ = 1;
+}
 
-  bool after_space = trim_front;
-  while (!text.empty()) {
-    Front front = FrontOfText(text);
-    text.remove_prefix(front.length);
+Normalizer::Reader::Next Normalizer::Reader::Read(size_t enough, std::string& characters) {
+  raw_.clear();
+  while (!text_.empty()) {
+    if (raw_.empty() && characters.size() >= enough) return Next::kText;
+    Front front = normalizer_.FrontOfText(text_);
+    if (!raw_.empty() && !front.raw) return Next::kRaw;
+    text_.remove_prefix(front.length);
     if (front.raw) {
-      append(true, front.result);
-      after_space = false;
+      AppendSpaces(characters);
+      raw_ += front.result;
+      after_space_ = false;
       continue;
     }
-    while (after_space && front.result.starts_with(' ')) front.result.remove_prefix(1);
+    while (after_space_ && front.result.starts_with(' ')) front.result.remove_prefix(1);
     if (front.result.empty()) continue;
     for (size_t begin = 0; begin < front.result.size();) {
       const size_t space = std::min(front.result.find(' ', begin), front.result.size());
-      append(false, front.result.substr(begin, space - begin));
-      if (space < front.result.size()) append(false, space_);
+      Append(front.result.substr(begin, space - begin), characters);
+      if (space < front.result.size()) ++spaces_;
       begin = space + 1;
     }
-    after_space = remove_extra_whitespaces_ && front.result.ends_with(' ');
+    after_space_ = normalizer_.remove_extra_whitespaces_ && front.result.ends_with(' ');
   }
-  while (remove_extra_whitespaces_ && !parts.empty() && !parts.back().raw && parts.back().bytes.ends_with(space_)) {
-    parts.back().bytes.resize(parts.back().bytes.size() - space_.size());
-    if (parts.back().bytes.empty()) parts.pop_back();
+  if (!raw_.empty()) return Next::kRaw;
+  if (!normalizer_.remove_extra_whitespaces_) AppendSpaces(characters);
+  spaces_ = 0;
+  return Next::kEnd;
+}
+
+void Normalizer::Reader::Append(std::string_view bytes, std::string& characters) {
+  size_t spaces = 0;
+  while (bytes.ends_with(normalizer_.space_)) {
+    bytes.remove_suffix(normalizer_.space_.size());
+    ++spaces;
   }
-  return parts;
+  if (!bytes.empty()) {
+    AppendSpaces(characters);
+    characters += bytes;
+  }
+  spaces_ += spaces;
+}
+
+void Normalizer::Reader::AppendSpaces(std::string& characters) {
+  for (; spaces_ > 0; --spaces_) characters += normalizer_.space_;
 }
 
 }  // namespace palimpsest

@@ -40,12 +40,31 @@ class Normalizer {
   // `user_defined` holds the pieces that no rule may touch.
   static absl::StatusOr<Normalizer> Create(const SentencePieceModel& model, PrefixIndex user_defined);
 
-  struct Part {
-    bool raw;           // bytes that no piece can stand for: not valid UTF-8, or U+2581 itself
-    std::string bytes;  // else: characters to be cut into pieces
+  // Normalises one text from front to end, as far as it is asked to.
+  class Reader {
+   public:
+    // What comes next. kText: characters to be cut into pieces, of which more follow. kRaw: bytes that no piece can
+    // stand for, not valid UTF-8 or U+2581 itself; characters before and after them do not stand side by side.
+    enum class Next : uint8_t { kText, kRaw, kEnd };
+
+    // `first`: nothing comes before the text. Both must live as long.
+    Reader(const Normalizer& normalizer, std::string_view text, bool first);
+
+    // Appends characters to `characters` until it has `enough` bytes (kText), or a raw part comes, which raw() tells,
+    // or the text ends.
+    Next Read(size_t enough, std::string& characters);
+    const std::string& raw() const { return raw_; }
+
+   private:
+    void Append(std::string_view bytes, std::string& characters);
+    void AppendSpaces(std::string& characters);
+
+    const Normalizer& normalizer_;
+    std::string_view text_;
+    bool after_space_ = false;
+    size_t spaces_ = 0;  // that have been read, and are dropped if the text ends here
+    std::string raw_;
   };
-  // `first`: nothing comes before the text.
-  std::vector<Part> Normalize(std::string_view text, bool first) const;
 
  private:
   struct Front {

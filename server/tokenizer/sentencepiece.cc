@@ -222,22 +222,20 @@ class SafeCuts {
     }
   }
 
-  // Takes a block from the front of `rest` and returns it. Blocks are short where the text allows it.
-  std::string_view TakeBlock(std::string_view& rest) const {
+  // Bytes of a block at the front of `text`, which are few where the text allows it. `ends`: nothing follows the text;
+  // else 0 if it has no place where it may be cut.
+  size_t BlockLength(std::string_view text, bool ends) const {
     constexpr size_t kEnough = 4096;
-    const std::string_view text = rest;
+    std::string_view rest = text;
     size_t end = 0;
     for (char32_t last = 0; !rest.empty();) {
       const size_t before = rest.size();
       const char32_t next = TakeCharacter(rest);
-      if (end >= kEnough && !pairs_.contains(Pair(last, next))) {
-        rest = text.substr(end);
-        break;
-      }
+      if (end >= kEnough && !pairs_.contains(Pair(last, next))) return end;
       last = next;
       end += before - rest.size();
     }
-    return text.substr(0, end);
+    return ends ? end : 0;
   }
 
  private:
@@ -261,7 +259,10 @@ class SentencePieceTokenizer final : public Tokenizer {
     } else {
       segmenter_ = std::make_unique<UnigramSegmenter>(*model_);
     }
-    for (const SentencePieceModel::Piece& piece : model_->pieces) bytes_.push_back(BytesOf(piece));
+    for (const SentencePieceModel::Piece& piece : model_->pieces) {
+      bytes_.push_back(BytesOf(piece));
+      longest_piece_ = std::max(longest_piece_, piece.text.size());
+    }
     for (int byte = 0; byte < 256 && model_->byte_fallback; ++byte) {
       bytes_[model_->byte_id[byte]] = std::string(1, static_cast<char>(byte));
     }
@@ -270,40 +271,57 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::string_view kind() const override { return "sentencepiece"; }
   int32_t vocabulary() const override { return static_cast<int32_t>(bytes_.size()); }
 
-  std::vector<int32_t> Encode(std::string_view text, bool first, int64_t* unknown) const override {
-    int64_t unknown_tokens = 0;
-    std::vector<int32_t> ids;
-    std::vector<Cut> cuts;
-    for (const Normalizer::Part& part : normalizer_.Normalize(text, first)) {
-      if (part.raw) {
-        AppendUnknown(part.bytes, ids, unknown_tokens);
-        continue;
-      }
-      for (std::string_view rest = part.bytes; !rest.empty();) {
-        cuts.clear();
-        segmenter_->Segment(safe_cuts_.TakeBlock(rest), cuts);
-        for (const Cut& cut : cuts) {
-          if (cut.id >= 0) {
-            ids.push_back(cut.id);
-          } else {
-            AppendUnknown(cut.text, ids, unknown_tokens);
-          }
-        }
-      }
-    }
-    if (unknown != nullptr) *unknown = unknown_tokens;
-    return ids;
-  }
-
   std::string_view Bytes(int32_t id, int32_t previous) const override {
     if (id < 0 || id >= vocabulary()) return {};
     std::string_view bytes = bytes_[id];
-    const bool is_dropped = previous == kNoToken && (model_->add_dummy_prefix || model_->remove_extra_whitespaces);
+    const bool is_dropped = BeginsAText(previous) && (model_->add_dummy_prefix || model_->remove_extra_whitespaces);
     if (is_dropped && model_->pieces[id].text.starts_with(kSpaceSymbol)) bytes.remove_prefix(1);
     return bytes;
   }
 
+ protected:
+  void Append(std::string_view text, bool first, size_t most, std::vector<int32_t>& ids,
+              int64_t& unknown) const override {
+    using Next = Normalizer::Reader::Next;
+    constexpr size_t kBytesAtOnce = 64 << 10;
+    Normalizer::Reader reader(normalizer_, text, first);
+    std::string characters;
+    size_t enough = kBytesAtOnce;
+    for (Next next = Next::kText; next != Next::kEnd && ids.size() <= most;) {
+      next = reader.Read(enough, characters);
+      std::string_view rest = characters;
+      for (size_t length = 1; !rest.empty() && ids.size() <= most; rest.remove_prefix(length)) {
+        length = safe_cuts_.BlockLength(rest, /*ends=*/next != Next::kText);
+        if (length == 0) break;
+        AppendBlock(rest.substr(0, length), ids, unknown);
+      }
+      // Even the longest pieces would be too many. (Without pieces for bytes, any number of characters may be unknown
+      // and become one token.)
+      if (model_->byte_fallback && ids.size() <= most && rest.size() / longest_piece_ > most - ids.size())
+        ids.resize(most + 1, model_->unknown_id);
+      // What could not be cut is looked at again when there is twice as much.
+      enough = std::max(kBytesAtOnce, 2 * rest.size());
+      characters.erase(0, characters.size() - rest.size());
+      if (next == Next::kRaw) AppendUnknown(reader.raw(), ids, unknown);
+    }
+  }
+  int32_t Find(std::string_view piece) const override {
+    const auto it = std::ranges::find(model_->pieces, piece, [](const auto& p) { return std::string_view(p.text); });
+    return it == model_->pieces.end() ? -1 : static_cast<int32_t>(it - model_->pieces.begin());
+  }
+
  private:
+  void AppendBlock(std::string_view text, std::vector<int32_t>& ids, int64_t& unknown) const {
+    std::vector<Cut> cuts;
+    segmenter_->Segment(text, cuts);
+    for (const Cut& cut : cuts) {
+      if (cut.id >= 0) {
+        ids.push_back(cut.id);
+      } else {
+        AppendUnknown(cut.text, ids, unknown);
+      }
+    }
+  }
   std::string BytesOf(const SentencePieceModel::Piece& piece) const {
     if (piece.type == PieceType::kControl) return "";
     if (piece.type == PieceType::kUnknown) return model_->unknown_surface;
@@ -325,6 +343,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   SafeCuts safe_cuts_;
   std::unique_ptr<const Segmenter> segmenter_;
   std::vector<std::string> bytes_;  // by id
+  size_t longest_piece_ = 1;        // bytes
 };
 
 }  // namespace

@@ -1,8 +1,8 @@
 #include "server/tokenizer/tokenizer.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <span>
 #include <string>
@@ -13,7 +13,9 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/file.h"
 #include "server/tokenizer/sentencepiece.h"
+#include "server/tokenizer/tokenizer_rules.h"
 #include "server/tokenizer/vocabulary.h"
 
 namespace palimpsest {
@@ -21,8 +23,10 @@ namespace {
 
 constexpr int32_t kByteVocabulary = 256;
 // The largest in use (256k pieces) has some 5 MB.
-constexpr uint64_t kMaxModelBytes = 64 << 20;
-constexpr uint64_t kMaxRulesBytes = 64 << 10;
+constexpr int64_t kMaxModelBytes = 64 << 20;
+constexpr int64_t kMaxRulesBytes = 64 << 10;
+// A chat template and a list of special tokens may be in it.
+constexpr int64_t kMaxTokenizerConfigBytes = 4 << 20;
 
 class ByteTokenizer final : public Tokenizer {
  public:
@@ -33,17 +37,17 @@ class ByteTokenizer final : public Tokenizer {
   std::string_view kind() const override { return "bytes"; }
   int32_t vocabulary() const override { return vocabulary_; }
 
-  std::vector<int32_t> Encode(std::string_view text, bool /*first*/, int64_t* unknown) const override {
-    if (unknown != nullptr) *unknown = 0;
-    std::vector<int32_t> ids;
-    ids.reserve(text.size());
-    for (const char byte : text) ids.push_back(static_cast<uint8_t>(byte));
-    return ids;
-  }
-
   std::string_view Bytes(int32_t id, int32_t /*previous*/) const override {
     return id >= 0 && id < kByteVocabulary ? std::string_view(bytes_ + id, 1) : std::string_view();
   }
+
+ protected:
+  void Append(std::string_view text, bool /*first*/, size_t most, std::vector<int32_t>& ids,
+              int64_t& /*unknown*/) const override {
+    const size_t count = std::min(text.size(), most < ids.size() ? 0 : most - ids.size() + 1);
+    for (const char byte : text.substr(0, count)) ids.push_back(static_cast<uint8_t>(byte));
+  }
+  int32_t Find(std::string_view /*piece*/) const override { return -1; }
 
  private:
   int32_t vocabulary_;
@@ -52,20 +56,6 @@ class ByteTokenizer final : public Tokenizer {
 
 absl::Status Refuse(const std::filesystem::path& path, const std::string& why) {
   return absl::InvalidArgumentError(absl::StrCat(path.string(), ": ", why));
-}
-
-absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path, uint64_t max_bytes) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) return Refuse(path, "is not a regular file");
-  const uint64_t size = std::filesystem::file_size(path, error);
-  if (error) return Refuse(path, error.message());
-  if (size > max_bytes) {
-    return Refuse(path, absl::StrCat("has ", size, " bytes, more than the ", max_bytes, " that it may have"));
-  }
-  std::string bytes(size, '\0');
-  std::ifstream file(path, std::ios::binary);
-  if (!file.read(bytes.data(), static_cast<std::streamsize>(size))) return Refuse(path, "cannot be read");
-  return bytes;
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::filesystem::path& path, int32_t vocabulary) {
@@ -99,9 +89,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadVocabulary(const std::filesystem:
   return tokenizer;
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& folder, int32_t vocabulary) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadByFormat(const std::string& folder, int32_t vocabulary) {
   const std::filesystem::path path(folder);
   std::error_code error;
   if (!std::filesystem::is_directory(path, error)) return Refuse(path, "is not a folder");
@@ -136,6 +124,41 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& fo
                                      "; put the model's tokenizer.model there"));
   }
   return std::make_unique<ByteTokenizer>(vocabulary);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& folder, int32_t vocabulary,
+                                                           int32_t bos_token_id) {
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadByFormat(folder, vocabulary);
+  const std::filesystem::path path = std::filesystem::path(folder) / "tokenizer_config.json";
+  std::error_code error;
+  if (!tokenizer.ok() || !std::filesystem::exists(std::filesystem::symlink_status(path, error))) return tokenizer;
+  absl::StatusOr<std::string> bytes = ReadFile(path, kMaxTokenizerConfigBytes);
+  if (!bytes.ok()) return bytes.status();
+  absl::StatusOr<TokenizerRules> rules = ParseTokenizerRules(*bytes);
+  if (!rules.ok()) return Refuse(path, std::string(rules.status().message()));
+  if (!rules->add_bos) return tokenizer;
+  const bool has_pieces = (*tokenizer)->kind() != "bytes";
+  const int32_t bos = has_pieces ? (*tokenizer)->Find(rules->bos) : bos_token_id;
+  if (bos < 0) {
+    return Refuse(path, has_pieces
+                            ? absl::StrCat("add_bos_token is true, but no token is written \"", rules->bos,
+                                           "\", as bos_token says; correct it, or set add_bos_token to false")
+                            : "add_bos_token is true, but bytes have no token that begins a text, and config.json has "
+                              "no bos_token_id; set one of them");
+  }
+  (*tokenizer)->bos_ = bos;
+  return tokenizer;
+}
+
+std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool first, int64_t* unknown, int64_t max_tokens) const {
+  std::vector<int32_t> ids;
+  int64_t unknown_tokens = 0;
+  if (first && bos_ >= 0) ids.push_back(bos_);
+  Append(text, first, static_cast<size_t>(std::max<int64_t>(max_tokens, 0)), ids, unknown_tokens);
+  if (unknown != nullptr) *unknown = unknown_tokens;
+  return ids;
 }
 
 std::string Tokenizer::Decode(std::span<const int32_t> ids) const {

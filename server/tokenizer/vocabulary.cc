@@ -102,6 +102,7 @@ class VocabularyTokenizer : public Tokenizer {
   int32_t vocabulary() const override { return symbols_.size(); }
 
  protected:
+  int32_t Find(std::string_view symbol) const override { return symbols_.Find(symbol); }
   absl::Status Read(std::string_view symbols, const VocabularyRules& rules) {
     if (absl::Status status = symbols_.Read(symbols); !status.ok()) return status;
     if (absl::Status status = FindSpecial("unk", rules.unk, &unk_); !status.ok()) return status;
@@ -155,11 +156,19 @@ class WordTokenizer final : public VocabularyTokenizer {
 
   std::string_view kind() const override { return "words"; }
 
-  std::vector<int32_t> Encode(std::string_view text, bool /*first*/, int64_t* unknown) const override {
-    int64_t unknown_words = 0;
-    std::vector<int32_t> ids;
+  std::string_view Bytes(int32_t id, int32_t previous) const override {
+    if (!Has(id)) return {};
+    if (id == eos_) return "\n";
+    std::string_view bytes = std::string_view(spaced_).substr(begin_[id], begin_[id + 1] - begin_[id]);
+    if (BeginsAText(previous) || (previous == eos_ && eos_ != kNone)) bytes.remove_prefix(1);
+    return bytes;
+  }
+
+ protected:
+  void Append(std::string_view text, bool /*first*/, size_t most, std::vector<int32_t>& ids,
+              int64_t& unknown) const override {
     size_t at = 0;
-    while (at < text.size()) {
+    while (at < text.size() && ids.size() <= most) {
       if (const size_t space = SpaceLength(text.substr(at)); space > 0) {
         const bool begins_pair = text[at] == '\r' && at + 1 < text.size() && text[at + 1] == '\n';
         if (eos_ != kNone && (text[at] == '\n' || (text[at] == '\r' && !begins_pair))) ids.push_back(eos_);
@@ -170,22 +179,12 @@ class WordTokenizer final : public VocabularyTokenizer {
       while (at < text.size() && SpaceLength(text.substr(at)) == 0) at += FrontLength(text.substr(at));
       const int32_t id = symbols_.Find(text.substr(begin, at - begin));
       if (id == kNone) {
-        ++unknown_words;
+        ++unknown;
         AppendUnknown(ids);
       } else {
         ids.push_back(id);
       }
     }
-    if (unknown != nullptr) *unknown = unknown_words;
-    return ids;
-  }
-
-  std::string_view Bytes(int32_t id, int32_t previous) const override {
-    if (!Has(id)) return {};
-    if (id == eos_) return "\n";
-    std::string_view bytes = std::string_view(spaced_).substr(begin_[id], begin_[id + 1] - begin_[id]);
-    if (previous == kNoToken || (previous == eos_ && eos_ != kNone)) bytes.remove_prefix(1);
-    return bytes;
   }
 
  private:
@@ -221,25 +220,22 @@ class CharacterTokenizer final : public VocabularyTokenizer {
 
   std::string_view kind() const override { return "characters"; }
 
-  std::vector<int32_t> Encode(std::string_view text, bool /*first*/, int64_t* unknown) const override {
-    int64_t unknown_bytes = 0;
-    std::vector<int32_t> ids;
-    ids.reserve(text.size());
-    for (const char byte : text) {
-      const int32_t id = id_of_[static_cast<uint8_t>(byte)];
+  std::string_view Bytes(int32_t id, int32_t /*previous*/) const override {
+    return Has(id) ? std::string_view(bytes_[id]) : std::string_view();
+  }
+
+ protected:
+  void Append(std::string_view text, bool /*first*/, size_t most, std::vector<int32_t>& ids,
+              int64_t& unknown) const override {
+    for (size_t i = 0; i < text.size() && ids.size() <= most; ++i) {
+      const int32_t id = id_of_[static_cast<uint8_t>(text[i])];
       if (id == kNone) {
-        ++unknown_bytes;
+        ++unknown;
         AppendUnknown(ids);
       } else {
         ids.push_back(id);
       }
     }
-    if (unknown != nullptr) *unknown = unknown_bytes;
-    return ids;
-  }
-
-  std::string_view Bytes(int32_t id, int32_t /*previous*/) const override {
-    return Has(id) ? std::string_view(bytes_[id]) : std::string_view();
   }
 
  private:

@@ -41,6 +41,8 @@ FuzzedServer::FuzzedServer()
         options.limits.default_max_tokens = 4;
         options.limits.max_prompt_tokens = 4096;
         options.limits.max_scored_values = 16384;
+        // Whoever breaks calls off comes from the same address as those who are to notice nothing of it.
+        options.connections.max_resets_per_second = 0;
         options.sessions.max_sessions = 32;
         options.sessions.max_snapshots = 8;
       }) {

@@ -12,11 +12,12 @@ namespace {
 
 // Files of the corpus name rows by number: new ones go to the end.
 constexpr Method kMethods[] = {
-    methods::kGenerate,      methods::kScore,          methods::kTokenize,         methods::kDetokenize,
-    methods::kCreateSession, methods::kGetSession,     methods::kListSessions,     methods::kUpdateSession,
-    methods::kForkSession,   methods::kDeleteSession,  methods::kCreateSnapshot,   methods::kGetSnapshot,
-    methods::kListSnapshots, methods::kDeleteSnapshot, methods::kDownloadSnapshot, methods::kUploadSnapshot,
-    methods::kListModels,    methods::kGetModel,       methods::kLoadModel,        methods::kUnloadModel,
+    methods::kGenerate,         methods::kScore,          methods::kTokenize,         methods::kDetokenize,
+    methods::kCreateSession,    methods::kGetSession,     methods::kListSessions,     methods::kUpdateSession,
+    methods::kForkSession,      methods::kDeleteSession,  methods::kCreateSnapshot,   methods::kGetSnapshot,
+    methods::kListSnapshots,    methods::kDeleteSnapshot, methods::kDownloadSnapshot, methods::kUploadSnapshot,
+    methods::kListModels,       methods::kGetModel,       methods::kLoadModel,        methods::kUnloadModel,
+    methods::kInterruptSession,
 };
 
 // A refusal has a reason, and none of those that mean that the server, or nobody, was to blame.

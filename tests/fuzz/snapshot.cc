@@ -24,7 +24,8 @@ void Read(const std::string& bytes) {
                      absl::IsFailedPrecondition(state.status()));
     return;
   }
-  PALIMPSEST_CHECK(SerializeSnapshot(**state) == bytes);
+  const absl::StatusOr<std::string> written = SerializeSnapshot(**state);
+  PALIMPSEST_CHECK(written.ok() && *written == bytes);
   PALIMPSEST_CHECK(SnapshotBytes(**state) == std::ssize(bytes) && std::ssize(bytes) <= MaxSnapshotBytes(Format()));
   PALIMPSEST_CHECK(StateDigest(**state).size() == 64);
   SequenceHead head = (*state)->head;

@@ -45,6 +45,15 @@ class Scratch {
   std::string path_;
 };
 
+std::vector<std::string> Arguments(const std::string& prelude, const std::vector<std::string>& flags) {
+  std::vector<std::string> arguments = {PALIMPSEST_SERVER_BINARY};
+  if (!prelude.empty()) {
+    arguments = {"/bin/bash", "-c", absl::StrCat(prelude, "; exec \"$0\" \"$@\""), PALIMPSEST_SERVER_BINARY};
+  }
+  arguments.insert(arguments.end(), flags.begin(), flags.end());
+  return arguments;
+}
+
 // GET /metrics from 127.0.0.1; empty if nobody answers.
 std::string GetMetrics(int port) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -92,7 +101,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const std:
     dup2(null, STDIN_FILENO);
     dup2(log, STDOUT_FILENO);
     dup2(log, STDERR_FILENO);
-    execv(argv[0], argv.data());
+    execvp(argv[0], argv.data());
     _exit(127);
   }
   close(log);
@@ -127,14 +136,12 @@ std::optional<int> ChildProcess::WaitForExit(absl::Duration timeout) {
 std::string ChildProcess::Log() const { return ReadFile(log_file_); }
 
 std::unique_ptr<ServerProcess> ServerProcess::Start(const std::string& checkpoint,
-                                                    const std::vector<std::string>& flags) {
+                                                    const std::vector<std::string>& flags, const std::string& prelude) {
   const std::string folder = MakeFolder("server");
-  std::vector<std::string> arguments = {PALIMPSEST_SERVER_BINARY,
-                                        "--host=127.0.0.1",
-                                        "--port=0",
-                                        "--metrics_address=127.0.0.1:0",
-                                        absl::StrCat("--port_file=", folder, "/port"),
-                                        absl::StrCat("--metrics_port_file=", folder, "/metrics_port")};
+  std::vector<std::string> arguments =
+      Arguments(prelude, {"--host=127.0.0.1", "--port=0", "--metrics_address=127.0.0.1:0",
+                          absl::StrCat("--port_file=", folder, "/port"),
+                          absl::StrCat("--metrics_port_file=", folder, "/metrics_port")});
   if (!checkpoint.empty()) arguments.push_back(absl::StrCat("--model=test=", checkpoint));
   arguments.insert(arguments.end(), flags.begin(), flags.end());
   std::unique_ptr<ServerProcess> server(new ServerProcess());
@@ -170,9 +177,8 @@ double ServerProcess::Metric(const std::string& family, const std::string& label
   return found ? sum : -1;
 }
 
-Exit RunServer(const std::vector<std::string>& flags) {
-  std::vector<std::string> arguments = {PALIMPSEST_SERVER_BINARY};
-  arguments.insert(arguments.end(), flags.begin(), flags.end());
+Exit RunServer(const std::vector<std::string>& flags, const std::string& prelude) {
+  const std::vector<std::string> arguments = Arguments(prelude, flags);
   ChildProcess process(arguments, MakeFolder("run") + "/log");
   const std::optional<int> code = process.WaitForExit(absl::Minutes(1));
   if (!code.has_value()) {

@@ -17,7 +17,8 @@ namespace palimpsest::testing {
 // for WaitForExit, which one thread calls.
 class ChildProcess {
  public:
-  // Starts `arguments[0]`; what it prints goes to `log_file`. Aborts if it cannot be started.
+  // Starts `arguments[0]`, looked for as a shell does; what it prints goes to `log_file`. Aborts if it cannot be
+  // started.
   ChildProcess(const std::vector<std::string>& arguments, const std::string& log_file);
   ~ChildProcess();
   ChildProcess(const ChildProcess&) = delete;
@@ -41,11 +42,13 @@ class ChildProcess {
 class ServerProcess {
  public:
   // Serves `checkpoint` as "test"; empty: the flags say what. Returns once health says SERVING. Fails the test, with
-  // the log, and returns null when that takes over two minutes or the server ends before.
-  static std::unique_ptr<ServerProcess> Start(const std::string& checkpoint,
-                                              const std::vector<std::string>& flags = {});
+  // the log, and returns null when that takes over two minutes or the server ends before. `prelude`: commands of a
+  // shell that becomes the server after them: limits, redirections, variables.
+  static std::unique_ptr<ServerProcess> Start(const std::string& checkpoint, const std::vector<std::string>& flags = {},
+                                              const std::string& prelude = "");
 
   const std::string& target() const { return target_; }
+  int metrics_port() const { return metrics_port_; }
   ChildProcess& process() { return *process_; }
   // A value of /metrics: the sum over all samples of the family whose labels contain `label`; -1 if there is none.
   double Metric(const std::string& family, const std::string& label = "") const;
@@ -57,13 +60,14 @@ class ServerProcess {
   std::unique_ptr<ChildProcess> process_;
 };
 
-// Runs the server with these flags alone until it ends by itself; fails the test if it does not within a minute.
+// Runs the server, after `prelude` as above, with these flags alone until it ends by itself; fails the test if it does
+// not within a minute.
 struct Exit {
   int code = -1;
   std::string log;     // all that it printed
   std::string reason;  // what its last words were, after "palimpsest-server: "
 };
-Exit RunServer(const std::vector<std::string>& flags);
+Exit RunServer(const std::vector<std::string>& flags, const std::string& prelude = "");
 
 // A fresh folder under the test's temporary folder; it is deleted when the process ends.
 std::string MakeFolder(const std::string& name);

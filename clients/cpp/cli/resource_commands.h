@@ -63,6 +63,35 @@ class ShowCommand : public Command {
   bool json_ = false;
 };
 
+// Prints the caller's resources, or those of all owners.
+template <class Resource>
+class ListCommand : public Command {
+ public:
+  using Fetch =
+      std::function<absl::StatusOr<std::vector<Resource>>(client::Client&, const Context&, const std::string& owner)>;
+
+  ListCommand(Info info, Fetch fetch, PrintPlain<Resource> print)
+      : Command(std::move(info)), fetch_(std::move(fetch)), print_(print) {}
+
+  void AddFlags(FlagSet& flags) override {
+    flags.Add("all_owners", &all_owners_, "", "those of all owners; for admins");
+    flags.Add("json", &json_, "", "print JSON, one object to a line");
+  }
+  absl::Status Run(Context& context) override {
+    ASSIGN_OR_RETURN(const auto client, context.Connect());
+    ASSIGN_OR_RETURN(const std::vector<Resource> resources,
+                     fetch_(*client, context, all_owners_ ? client::kAllOwners : ""));
+    PrintResources(context, resources, json_, /*as_list=*/true, print_);
+    return absl::OkStatus();
+  }
+
+ private:
+  const Fetch fetch_;
+  const PrintPlain<Resource> print_;
+  bool all_owners_ = false;
+  bool json_ = false;
+};
+
 // Does one thing to each resource that is named, up to the first that it cannot be done to.
 class ForEachCommand : public Command {
  public:

@@ -31,11 +31,11 @@ std::string TtlText(const v1::Session& session) {
 }
 
 void PrintTable(const Context& context, const std::vector<v1::Session>& sessions) {
-  Table table({"NAME", "MODEL", "CONDITION", ">POSITION", ">STATE BYTES", "TTL", "EXPIRES"});
+  Table table({"NAME", "MODEL", "CONDITION", ">POSITION", ">STATE BYTES", "TTL", "EXPIRES", "OWNER"});
   for (const v1::Session& session : sessions) {
     table.Add({session.name(), session.model(), ConditionText(context.terminal, session.condition()),
                FormatCount(session.position()), FormatCount(session.state_bytes()), TtlText(session),
-               FormatTime(session.has_expire_time(), session.expire_time().seconds())});
+               FormatTime(session.has_expire_time(), session.expire_time().seconds()), session.owner()});
   }
   std::fputs(table.Render(context.terminal).c_str(), stdout);
 }
@@ -193,11 +193,13 @@ void AddSessions(Commands& commands) {
         return client.GetSession(ResourceName("sessions", context.arguments[0]), context.Call());
       },
       PrintTable));
-  commands.push_back(std::make_unique<ShowCommand<v1::Session>>(
+  commands.push_back(std::make_unique<ListCommand<v1::Session>>(
       Command::Info{
-          .name = "session list", .summary = "list the sessions", .description = "Lists all sessions by name."},
-      /*as_list=*/true,
-      [](client::Client& client, const Context& context) { return client.ListSessions(context.Call()); }, PrintTable));
+          .name = "session list", .summary = "list the sessions", .description = "Lists your sessions by name."},
+      [](client::Client& client, const Context& context, const std::string& owner) {
+        return client.ListSessions(context.Call(), owner);
+      },
+      PrintTable));
   commands.push_back(std::make_unique<Fork>());
   commands.push_back(std::make_unique<Update>());
   commands.push_back(std::make_unique<Delete>());

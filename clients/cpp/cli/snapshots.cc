@@ -13,12 +13,12 @@ namespace palimpsest::cli {
 namespace {
 
 void PrintTable(const Context& context, const std::vector<v1::Snapshot>& snapshots) {
-  Table table({"NAME", "MODEL", ">POSITION", ">BYTES", "STATE DIGEST", "CREATED", "EXPIRES"});
+  Table table({"NAME", "MODEL", ">POSITION", ">BYTES", "STATE DIGEST", "CREATED", "EXPIRES", "OWNER"});
   for (const v1::Snapshot& snapshot : snapshots) {
     table.Add({snapshot.name(), snapshot.model(), FormatCount(snapshot.position()), FormatCount(snapshot.size_bytes()),
                snapshot.state_digest().substr(0, 12),
                FormatTime(snapshot.has_create_time(), snapshot.create_time().seconds()),
-               FormatTime(snapshot.has_expire_time(), snapshot.expire_time().seconds())});
+               FormatTime(snapshot.has_expire_time(), snapshot.expire_time().seconds()), snapshot.owner()});
   }
   std::fputs(table.Render(context.terminal).c_str(), stdout);
 }
@@ -140,11 +140,13 @@ void AddSnapshots(Commands& commands) {
         return client.GetSnapshot(ResourceName("snapshots", context.arguments[0]), context.Call());
       },
       PrintTable));
-  commands.push_back(std::make_unique<ShowCommand<v1::Snapshot>>(
+  commands.push_back(std::make_unique<ListCommand<v1::Snapshot>>(
       Command::Info{
-          .name = "snapshot list", .summary = "list the snapshots", .description = "Lists all snapshots by name."},
-      /*as_list=*/true,
-      [](client::Client& client, const Context& context) { return client.ListSnapshots(context.Call()); }, PrintTable));
+          .name = "snapshot list", .summary = "list the snapshots", .description = "Lists your snapshots by name."},
+      [](client::Client& client, const Context& context, const std::string& owner) {
+        return client.ListSnapshots(context.Call(), owner);
+      },
+      PrintTable));
   commands.push_back(std::make_unique<Download>());
   commands.push_back(std::make_unique<Upload>());
   commands.push_back(std::make_unique<ForEachCommand>(

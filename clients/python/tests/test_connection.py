@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 
 import palimpsest
 from palimpsest import _connection, _wire
-from palimpsest.v1 import model_pb2
+from palimpsest.v1 import model_pb2, session_pb2, snapshot_pb2
 
 VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy", "PALIMPSEST_TOKEN")
 TOKEN = "s3cret-Token_1.~+/=="
@@ -180,3 +180,19 @@ def test_who_is_not_known_hears_how_to_be(models: FakeServer, connect: Connect) 
 def test_the_token_is_in_no_representation(models: FakeServer) -> None:
     with palimpsest.Client(models.target, token=TOKEN) as client:
         assert TOKEN not in repr(client) + repr(client._connection)
+
+
+def test_a_list_may_be_of_all_owners(server: FakeServer, client: Any) -> None:
+    def sessions(request: Any, _context: Any) -> session_pb2.ListSessionsResponse:
+        owners = ["a", "b"] if request.owner == "-" else ["a"]
+        return session_pb2.ListSessionsResponse(
+            sessions=[session_pb2.Session(name="sessions/same", owner=owner) for owner in owners]
+        )
+
+    server.answer["ListSessions"] = sessions
+    assert [session.info.owner for session in client.list_sessions(owner="-")] == ["a", "b"]
+    assert [session.info.owner for session in client.list_sessions()] == ["a"]
+    server.answer["ListSnapshots"] = lambda request, context: snapshot_pb2.ListSnapshotsResponse(
+        snapshots=[snapshot_pb2.Snapshot(name="snapshots/same", owner=request.owner)]
+    )
+    assert [snapshot.owner for snapshot in client.list_snapshots(owner="-")] == ["-"]

@@ -8,7 +8,8 @@
 #include "absl/numeric/int128.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "server/model/checkpoint/json.h"
+#include "base/file.h"
+#include "server/json/json.h"
 
 namespace palimpsest {
 namespace {
@@ -212,9 +213,18 @@ absl::Status WeightFiles::Add(const std::string& path, TensorMap* added) {
   absl::StatusOr<MappedFile> file = MappedFile::Open(path, kMaxFileBytes);
   if (!file.ok()) return file.status();
   absl::StatusOr<TensorMap> tensors = ParseSafetensors(file->bytes(), path);
+  // A header that changed while it was parsed may say anything.
+  if (absl::Status status = file->CheckUnchanged(); !status.ok()) return status;
   if (!tensors.ok()) return tensors.status();
   files_.push_back(*std::move(file));
   *added = *std::move(tensors);
+  return absl::OkStatus();
+}
+
+absl::Status WeightFiles::CheckUnchanged() const {
+  for (const MappedFile& file : files_) {
+    if (absl::Status status = file.CheckUnchanged(); !status.ok()) return status;
+  }
   return absl::OkStatus();
 }
 
@@ -229,7 +239,7 @@ absl::StatusOr<WeightFiles> WeightFiles::Open(const std::string& folder) {
   if (!absl::IsNotFound(single.status())) return single;
 
   const std::string index_path = folder + "/model.safetensors.index.json";
-  absl::StatusOr<std::string> text = ReadSmallFile(index_path, kMaxIndexBytes);
+  absl::StatusOr<std::string> text = ReadFile(index_path, kMaxIndexBytes);
   if (absl::IsNotFound(text.status())) {
     return absl::NotFoundError(
         absl::StrCat(folder, ": has neither model.safetensors nor model.safetensors.index.json"));

@@ -57,6 +57,9 @@ class WeightFiles {
   static absl::StatusOr<WeightFiles> OpenFile(const std::string& path);
 
   const TensorMap& tensors() const { return tensors_; }
+  // DATA_LOSS: a file was changed in place since it was opened (MappedFile::CheckUnchanged). To be asked before what
+  // was made of the tensors is used.
+  absl::Status CheckUnchanged() const;
 
  private:
   absl::Status Add(const std::string& path, TensorMap* added);

@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/common/check.h"
-#include "server/model/checkpoint/json.h"
+#include "server/json/json.h"
 
 namespace palimpsest {
 namespace {

@@ -163,6 +163,23 @@ std::pair<grpc::Status, v1::Snapshot> TestServer::Upload(const std::string& byte
   return result;
 }
 
+grpc::Status TestServer::Load(const std::string& id, const std::string& checkpoint) {
+  grpc::ClientContext context;
+  v1::LoadModelRequest request;
+  request.set_model_id(id);
+  request.set_path(checkpoint);
+  v1::Model model;
+  return models_->LoadModel(&context, request, &model);
+}
+
+grpc::Status TestServer::Unload(const std::string& id) {
+  grpc::ClientContext context;
+  v1::UnloadModelRequest request;
+  request.set_name(absl::StrCat("models/", id));
+  google::protobuf::Empty empty;
+  return models_->UnloadModel(&context, request, &empty);
+}
+
 std::string TestServer::Scrape(const std::string& path) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   PALIMPSEST_CHECK(fd >= 0);
@@ -172,7 +189,10 @@ std::string TestServer::Scrape(const std::string& path) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   std::string answer;
   if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
-    const std::string request = absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    const std::string signature =
+        metrics_token_.empty() ? "" : absl::StrCat("Authorization: Bearer ", metrics_token_, "\r\n");
+    const std::string request =
+        absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: localhost\r\n", signature, "Connection: close\r\n\r\n");
     PALIMPSEST_CHECK(write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size()));
     char buffer[65536];
     for (ssize_t got = 0; (got = read(fd, buffer, sizeof buffer)) > 0;) answer.append(buffer, static_cast<size_t>(got));

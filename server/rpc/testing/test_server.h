@@ -75,6 +75,12 @@ class TestServer {
   std::pair<grpc::Status, v1::Snapshot> Upload(const std::string& bytes, v1::UploadSnapshotRequest first = {},
                                                size_t piece = 1000);
 
+  // LoadModel of a checkpoint in the folder, and UnloadModel.
+  grpc::Status Load(const std::string& id, const std::string& checkpoint);
+  grpc::Status Unload(const std::string& id);
+
+  // What Scrape shows from now on.
+  void SetMetricsToken(const std::string& token) { metrics_token_ = token; }
   // The answer's body to GET on the metrics port, or "" if there was none.
   std::string Scrape(const std::string& path = "/metrics");
   // The value of a line of the page: "name" or "name{label="value"}" as printed; NaN if it is not there.
@@ -85,6 +91,7 @@ class TestServer {
 
  private:
   TemporaryFolder folder_;
+  std::string metrics_token_;
   std::unique_ptr<Server> server_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::GenerationService::Stub> generation_;

@@ -258,11 +258,16 @@ def get_session(session: Resource, *, timeout: types.Seconds | None = None) -> C
     return Call(_wire.GET_SESSION, session_service.GetSessionRequest(name=name), _session_info, name, timeout)
 
 
-def list_sessions(*, page_size: int = 0, timeout: types.Seconds | None = None) -> Listing[types.SessionInfo]:
-    """Iterates over all sessions by name, asking for pages as it goes. `page_size` 0 takes the server's default."""
+def list_sessions(
+    *, page_size: int = 0, owner: str = "", timeout: types.Seconds | None = None
+) -> Listing[types.SessionInfo]:
+    """Iterates over all sessions by name, asking for pages as it goes. `page_size` 0 takes the server's default.
+
+    `owner` "-" gives those of all owners. Raises `PermissionDenied` for that unless the caller is an admin.
+    """
     return Listing(
         _wire.LIST_SESSIONS,
-        session_service.ListSessionsRequest(page_size=page_size),
+        session_service.ListSessionsRequest(page_size=page_size, owner=owner),
         lambda page: [_session_info(session) for session in page.sessions],
         timeout,
     )
@@ -347,11 +352,16 @@ def get_snapshot(snapshot: Resource, *, timeout: types.Seconds | None = None) ->
     return Call(_wire.GET_SNAPSHOT, request, _snapshot, timeout=timeout)
 
 
-def list_snapshots(*, page_size: int = 0, timeout: types.Seconds | None = None) -> Listing[types.Snapshot]:
-    """Iterates over all snapshots by name, asking for pages as it goes. `page_size` 0 takes the server's default."""
+def list_snapshots(
+    *, page_size: int = 0, owner: str = "", timeout: types.Seconds | None = None
+) -> Listing[types.Snapshot]:
+    """Iterates over all snapshots by name, asking for pages as it goes. `page_size` 0 takes the server's default.
+
+    `owner` "-" gives those of all owners. Raises `PermissionDenied` for that unless the caller is an admin.
+    """
     return Listing(
         _wire.LIST_SNAPSHOTS,
-        snapshot_service.ListSnapshotsRequest(page_size=page_size),
+        snapshot_service.ListSnapshotsRequest(page_size=page_size, owner=owner),
         lambda page: [_snapshot(snapshot) for snapshot in page.snapshots],
         timeout,
     )
@@ -570,6 +580,7 @@ def _session_info(session: session_service.Session) -> types.SessionInfo:
         expire_time=_time(session.expire_time) if session.HasField("expire_time") else None,
         ttl=session.ttl.seconds + session.ttl.nanos * 1e-9,
         etag=session.etag,
+        owner=session.owner,
     )
 
 
@@ -582,6 +593,7 @@ def _snapshot(snapshot: snapshot_service.Snapshot) -> types.Snapshot:
         state_digest=snapshot.state_digest,
         create_time=_time(snapshot.create_time),
         expire_time=_time(snapshot.expire_time) if snapshot.HasField("expire_time") else None,
+        owner=snapshot.owner,
     )
 
 

@@ -186,6 +186,8 @@ class SessionInfo:
     ttl: float
     """Seconds to live from the last use; 0: for ever."""
     etag: str
+    owner: str
+    """Whose it is; two owners may use the same name."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ class Snapshot:
     state_digest: str
     create_time: datetime
     expire_time: datetime | None
+    owner: str
+    """Whose it is; two owners may use the same name."""
 
 
 @dataclass(frozen=True)

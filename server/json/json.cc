@@ -1,4 +1,4 @@
-#include "server/model/checkpoint/json.h"
+#include "server/json/json.h"
 
 #include <string>
 #include <unordered_set>

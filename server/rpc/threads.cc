@@ -1,0 +1,96 @@
+#include "server/rpc/threads.h"
+
+#include <pthread.h>
+#include <semaphore.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <climits>
+#include <fstream>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace palimpsest {
+namespace {
+
+// pids.max of the control group that this process is in, of version 2 or 1; empty where there is none.
+std::string GroupThreads() {
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':');
+    const size_t second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    if (!controllers.empty() && controllers != "pids") continue;
+    const std::string root = controllers.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/pids";
+    for (const std::string& folder : {root + line.substr(second + 1), root}) {
+      std::ifstream file(folder + "/pids.max");
+      std::string most;
+      if (file >> most && most != "max") return most;
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string ThreadLimits() {
+  rlimit limit{};
+  std::string text = "RLIMIT_NPROC ";
+  if (getrlimit(RLIMIT_NPROC, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+    absl::StrAppend(&text, limit.rlim_cur, " for all processes of the user (ulimit -u)");
+  } else {
+    absl::StrAppend(&text, "unlimited");
+  }
+  if (const std::string group = GroupThreads(); !group.empty()) {
+    absl::StrAppend(&text, ", pids.max ", group, " of its control group");
+  }
+  return text;
+}
+
+absl::StatusOr<std::thread> StartThread(std::function<void()> run) {
+  try {
+    return std::thread(std::move(run));
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a thread cannot be started (", error.code().message(), "); the limits are: ", ThreadLimits()));
+  }
+}
+
+absl::Status CheckThreads(int32_t count) {
+  sem_t end;
+  sem_init(&end, 0, 0);
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  // Their stacks are not what is asked for.
+  pthread_attr_setstacksize(&attributes, std::max<size_t>(PTHREAD_STACK_MIN, 64 << 10));
+  std::vector<pthread_t> threads;
+  int error = 0;
+  while (std::cmp_less(threads.size(), count)) {
+    pthread_t thread;
+    error = pthread_create(
+        &thread, &attributes,
+        +[](void* semaphore) -> void* {
+          while (sem_wait(static_cast<sem_t*>(semaphore)) != 0) {
+          }
+          return nullptr;
+        },
+        &end);
+    if (error != 0) break;
+    threads.push_back(thread);
+  }
+  for (size_t i = 0; i < threads.size(); ++i) sem_post(&end);
+  for (const pthread_t thread : threads) pthread_join(thread, nullptr);
+  pthread_attr_destroy(&attributes);
+  sem_destroy(&end);
+  if (error == 0) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("the server needs ", count, " more threads, ", threads.size(),
+                                                   " can be had (", std::generic_category().message(error),
+                                                   "); the limits are: ", ThreadLimits()));
+}
+
+}  // namespace palimpsest
