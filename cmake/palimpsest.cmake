@@ -31,6 +31,17 @@ function(palimpsest_room name)
   target_link_libraries(${name} PUBLIC palimpsest_options Threads::Threads ${ARG_LINKS})
 endfunction()
 
+# palimpsest_suppress(TEST): what sanitizers see in libraries that are not ours is not the test's fault.
+function(palimpsest_suppress name)
+  if(PALIMPSEST_SANITIZE MATCHES "thread")
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT
+      "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/tsan_suppressions.txt")
+  elseif(PALIMPSEST_SANITIZE MATCHES "address")
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT
+      "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/lsan_suppressions.txt")
+  endif()
+endfunction()
+
 # palimpsest_test(NAME SOURCES file... [LINKS library...] [LABELS label...] [TIMEOUT seconds]): one GoogleTest binary.
 function(palimpsest_test name)
   if(NOT PALIMPSEST_BUILD_TESTS)
@@ -51,13 +62,7 @@ function(palimpsest_test name)
     add_test(NAME ${name} COMMAND ${name})
   endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
-  if(PALIMPSEST_SANITIZE MATCHES "thread")
-    set_tests_properties(${name} PROPERTIES ENVIRONMENT
-      "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/tsan_suppressions.txt")
-  elseif(PALIMPSEST_SANITIZE MATCHES "address")
-    set_tests_properties(${name} PROPERTIES ENVIRONMENT
-      "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/lsan_suppressions.txt")
-  endif()
+  palimpsest_suppress(${name})
 endfunction()
 
 # palimpsest_device_test(... [EMULATED filter]), as palimpsest_test: the same sources as NAME, on the processor, and as
@@ -72,4 +77,22 @@ function(palimpsest_device_test name)
   if(ARG_EMULATED AND PALIMPSEST_BUILD_TESTS AND NOT PALIMPSEST_CUDA)
     set_property(TEST ${name}_on_device APPEND PROPERTY ENVIRONMENT "GTEST_FILTER=${ARG_EMULATED}")
   endif()
+endfunction()
+
+# palimpsest_fuzzer(NAME LINKS library...): the target in NAME.cc (tests/fuzz/fuzz.h). With PALIMPSEST_FUZZ a libFuzzer
+# program; else a test that feeds it the files of corpus/NAME. Both are the program fuzz_NAME.
+function(palimpsest_fuzzer name)
+  cmake_parse_arguments(ARG "" "" "LINKS" ${ARGN})
+  set(program fuzz_${name})
+  if(PALIMPSEST_FUZZ)
+    add_executable(${program} EXCLUDE_FROM_ALL ${name}.cc libfuzzer.cc)
+    target_link_options(${program} PRIVATE -fsanitize=fuzzer)
+    add_dependencies(fuzzers ${program})
+  else()
+    add_executable(${program} ${name}.cc replay.cc)
+    add_test(NAME ${program} COMMAND ${program} ${CMAKE_CURRENT_SOURCE_DIR}/corpus/${name})
+    set_tests_properties(${program} PROPERTIES TIMEOUT 300 LABELS fuzz)
+    palimpsest_suppress(${program})
+  endif()
+  target_link_libraries(${program} PRIVATE palimpsest_options ${ARG_LINKS})
 endfunction()

@@ -20,12 +20,12 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::io::CodedInputStream;
 using WireFormat = google::protobuf::internal::WireFormatLite;
 
-// What a field takes in memory beyond the bytes that it has on the wire, at most: a pointer, an object, what the
-// allocator adds. An unknown field is kept as an entry of its own.
+// What a field takes in memory beyond the bytes that it has on the wire, at most: a place in an array that may be half
+// empty, an object, what the allocator adds. An unknown field is an entry of its own, and a string if it has bytes.
 constexpr int64_t kScalarOverhead = 8;
-constexpr int64_t kStringOverhead = 64;
+constexpr int64_t kStringOverhead = 96;
 constexpr int64_t kMessageOverhead = 192;
-constexpr int64_t kUnknownOverhead = 64;
+constexpr int64_t kUnknownOverhead = 32;
 
 // Walks over a message without keeping anything of it.
 class Walk {
@@ -47,6 +47,8 @@ class Walk {
 
  private:
   bool Field(const FieldDescriptor* field, WireFormat::WireType wire, CodedInputStream& in) {
+    // What is written in another form than its type has is kept as if nobody knew it.
+    if (field != nullptr && !IsFormOf(*field, wire)) field = nullptr;
     uint64_t unused = 0;
     switch (wire) {
       case WireFormat::WIRETYPE_VARINT:
@@ -62,10 +64,16 @@ class Walk {
     }
   }
 
+  static bool IsFormOf(const FieldDescriptor& field, WireFormat::WireType wire) {
+    const auto type = static_cast<WireFormat::FieldType>(field.type());
+    return wire == WireFormat::WireTypeForFieldType(type) ||
+           (wire == WireFormat::WIRETYPE_LENGTH_DELIMITED && field.is_packable());
+  }
+
   bool Delimited(const FieldDescriptor* field, CodedInputStream& in) {
     uint32_t size = 0;
     if (!in.ReadVarint32(&size) || size > INT32_MAX) return false;
-    if (field == nullptr) return Spend(kUnknownOverhead) && in.Skip(static_cast<int>(size));
+    if (field == nullptr) return Spend(kUnknownOverhead + kStringOverhead) && in.Skip(static_cast<int>(size));
     if (field->is_packable()) return Spend(kScalarOverhead * int64_t{size}) && in.Skip(static_cast<int>(size));
     if (field->type() != FieldDescriptor::TYPE_MESSAGE)
       return Spend(kStringOverhead) && in.Skip(static_cast<int>(size));
