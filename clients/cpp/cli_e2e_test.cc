@@ -444,6 +444,7 @@ TEST_F(CliE2eTest, EveryCommandExplainsItself) {
                               "session list",
                               "session fork",
                               "session update",
+                              "session interrupt",
                               "session delete",
                               "snapshot create",
                               "snapshot get",

@@ -37,6 +37,7 @@ constexpr char kServiceConfig[] = R"({"methodConfig": [{
     {"service": "palimpsest.v1.SessionService", "method": "GetSession"},
     {"service": "palimpsest.v1.SessionService", "method": "ListSessions"},
     {"service": "palimpsest.v1.SessionService", "method": "ForkSession"},
+    {"service": "palimpsest.v1.SessionService", "method": "InterruptSession"},
     {"service": "palimpsest.v1.SnapshotService", "method": "CreateSnapshot"},
     {"service": "palimpsest.v1.SnapshotService", "method": "GetSnapshot"},
     {"service": "palimpsest.v1.SnapshotService", "method": "ListSnapshots"},
@@ -293,10 +294,18 @@ class GrpcClient final : public Client {
     return std::vector<v1::Session>(response->sessions().begin(), response->sessions().end());
   }
 
-  absl::Status DeleteSession(const std::string& name, const std::string& etag, const CallOptions& options) override {
+  absl::StatusOr<v1::Session> InterruptSession(const std::string& name, const CallOptions& options) override {
+    v1::InterruptSessionRequest request;
+    request.set_name(name);
+    return Call<v1::Session>(*sessions_, &v1::SessionService::Stub::InterruptSession, request, options, name);
+  }
+
+  absl::Status DeleteSession(const std::string& name, const std::string& etag, const CallOptions& options,
+                             bool force) override {
     v1::DeleteSessionRequest request;
     request.set_name(name);
     request.set_etag(etag);
+    request.set_force(force);
     return Call<google::protobuf::Empty>(*sessions_, &v1::SessionService::Stub::DeleteSession, request, options, name)
         .status();
   }

@@ -189,8 +189,12 @@ class Client {
                                                     const CallOptions& options = {}) = 0;
   virtual absl::StatusOr<std::vector<v1::Session>> ForkSession(const v1::ForkSessionRequest& request,
                                                                const CallOptions& options = {}) = 0;
+  // Ends the call that holds the session, if there is one, as if its caller had cancelled it, whoever of its owner that
+  // is. The session is free then, at the last token sampled.  ABORTED: the call has not ended yet.
+  virtual absl::StatusOr<v1::Session> InterruptSession(const std::string& name, const CallOptions& options = {}) = 0;
+  // ABORTED: `etag` is given and stale; or a call holds the session, which `force` ends as InterruptSession does.
   virtual absl::Status DeleteSession(const std::string& name, const std::string& etag = "",
-                                     const CallOptions& options = {}) = 0;
+                                     const CallOptions& options = {}, bool force = false) = 0;
 
   // -- Snapshots
   virtual absl::StatusOr<v1::Snapshot> CreateSnapshot(const v1::CreateSnapshotRequest& request,

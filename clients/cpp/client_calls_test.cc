@@ -89,6 +89,9 @@ class Generation : public v1::GenerationService::Service {
 
 class Sessions : public v1::SessionService::Service {
  public:
+  grpc::Status InterruptSession(grpc::ServerContext*, const v1::InterruptSessionRequest*, v1::Session*) override {
+    return refusals.Refuse() ? refusals.status : grpc::Status::OK;
+  }
   grpc::Status DeleteSession(grpc::ServerContext*, const v1::DeleteSessionRequest*, google::protobuf::Empty*) override {
     return refusals.Refuse() ? refusals.status : grpc::Status::OK;
   }
@@ -182,6 +185,9 @@ TEST_F(CallsTest, EveryCallIsMadeAgainAfterARefusalThatSaysWhen) {
     EXPECT_TRUE(Connected().Score({}).ok());
     EXPECT_EQ(generation_.refusals.calls, 3);
     EXPECT_TRUE(Connected().DeleteSession("sessions/a").ok());
+    EXPECT_EQ(sessions_.refusals.calls, 3);
+    RefuseAll(2, code);
+    EXPECT_TRUE(Connected().InterruptSession("sessions/a").ok());
     EXPECT_EQ(sessions_.refusals.calls, 3);
     EXPECT_EQ(*Connected().DownloadSnapshotBytes("snapshots/a"), "full");
     EXPECT_EQ(snapshots_.refusals.calls, 3);

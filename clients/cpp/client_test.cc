@@ -123,8 +123,18 @@ class FakeSessions : public v1::SessionService::Service {
     if (++gets < 3) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "not yet");
     return grpc::Status::OK;
   }
-  grpc::Status DeleteSession(grpc::ServerContext*, const v1::DeleteSessionRequest*, google::protobuf::Empty*) override {
+  grpc::Status InterruptSession(grpc::ServerContext* context, const v1::InterruptSessionRequest* request,
+                                v1::Session* session) override {
+    const auto it = context->client_metadata().find("x-goog-request-params");
+    routing = it == context->client_metadata().end() ? "" : std::string(it->second.data(), it->second.size());
+    if (++interrupts < 3) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "not yet");
+    session->set_name(request->name());
+    return grpc::Status::OK;
+  }
+  grpc::Status DeleteSession(grpc::ServerContext*, const v1::DeleteSessionRequest* request,
+                             google::protobuf::Empty*) override {
     ++deletes;
+    forced = request->force();
     return grpc::Status(grpc::StatusCode::UNAVAILABLE, "not now");
   }
   grpc::Status ListSessions(grpc::ServerContext*, const v1::ListSessionsRequest* request,
@@ -138,7 +148,10 @@ class FakeSessions : public v1::SessionService::Service {
 
   std::vector<std::string> request_ids;
   std::vector<std::string> owners;
+  std::string routing;  // written and read between calls only, as `forced`
+  bool forced = false;
   int gets = 0;
+  int interrupts = 0;
   int deletes = 0;
 };
 
@@ -394,6 +407,21 @@ TEST_F(ClientTest, CallsThatChangeSomethingAreNotRetried) {
   EXPECT_EQ(generation_.calls, 2);
   EXPECT_TRUE(absl::IsUnavailable(client_->DeleteSession("sessions/a")));
   EXPECT_EQ(sessions_.deletes, 1);
+}
+
+TEST_F(ClientTest, AnInterruptionIsRetriedWhileTheServerIsUnavailable) {
+  const auto session = client_->InterruptSession("sessions/a");
+  ASSERT_TRUE(session.ok()) << session.status();
+  EXPECT_EQ(session->name(), "sessions/a");
+  EXPECT_EQ(sessions_.interrupts, 3);
+  EXPECT_EQ(sessions_.routing, "session=sessions/a");
+}
+
+TEST_F(ClientTest, ADeletionIsForcedOnlyWhereThatIsSaid) {
+  (void)client_->DeleteSession("sessions/a");
+  EXPECT_FALSE(sessions_.forced);
+  (void)client_->DeleteSession("sessions/a", "", {}, /*force=*/true);
+  EXPECT_TRUE(sessions_.forced);
 }
 
 TEST_F(ClientTest, CreateSessionIsRetriedUnderOneRequestId) {

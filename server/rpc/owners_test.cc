@@ -320,6 +320,19 @@ TEST_F(OwnersTest, WhatIsAnothersIsNotFound) {
          request.set_name("sessions/" + id);
          return c.Unary(&v1::SessionService::Stub::ForkSession, *c.sessions, request).first;
        }},
+      {"InterruptSession",
+       [](Caller& c, const std::string& id) {
+         v1::InterruptSessionRequest request;
+         request.set_name("sessions/" + id);
+         return c.Unary(&v1::SessionService::Stub::InterruptSession, *c.sessions, request).first;
+       }},
+      {"DeleteSession by force",
+       [](Caller& c, const std::string& id) {
+         v1::DeleteSessionRequest request;
+         request.set_name("sessions/" + id);
+         request.set_force(true);
+         return c.Unary(&v1::SessionService::Stub::DeleteSession, *c.sessions, request).first;
+       }},
       {"DeleteSession",
        [](Caller& c, const std::string& id) {
          v1::DeleteSessionRequest request;

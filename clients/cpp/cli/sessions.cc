@@ -159,23 +159,26 @@ class Delete : public Command {
       : Command({.name = "session delete",
                  .arguments = "SESSION...",
                  .summary = "delete sessions",
-                 .description = "Deletes sessions, in the order given, up to the first that cannot be.",
+                 .description = "Deletes sessions, in the order given, up to the first that cannot be. One that a call "
+                                "holds can be with --force only.",
                  .min_arguments = 1,
                  .max_arguments = std::numeric_limits<size_t>::max()}) {}
   void AddFlags(FlagSet& flags) override {
     flags.Add("etag", &etag_, "ETAG", "only if the session still has this etag");
+    flags.Add("force", &force_, "", "also if a call holds the session, which is ended");
   }
   absl::Status Run(Context& context) override {
     if (!etag_.empty() && context.arguments.size() > 1) return UsageError("--etag goes with one session");
     ASSIGN_OR_RETURN(const auto client, context.Connect());
     for (const std::string& name : context.arguments) {
-      RETURN_IF_ERROR(client->DeleteSession(ResourceName("sessions", name), etag_, context.Call()));
+      RETURN_IF_ERROR(client->DeleteSession(ResourceName("sessions", name), etag_, context.Call(), force_));
     }
     return absl::OkStatus();
   }
 
  private:
   std::string etag_;
+  bool force_ = false;
 };
 
 }  // namespace
@@ -202,6 +205,20 @@ void AddSessions(Commands& commands) {
       PrintTable));
   commands.push_back(std::make_unique<Fork>());
   commands.push_back(std::make_unique<Update>());
+  commands.push_back(std::make_unique<ForEachCommand>(
+      Command::Info{
+          .name = "session interrupt",
+          .arguments = "SESSION...",
+          .summary = "end the calls that hold sessions",
+          .description =
+              "Ends the call that holds a session, as if its caller had cancelled it: for a reply that nobody "
+              "reads any more. The session is free then, at the last token sampled. Of sessions that no call "
+              "holds nothing changes.",
+          .min_arguments = 1,
+          .max_arguments = std::numeric_limits<size_t>::max()},
+      "sessions", [](client::Client& client, const Context& context, const std::string& name) {
+        return client.InterruptSession(name, context.Call()).status();
+      }));
   commands.push_back(std::make_unique<Delete>());
 }
 

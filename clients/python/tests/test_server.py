@@ -275,6 +275,38 @@ def test_a_session_goes_on_at_once_after_a_reply_was_stopped(client: Any) -> Non
             left.result()
 
 
+def test_a_reply_that_nobody_reads_is_interrupted(client: Any, connect: Connect, target: str) -> None:
+    elsewhere = connect(target, retry=palimpsest.RetryPolicy(max_attempts=1))
+    session = client.create_session()
+    left = session.generate(PROMPT, max_tokens=60000, ignore_end_of_text=True)
+    next(left)
+    with pytest.raises(palimpsest.Aborted):
+        elsewhere.generate_text(" and", session=session.name, max_tokens=1)
+    freed = elsewhere.interrupt_session(session.name)
+    assert freed.info.condition is palimpsest.SessionCondition.IDLE
+    assert elsewhere.generate(" and", session=freed.name, max_tokens=1).result().position > freed.info.position
+    with pytest.raises(palimpsest.Cancelled):
+        left.result()
+    assert session.interrupt().condition is palimpsest.SessionCondition.IDLE  # of one that is free nothing changes
+    session.delete()
+    with pytest.raises(palimpsest.NotFound):
+        session.interrupt()
+
+
+def test_a_session_that_a_call_holds_is_deleted_by_force(client: Any, connect: Connect, target: str) -> None:
+    elsewhere = connect(target, retry=palimpsest.RetryPolicy(max_attempts=1))
+    session = client.create_session()
+    left = session.generate(PROMPT, max_tokens=60000, ignore_end_of_text=True)
+    next(left)
+    with pytest.raises(palimpsest.Aborted):
+        elsewhere.delete_session(session.name)
+    elsewhere.delete_session(session.name, force=True)
+    with pytest.raises(palimpsest.NotFound):
+        elsewhere.get_session(session.name)
+    with pytest.raises(palimpsest.Cancelled):
+        left.result()
+
+
 def test_bad_input_names_the_field(client: Any) -> None:
     with pytest.raises(palimpsest.InvalidArgument) as caught:
         client.generate_text("x", temperature=-1)

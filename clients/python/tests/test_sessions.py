@@ -96,6 +96,23 @@ def test_update_changes_the_time_to_live_only(server: FakeServer, client: Any) -
     assert (first.session.etag, second.session.etag) == ("", "e1")
 
 
+def test_a_session_is_interrupted_and_may_be_deleted_by_force(server: FakeServer, client: Any) -> None:
+    held = abort_with(grpc.StatusCode.ABORTED, "the call has not ended yet", retry_in(0.01))
+    server.answer["GetSession"] = lambda request, context: session_named(request.name)
+    server.answer["InterruptSession"] = refuse_then(1, held, lambda request, context: session_named(request.name, 7))
+    server.answer["DeleteSession"] = lambda request, context: empty_pb2.Empty()
+    session = client.get_session("a")
+    assert session.interrupt().position == session.info.position == 7
+    assert client.interrupt_session("b").name == "sessions/b"
+    assert [request.name for request in server.received("InterruptSession")] == ["sessions/a"] * 2 + ["sessions/b"]
+    session.delete(force=True)
+    client.delete_session("b", etag="e1")
+    assert server.received("DeleteSession") == [
+        session_pb2.DeleteSessionRequest(name="sessions/a", force=True),
+        session_pb2.DeleteSessionRequest(name="sessions/b", etag="e1"),
+    ]
+
+
 def test_pages_are_followed_to_the_end_even_through_empty_ones(server: FakeServer, client: Any) -> None:
     pages = {"": (["a", "b"], "1"), "1": ([], "2"), "2": (["c"], "")}
 

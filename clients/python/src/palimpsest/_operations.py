@@ -316,10 +316,27 @@ def fork_session(
     )
 
 
-def delete_session(session: Resource, *, etag: str = "", timeout: types.Seconds | None = None) -> Call[None]:
-    """Deletes a session. Raises `NotFound`, and `Aborted` if a call holds it or `etag` is given and stale."""
+def interrupt_session(session: Resource, *, timeout: types.Seconds | None = None) -> Call[types.SessionInfo]:
+    """Ends the call that holds a session, if there is one, as if its caller had cancelled it.
+
+    It is for a reply that nobody reads any more, and that cannot be closed where it was begun. Whoever still reads it
+    gets `Cancelled`. The session is free then, at the last token sampled. Raises `NotFound`, and `Aborted` if the call
+    has not ended yet.
+    """
     name = _name("sessions", session)
-    request = session_service.DeleteSessionRequest(name=name, etag=etag)
+    request = session_service.InterruptSessionRequest(name=name)
+    return Call(_wire.INTERRUPT_SESSION, request, _session_info, name, timeout)
+
+
+def delete_session(
+    session: Resource, *, etag: str = "", force: bool = False, timeout: types.Seconds | None = None
+) -> Call[None]:
+    """Deletes a session. With `force` also one that a call holds, which ends as by `interrupt_session`.
+
+    Raises `NotFound`, and `Aborted` if a call holds it without `force`, or if `etag` is given and stale.
+    """
+    name = _name("sessions", session)
+    request = session_service.DeleteSessionRequest(name=name, etag=etag, force=force)
     return Call(_wire.DELETE_SESSION, request, _nothing, name, timeout)
 
 

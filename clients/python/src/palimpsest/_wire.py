@@ -104,6 +104,7 @@ UPDATE_SESSION = Method(_SESSION, "UpdateSession", session.UpdateSessionRequest,
 FORK_SESSION = Method(
     _SESSION, "ForkSession", session.ForkSessionRequest, session.ForkSessionResponse, True, holds_session=True
 )
+INTERRUPT_SESSION = Method(_SESSION, "InterruptSession", session.InterruptSessionRequest, session.Session, True)
 DELETE_SESSION = Method(_SESSION, "DeleteSession", session.DeleteSessionRequest, Empty, False, holds_session=True)
 CREATE_SNAPSHOT = Method(
     _SNAPSHOT, "CreateSnapshot", snapshot.CreateSnapshotRequest, snapshot.Snapshot, True, holds_session=True

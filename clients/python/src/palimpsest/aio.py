@@ -188,9 +188,14 @@ class AsyncSession:
         self.info = await self._client._run(_operations.update_session(self, ttl=ttl))
         return self.info
 
-    async def delete(self) -> None:
-        """Deletes the session."""
-        await self._client.delete_session(self)
+    async def interrupt(self) -> types.SessionInfo:
+        """As `AsyncClient.interrupt_session`."""
+        self.info = await self._client._run(_operations.interrupt_session(self))
+        return self.info
+
+    async def delete(self, *, force: bool = False) -> None:
+        """As `AsyncClient.delete_session`."""
+        await self._client.delete_session(self, force=force)
 
     async def __aenter__(self) -> Self:
         return self
@@ -361,6 +366,7 @@ class AsyncClient:
     list_sessions = method(_operations.list_sessions, _run_session_listing)
     update_session = method(_operations.update_session, _run_session)
     fork_session = method(_operations.fork_session, _run_sessions)
+    interrupt_session = method(_operations.interrupt_session, _run_session)
     delete_session = method(_operations.delete_session, _run)
 
     create_snapshot = method(_operations.create_snapshot, _run)

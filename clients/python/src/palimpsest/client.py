@@ -168,9 +168,14 @@ class Session:
         self.info = self._client._run(_operations.update_session(self, ttl=ttl))
         return self.info
 
-    def delete(self) -> None:
-        """Deletes the session."""
-        self._client.delete_session(self)
+    def interrupt(self) -> types.SessionInfo:
+        """As `Client.interrupt_session`."""
+        self.info = self._client._run(_operations.interrupt_session(self))
+        return self.info
+
+    def delete(self, *, force: bool = False) -> None:
+        """As `Client.delete_session`."""
+        self._client.delete_session(self, force=force)
 
     def __enter__(self) -> Self:
         return self
@@ -340,6 +345,7 @@ class Client:
     list_sessions = method(_operations.list_sessions, _run_session_listing)
     update_session = method(_operations.update_session, _run_session)
     fork_session = method(_operations.fork_session, _run_sessions)
+    interrupt_session = method(_operations.interrupt_session, _run_session)
     delete_session = method(_operations.delete_session, _run)
 
     create_snapshot = method(_operations.create_snapshot, _run)
