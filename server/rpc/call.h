@@ -70,6 +70,7 @@ struct ServerCore {
         replies(std::numeric_limits<int64_t>::max()),
         memory({.max_state_bytes = session_options.max_state_bytes,
                 .max_rpc_memory_bytes = set_limits.max_rpc_memory_bytes,
+                .max_reply_bytes = set_limits.max_reply_bytes,
                 .max_request_id_bytes = set_limits.max_request_id_bytes,
                 .max_transfers = set_limits.max_transfers},
                MemoryLimits(), &sessions, &requests, &replies),
