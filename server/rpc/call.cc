@@ -152,6 +152,7 @@ void Call::NoteRead() { log.read_time = SteadyNow() - arrival_; }
 Call::~Call() { PALIMPSEST_CHECK(ended_); }
 
 void Call::SetId(const std::string& id) {
+  if (std::exchange(id_set_, true)) return;  // a call that is tried again has told it already
   if (IsRequestId(id)) log.id = id;
   context_->AddInitialMetadata("x-request-id", log.id);
 }

@@ -168,6 +168,7 @@ class Call {
   ReplyBudget::Hold reply_;
   Identity identity_;
   absl::Status admitted_;
+  bool id_set_ = false;
   bool waited_ = false;
   bool ended_ = false;
 };

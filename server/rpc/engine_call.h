@@ -44,8 +44,8 @@ absl::Status FinishError(const absl::Status& status);
 // Sets the field of an answer, if there is a state. RESOURCE_EXHAUSTED: there is no memory for it.
 absl::Status FillState(const StatePtr& state, std::string* field);
 
-// Bytes that a request keeps besides the tokens of its answer and their alternatives: its prompt, what gRPC buffers of a
-// stream, and the state that it ends with.
+// Bytes that a request keeps besides the tokens of its answer and their alternatives: its prompt, what gRPC buffers of
+// a stream, and the state that it ends with.
 int64_t ReplyBytes(const EngineRequest& request, const ModelRef& model);
 // The same of `tokens` tokens.
 int64_t TokenBytes(int64_t tokens, int32_t top_logprobs);

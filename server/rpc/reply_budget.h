@@ -1,5 +1,6 @@
-// Memory for answers that are made and not yet read, and for the prompts of those that are being made. What a client asks for and then does not read stays in this
-// process, where nothing else bounds it: gRPC counts what comes in, and HTTP/2 lets the reader decide what goes out.
+// Memory for answers that are made and not yet read, and for the prompts of those that are being made. What a client
+// asks for and then does not read stays in this process, where nothing else bounds it: gRPC counts what comes in, and
+// HTTP/2 lets the reader decide what goes out.
 #pragma once
 
 #include <cstdint>

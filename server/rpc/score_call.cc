@@ -38,7 +38,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     absl::Status status = call_.admitted();
     if (status.ok()) status = CheckMessageSize(*bytes, call_.limits());
     if (status.ok()) {
-      status = core_.RunBySize(call_.log.peer, bytes->Length(), [this, bytes] { Try(*bytes); });
+      status = core_.RunBySize(call_.log.peer, bytes->Length(), [self = self_, bytes] { self->Try(*bytes); });
     }
     if (status.ok()) return;
     call_.SetId("");
@@ -92,11 +92,14 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   }
 
  private:
+  // Once the engine has the request, gRPC may be done with the call at any moment, and `self_` is gone: who calls this
+  // holds a reference.
   void Try(const grpc::ByteBuffer& bytes) {
     const absl::Status submitted = Guarded([&] { return Submit(bytes); });
     if (submitted.ok()) return;
-    const bool again =
-        call_.AwaitSession(submitted, [this, &bytes](absl::Status waited) { waited.ok() ? Try(bytes) : End(waited); });
+    const bool again = call_.AwaitSession(submitted, [self = shared_from_this(), &bytes](absl::Status waited) {
+      waited.ok() ? self->Try(bytes) : self->End(waited);
+    });
     if (!again) End(submitted);
   }
 
