@@ -225,8 +225,7 @@ TEST(Mishaps, ASystemWithoutThreadsIsAReasonNotToStart) {
     const Exit exit = RunServer({model, "--port=0", "--metrics_address="},
                                 absl::StrCat("ulimit -s 1048576; ulimit -v ", gibibytes * 1048576 + 524288));
     EXPECT_EQ(exit.code, 1) << gibibytes << " GiB: " << exit.log;
-    EXPECT_THAT(exit.reason, HasSubstr("cannot start: ")) << exit.log;
-    EXPECT_THAT(exit.reason, HasSubstr("threads")) << exit.log;
+    EXPECT_THAT(exit.reason, HasSubstr("thread")) << exit.log;
   }
 }
 

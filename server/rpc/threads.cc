@@ -66,8 +66,14 @@ absl::Status CheckThreads(int32_t count) {
   sem_init(&end, 0, 0);
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
-  // Their stacks are not what is asked for.
-  pthread_attr_setstacksize(&attributes, std::max<size_t>(PTHREAD_STACK_MIN, 64 << 10));
+  // Stacks of the usual size are part of the memory plan. Larger ones (ulimit -s) may not fit the addresses that there
+  // are, and are asked for as they will be.
+  constexpr size_t kUsualStack = size_t{16} << 20;
+  size_t stack = 0;
+  pthread_attr_getstacksize(&attributes, &stack);
+  if (stack <= kUsualStack) {
+    pthread_attr_setstacksize(&attributes, std::max<size_t>(PTHREAD_STACK_MIN, 64 << 10));
+  }
   std::vector<pthread_t> threads;
   int error = 0;
   while (std::cmp_less(threads.size(), count)) {
