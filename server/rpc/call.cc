@@ -105,7 +105,7 @@ absl::Status Guarded(const std::function<absl::Status()>& act) {
     return act();
   } catch (const std::bad_alloc&) {
     return WithReason(absl::ResourceExhaustedError("there is no memory for this request; retry later, or ask for less"),
-                      "OUT_OF_MEMORY");
+                      "NO_MEMORY");
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("unexpected: ", error.what()));
   }

@@ -110,6 +110,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     {
       absl::MutexLock lock(&mu_);
       gone_ = true;
+      interrupted_ = true;
     }
     handle_.Cancel();
   }
@@ -205,7 +206,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
           ended_ = true;
         }
       } else {
-        failure = finish_->status.ok() ? absl::CancelledError("the caller has gone") : FinishError(finish_->status);
+        failure = interrupted_           ? absl::CancelledError("another call has interrupted this one")
+                  : finish_->status.ok() ? absl::CancelledError("the caller has gone")
+                                         : FinishError(finish_->status);
         ended_ = true;  // here, under the lock: two threads may come this far, and gRPC is told once
       }
     }
@@ -268,10 +271,11 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool has_pending_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<RequestSink::Finish> finish_ ABSL_GUARDED_BY(mu_);
   int64_t tokens_in_write_ ABSL_GUARDED_BY(mu_) = 0;
-  bool writing_ ABSL_GUARDED_BY(mu_) = false;  // a write is out or being made
-  bool posted_ ABSL_GUARDED_BY(mu_) = false;   // the delivery thread will come
-  bool gone_ ABSL_GUARDED_BY(mu_) = false;     // the caller reads no more
-  bool ended_ ABSL_GUARDED_BY(mu_) = false;    // gRPC has been told the end
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;      // a write is out or being made
+  bool posted_ ABSL_GUARDED_BY(mu_) = false;       // the delivery thread will come
+  bool gone_ ABSL_GUARDED_BY(mu_) = false;         // the caller reads no more
+  bool interrupted_ ABSL_GUARDED_BY(mu_) = false;  // and that is why
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;        // gRPC has been told the end
   absl::Status status_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<GenerateCall> self_;
 };

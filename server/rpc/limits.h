@@ -25,8 +25,8 @@ struct Limits {
   int32_t max_transfers = 32;
   // Models loaded at once.
   int32_t max_models = 8;
-  // Memory for answers that are made and not yet read, all connections together; one connection may have half of it.
-  // 0: what the memory plan gives.
+  // Memory for prompts, and for answers that are made and not yet read, all connections together; one connection may
+  // have half of it. 0: what the memory plan gives.
   int64_t max_reply_bytes = 0;
   // How long a peer may do nothing while it is its turn to read or to send. What is longer ends the call.
   absl::Duration max_stall = absl::Seconds(60);
