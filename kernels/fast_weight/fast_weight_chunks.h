@@ -214,21 +214,15 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf
     {
       constexpr int kTiles = kK / 32;
       const int value = warp % 2 * 16, key = warp / 2 * (kK / 4);
-      float sum[kTiles][4];
-      const int g = thread % kWarp / 4, t = thread % kWarp % 4;
       const float total = kGated ? expf(static_cast<float>(m.decay[kC - 1])) : 1.0f;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          sum[tile][i] = total * m.state[(value + g + i / 2 * 8) * kKeys + key + 8 * tile + 2 * t + i % 2];
-        }
-      }
+      float sum[kTiles][4] = {};
       MultiplyTiles<kMath>(
           sum, kC, [&](int v, int j) { return m.u[j * kU + value + v] * (kGated ? m.Decay(kC - 1, j) : 1.0f); },
           [&](int j, int c) { return m.k[j * kKeys + key + c]; });
-      ForTileElements(sum, [&](int v, int c, float value_now) {
-        m.state[(value + v) * kKeys + key + c] = RoundedTo<Stored>(value_now);
+      // Not by the unit, which drops digits at each addition: a large state would shrink from chunk to chunk.
+      ForTileElements(sum, [&](int v, int c, float written) {
+        float& at = m.state[(value + v) * kKeys + key + c];
+        at = RoundedTo<Stored>(fmaf(total, at, written));
       });
     }
   }
