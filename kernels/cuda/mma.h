@@ -9,6 +9,12 @@
 //         B, 16 x 8    b0 (2t.., g)   b1 (2t + 8.., g)
 #pragma once
 
+#ifdef PALIMPSEST_CUDA_EMULATED
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#endif
+
 #include "kernels/common/dtype.h"
 #include "kernels/cuda/cuda.h"
 
@@ -24,12 +30,41 @@ struct Fragments {
   const uint32_t* b;
 };
 
-// D += A B for the whole warp: product(A's words, B's words, row, column) is one element's sum.
-template <typename Element>
-inline void Multiply(void* const (&lanes)[32], Element element) {
+// Sums as the unit forms them, as far as is known (Fasi, Higham, Mikaitis and Pranesh 2021; Khattak and Mikaitis 2025):
+// it adds the products of 16 bytes of A at a time to what was there (the H100 perhaps of 32), each cut off below the
+// last of 24 + 2 bits of the greatest among them, and cuts the sum off to 24 bits. Nothing is rounded to nearest, so
+// sums drift towards zero.
+template <int kGroup>
+float AddProducts(float sum, const float* a, const float* b) {
+  double terms[kGroup + 1], total = sum, most = std::abs(sum);
+  terms[kGroup] = sum;
+  for (int k = 0; k < kGroup; ++k) {
+    terms[k] = double{a[k]} * b[k];
+    total += terms[k];
+    most = std::max(most, std::abs(terms[k]));
+  }
+  if (most == 0.0 || !std::isfinite(total)) return static_cast<float>(total);
+  // Exact in double, but for terms so small that they are cut off whole.
+  constexpr int kFractionBits = 52, kLast = 23 + 2;
+  const auto power = [](int64_t exponent) { return std::bit_cast<double>((exponent + 1023) << kFractionBits); };
+  const int64_t exponent = (std::bit_cast<int64_t>(most) >> kFractionBits) - 1023;
+  const double scale = power(kLast - exponent);
+  int32_t units = 0;
+  for (const double term : terms) units += static_cast<int32_t>(term * scale);
+  constexpr int64_t kBelowFloat = (int64_t{1} << (kFractionBits - 23)) - 1;
+  return static_cast<float>(
+      std::bit_cast<double>(std::bit_cast<int64_t>(units * power(exponent - kLast)) & ~kBelowFloat));
+}
+
+// D += A B for the whole warp, B given by columns.
+template <int kGroup, int kDepth>
+void Multiply(void* const (&lanes)[32], const float (&A)[16][kDepth], const float (&B)[8][kDepth]) {
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
-      static_cast<Fragments*>(lanes[lane])->d[i] += element(lane / 4 + i / 2 * 8, 2 * (lane % 4) + i % 2);
+      float& d = static_cast<Fragments*>(lanes[lane])->d[i];
+      const float* const a = A[lane / 4 + i / 2 * 8];
+      const float* const b = B[2 * (lane % 4) + i % 2];
+      for (int k = 0; k < kDepth; k += kGroup) d = AddProducts<kGroup>(d, a + k, b + k);
     }
   }
 }
@@ -46,32 +81,24 @@ inline void MmaTF32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
       const auto* const given = static_cast<const emulated::Fragments*>(lanes[lane]);
       const int g = lane / 4, t = lane % 4;
       for (int i = 0; i < 4; ++i) A[g + i % 2 * 8][t + i / 2 * 4] = value(given->a[i]);
-      for (int i = 0; i < 2; ++i) B[t + 4 * i][g] = value(given->b[i]);
+      for (int i = 0; i < 2; ++i) B[g][t + 4 * i] = value(given->b[i]);
     }
-    emulated::Multiply(lanes, [&](int row, int column) {
-      float sum = 0.0f;
-      for (int k = 0; k < 8; ++k) sum += A[row][k] * B[k][column];
-      return sum;
-    });
+    emulated::Multiply<4>(lanes, A, B);
   });
 }
 
 inline void MmaBF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emulated::Fragments mine{d, a, b};
   emulator::Together(&mine, [](void* const(&lanes)[32]) {
-    float A[16][16], B[16][8];
+    float A[16][16], B[8][16];
     const auto value = [](uint32_t pair, int i) { return FloatFromBF16(static_cast<BF16>(pair >> (16 * i))); };
     for (int lane = 0; lane < 32; ++lane) {
       const auto* const given = static_cast<const emulated::Fragments*>(lanes[lane]);
       const int g = lane / 4, t = lane % 4;
       for (int i = 0; i < 8; ++i) A[g + i / 2 % 2 * 8][2 * t + i / 4 * 8 + i % 2] = value(given->a[i / 2], i % 2);
-      for (int i = 0; i < 4; ++i) B[2 * t + i / 2 * 8 + i % 2][g] = value(given->b[i / 2], i % 2);
+      for (int i = 0; i < 4; ++i) B[g][2 * t + i / 2 * 8 + i % 2] = value(given->b[i / 2], i % 2);
     }
-    emulated::Multiply(lanes, [&](int row, int column) {
-      float sum = 0.0f;
-      for (int k = 0; k < 16; ++k) sum += A[row][k] * B[k][column];
-      return sum;
-    });
+    emulated::Multiply<8>(lanes, A, B);
   });
 }
 
@@ -107,10 +134,12 @@ __device__ __forceinline__ uint32_t ToTF32(float x) {
 enum class Tf32 : uint8_t { kOnce, kThrice };
 
 // d[n] += A B for `kTiles` tiles of B side by side: A is a(row, k), 16 x depth, B is b(k, column), depth x 8 kTiles.
-// `depth` is a multiple of 8. All lanes of the warp take part.
+// `depth` is a multiple of 8. All lanes of the warp take part. The unit drops what its sums have no room for, more of
+// it the larger they are: so what was in d, and the products with what rounding left behind, are added at the end.
 template <Tf32 kMath, int kTiles, typename A, typename B>
 __device__ __forceinline__ void MultiplyTiles(float (&d)[kTiles][4], int depth, A a, B b) {
   const int g = static_cast<int>(threadIdx.x % kWarp) / 4, t = static_cast<int>(threadIdx.x % kWarp) % 4;
+  float sum[kTiles][4] = {}, rest[kTiles][4] = {};
 #pragma unroll 2  // more of them in flight take more registers than there are
   for (int k = 0; k < depth; k += 8) {
     const float left[4] = {a(g, k + t), a(g + 8, k + t), a(g, k + t + 4), a(g + 8, k + t + 4)};
@@ -127,11 +156,16 @@ __device__ __forceinline__ void MultiplyTiles(float (&d)[kTiles][4], int depth, 
       if constexpr (kMath == Tf32::kThrice) {
         const uint32_t small_right[2] = {ToTF32(right[0] - __uint_as_float(large_right[0])),
                                          ToTF32(right[1] - __uint_as_float(large_right[1]))};
-        MmaTF32(d[n], small, large_right);
-        MmaTF32(d[n], large, small_right);
+        MmaTF32(rest[n], small, large_right);
+        MmaTF32(rest[n], large, small_right);
       }
-      MmaTF32(d[n], large, large_right);
+      MmaTF32(sum[n], large, large_right);
     }
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[n][i] += sum[n][i] + rest[n][i];
   }
 }
 

@@ -24,10 +24,13 @@ struct FastWeightChunksParams {
 };
 
 // Four values from `at` on.
-__device__ __forceinline__ float4 LoadFour(const float* at, bool aligned) {
-  return aligned ? *reinterpret_cast<const float4*>(at) : make_float4(at[0], at[1], at[2], at[3]);
+template <bool kAligned = true>
+__device__ __forceinline__ float4 LoadFour(const float* at) {
+  if constexpr (kAligned) return *reinterpret_cast<const float4*>(at);
+  return make_float4(at[0], at[1], at[2], at[3]);
 }
-__device__ __forceinline__ float4 LoadFour(const BF16* at, bool) {
+template <bool kAligned = true>
+__device__ __forceinline__ float4 LoadFour(const BF16* at) {
   const uint2 pairs = *reinterpret_cast<const uint2*>(at);
   return make_float4(FloatFromBF16(static_cast<BF16>(pairs.x)), FloatFromBF16(static_cast<BF16>(pairs.x >> 16)),
                      FloatFromBF16(static_cast<BF16>(pairs.y)), FloatFromBF16(static_cast<BF16>(pairs.y >> 16)));
@@ -38,15 +41,45 @@ __device__ __forceinline__ void StoreFour(float4 four, BF16* at) {
   *reinterpret_cast<uint2*>(at) = make_uint2(PackBF16(four.x, four.y), PackBF16(four.z, four.w));
 }
 
-// Fills kRows rows of kK floats in shared memory, kKeys apart, four values a thread in turn; zeros from `rows` on.
-template <int kK, int kRows, int kKeys, typename Stored>
-__device__ __forceinline__ void LoadTile(const Stored* from, int64_t ld, int rows, bool aligned, float* to) {
-  constexpr int kFours = kK / 4;
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * kFours; i += FastWeightChunkLayout::kThreads) {
-    const int r = i / kFours, c = i % kFours * 4;
-    StoreFour(r < rows ? LoadFour(from + r * ld + c, aligned) : make_float4(0.0f, 0.0f, 0.0f, 0.0f),
-              to + r * kKeys + c);
+// kRows rows of kK values on their way to shared memory, where they lie kKeys apart: four values a thread in turn,
+// zeros from `rows` on. All of a thread's loads are under way before the first is waited for.
+template <int kK, int kRows, int kKeys>
+struct HeldTile {
+  static constexpr int kFours = kK / 4;
+  static constexpr int kHeld = kRows * kFours / FastWeightChunkLayout::kThreads;
+  static_assert(kRows * kFours % FastWeightChunkLayout::kThreads == 0);
+  float4 held[kHeld];
+
+  template <bool kAligned, typename Stored>
+  __device__ __forceinline__ void Load(const Stored* from, int64_t ld, int rows) {
+#pragma unroll
+    for (int n = 0; n < kHeld; ++n) {
+      const int r = At(n) / kFours, c = At(n) % kFours * 4;
+      held[n] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (r < rows) held[n] = LoadFour<kAligned>(from + r * ld + c);
+    }
   }
+
+  __device__ __forceinline__ void Store(float* to) const {
+#pragma unroll
+    for (int n = 0; n < kHeld; ++n) StoreFour(held[n], to + At(n) / kFours * kKeys + At(n) % kFours * 4);
+  }
+
+ private:
+  __device__ __forceinline__ static int At(int n) {
+    return static_cast<int>(threadIdx.x) + n * FastWeightChunkLayout::kThreads;
+  }
+};
+
+// The sum of a warp's values up to each lane's own.
+__device__ __forceinline__ double SumUpToLane(double value) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (unsigned apart = 1; apart < kWarp; apart *= 2) {
+    const double before = __shfl_up_sync(kAllLanes, value, apart);
+    if (lane >= static_cast<int>(apart)) value += before;
+  }
+  return value;
 }
 
 // One chunk's arrays in shared memory.
@@ -88,28 +121,56 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf
   const int64_t value_column = int64_t{value_head} * p.shape.value_dim + v_begin;
   const ChunkMemory<kK> m;
   Stored* const state = p.state.At<Stored>(slot) + value_column * kK;
-  LoadTile<kK, kV, kKeys>(state, kK, values, true, m.state);
+  {
+    HeldTile<kK, kV, kKeys> tile;
+    tile.template Load<true>(state, kK, values);
+    tile.Store(m.state);
+  }
 
   for (int64_t chunk = 0; chunk < length; chunk += kC) {
     const int64_t row = begin + chunk;
     const int n = static_cast<int>(length - chunk < kC ? length - chunk : kC);
     // 1.
-    __syncthreads();
-    LoadTile<kK, kC, kKeys>(p.k + row * p.ldk + head * kK, p.ldk, n, params.aligned, m.k);
-    LoadTile<kK, kC, kKeys>(p.q + row * p.ldq + head * kK, p.ldq, n, params.aligned, m.q);
-    if (thread < kC) {
-      const int64_t gate = (row + thread) * p.shape.value_heads + value_head;
-      m.beta[thread] = kRule == UpdateRule::kSum || thread >= n ? 0.0f : p.beta[gate];
-      if constexpr (kGated) {
-        const float log_decay = thread < n ? p.log_decay[gate] : 0.0f;
-        m.decay[thread] = log_decay < -1e4f ? -1e4 : double{log_decay};
+    {
+      // Two rows' gates a lane: of the first warp the log-decays, of the second beta.
+      constexpr int kGatesWarp = 0, kBetaWarp = 1;
+      const int first = thread % kWarp * 2;
+      const auto gates = [&](const float* of, float(&pair)[2]) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          pair[i] = first + i < n ? of[(row + first + i) * p.shape.value_heads + value_head] : 0.0f;
+        }
+      };
+      float pair[2] = {0.0f, 0.0f};
+      if (kGated && warp == kGatesWarp) gates(p.log_decay, pair);
+      if (kRule != UpdateRule::kSum && warp == kBetaWarp) gates(p.beta, pair);
+      HeldTile<kK, kC, kKeys> k, q;
+      const float* const k_from = p.k + row * p.ldk + head * kK;
+      const float* const q_from = p.q + row * p.ldq + head * kK;
+      if (params.aligned) {
+        k.template Load<true>(k_from, p.ldk, n);
+        q.template Load<true>(q_from, p.ldq, n);
+      } else {
+        k.template Load<false>(k_from, p.ldk, n);
+        q.template Load<false>(q_from, p.ldq, n);
       }
-    }
-    __syncthreads();
-    if constexpr (kGated) {
-      if (thread == 0) {
-        for (int i = 1; i < kC; ++i) m.decay[i] += m.decay[i - 1];
+      __syncthreads();  // nobody reads the chunk before this any more
+      if (kGated && warp == kGatesWarp) {
+        double sums[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) sums[i] = pair[i] < -1e4f ? -1e4 : double{pair[i]};
+        sums[1] += sums[0];
+        const double through = SumUpToLane(sums[1]);
+        const double before = __shfl_up_sync(kAllLanes, through, 1);
+        m.decay[first] = first == 0 ? sums[0] : before + sums[0];
+        m.decay[first + 1] = through;
       }
+      if (warp == kBetaWarp) {
+        m.beta[first] = pair[0];
+        m.beta[first + 1] = pair[1];
+      }
+      k.Store(m.k);
+      q.Store(m.q);
       __syncthreads();
     }
     // 2. A warp has 16 rows and half the columns of both.
@@ -214,28 +275,22 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf
     {
       constexpr int kTiles = kK / 32;
       const int value = warp % 2 * 16, key = warp / 2 * (kK / 4);
-      float sum[kTiles][4];
-      const int g = thread % kWarp / 4, t = thread % kWarp % 4;
       const float total = kGated ? expf(static_cast<float>(m.decay[kC - 1])) : 1.0f;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          sum[tile][i] = total * m.state[(value + g + i / 2 * 8) * kKeys + key + 8 * tile + 2 * t + i % 2];
-        }
-      }
+      float sum[kTiles][4] = {};
       MultiplyTiles<kMath>(
           sum, kC, [&](int v, int j) { return m.u[j * kU + value + v] * (kGated ? m.Decay(kC - 1, j) : 1.0f); },
           [&](int j, int c) { return m.k[j * kKeys + key + c]; });
-      ForTileElements(sum, [&](int v, int c, float value_now) {
-        m.state[(value + v) * kKeys + key + c] = RoundedTo<Stored>(value_now);
+      // Not by the unit, which drops digits at each addition: a large state would shrink from chunk to chunk.
+      ForTileElements(sum, [&](int v, int c, float written) {
+        float& at = m.state[(value + v) * kKeys + key + c];
+        at = RoundedTo<Stored>(fmaf(total, at, written));
       });
     }
   }
   __syncthreads();
   constexpr int kFours = kK / 4;
   for (int i = thread; i < values * kFours; i += Layout::kThreads) {
-    StoreFour(LoadFour(m.state + i / kFours * kKeys + i % kFours * 4, true), state + 4 * i);
+    StoreFour(LoadFour(m.state + i / kFours * kKeys + i % kFours * 4), state + 4 * i);
   }
 }
 
