@@ -3,8 +3,9 @@
 // not the sums.)
 //
 //   steps, bf16 arithmetic   the tensor cores, W as the left operand: 16 outputs by 8 rows at a time. `in` is cut into
-//                            eight parts, whose sums are joined in order. W is read once, 16 bytes a lane, which is
-//                            what a small batch is bound by.
+//                            eight parts, whose sums are joined in order. Few rows are bound by reading W once: a warp
+//                            for each part. Many are bound by the traffic between multiprocessors and cache: tiles in
+//                            shared memory, one part after the other.
 //   steps, f32 arithmetic    a warp has a few outputs, its lanes share out `in`, 16 bytes at a time in turn, and join
 //                            their sums as a butterfly.
 //   chunks                   cuBLASLt, if matrix and strides suit it; else as steps
@@ -269,6 +270,115 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
   }
 }
 
+// Many rows, already rounded, with W's stride. A block's warps share a tile of kOuts outputs by kRows rows, two of them
+// along the outputs and four along the rows; what they read of W and x, twice kDepth values of each row at a time, goes
+// through shared memory. They walk through `in` from one end to the other and put a part's sum aside at its end.
+struct TileParams {
+  RowsParams rows;
+  const BF16* x = nullptr;
+};
+
+template <int kOuts, int kRows>
+struct TileStage {  // piece p of row r is at p ^ (4 * (r % 2)): so that a read meets every bank once
+  uint4 w[kOuts][8];
+  uint4 x[kRows][8];
+};
+
+template <int kOuts, int kRows, int kStages, int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TileParams tile) {
+  using MyStage = TileStage<kOuts, kRows>;
+  constexpr int kStep = 2 * kDepth, kCopied = kThreads / 8;  // rows that the block copies at a time
+  constexpr int kOutTiles = kOuts / 2 / 16, kRowTiles = kRows / 4 / 8;
+  const RowsParams& params = tile.rows;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  const int g = lane / 4, t = lane % 4;
+  const int64_t first_row = int64_t{blockIdx.x} * kRows, first_out = int64_t{blockIdx.y} * kOuts;
+  const int stride = static_cast<int>(params.stride);
+  MyStage* const stages = Shared<MyStage>();
+
+  // In place of rows behind the last one, that one again.
+  const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
+  const BF16* const x = tile.x + first_row * params.stride;
+  const int copy_row = thread / 8, piece = thread % 8, place = piece ^ (4 * (copy_row % 2));
+  int w_from[kOuts / kCopied], x_from[kRows / kCopied];
+#pragma unroll
+  for (int i = 0; i < kOuts / kCopied; ++i) {
+    const int row = i * kCopied + copy_row, last = static_cast<int>(params.out - 1 - first_out);
+    w_from[i] = (row < last ? row : last) * stride;
+  }
+#pragma unroll
+  for (int i = 0; i < kRows / kCopied; ++i) {
+    const int row = i * kCopied + copy_row, last = static_cast<int>(params.p.rows - 1 - first_row);
+    x_from[i] = (row < last ? row : last) * stride;
+  }
+  const auto copy = [&](int step, MyStage& stage) {
+    const int at = step * kStep + 8 * piece;
+    const bool there = at < stride;
+#pragma unroll
+    for (int i = 0; i < kOuts / kCopied; ++i) {
+      CopyAsync16(&stage.w[i * kCopied + copy_row][place], W + (there ? at : 0) + w_from[i], there);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows / kCopied; ++i) {
+      CopyAsync16(&stage.x[i * kCopied + copy_row][place], x + (there ? at : 0) + x_from[i], there);
+    }
+  };
+
+  const int warp_out = warp / 4 * (kOuts / 2), warp_row = warp % 4 * (kRows / 4);
+  float sum[kOutTiles][kRowTiles][4] = {}, total[kOutTiles][kRowTiles][4] = {};
+  const auto multiply = [&](const MyStage& stage) {
+#pragma unroll
+    for (int depth = 0; depth < 2; ++depth) {
+      const int at = (4 * depth + t) ^ (4 * (g % 2));
+      WeightFragment w[kOutTiles];
+#pragma unroll
+      for (int m = 0; m < kOutTiles; ++m) {
+        const int row = warp_out + 16 * m + g;
+        w[m] = FragmentOf(stage.w[row][at], stage.w[row + 8][at]);
+      }
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) MultiplyDepth(sum, n, w, stage.x[warp_row + 8 * n + g][at]);
+    }
+  };
+
+  const int steps = (stride + kStep - 1) / kStep, part_steps = PartOf(params.stride) / kStep;
+  // Step by step, kStages - 1 of them behind the copies.
+  int from = 0, to = 0, left = part_steps;
+#pragma unroll 1
+  for (int s = 1 - kStages; s < steps; ++s) {
+    if (s >= 0) {
+      WaitForCopies<kStages - 2>();
+      __syncthreads();  // everybody's copies are there, and everybody has read what the next ones overwrite
+    }
+    if (s + kStages - 1 < steps) copy(s + kStages - 1, stages[to]);
+    CommitCopies();
+    to = to + 1 == kStages ? 0 : to + 1;
+    if (s < 0) continue;
+    multiply(stages[from]);
+    from = from + 1 == kStages ? 0 : from + 1;
+    if (--left > 0 && s + 1 < steps) continue;
+    left = part_steps;
+#pragma unroll
+    for (int m = 0; m < kOutTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          total[m][n][i] += sum[m][n][i];
+          sum[m][n][i] = 0.0f;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kOutTiles; ++m) {
+    ForTileElements(total[m], [&](int o, int r, float value) {
+      const int64_t out = first_out + warp_out + 16 * m + o, row = first_row + warp_row + r;
+      if (out < params.out && row < params.p.rows) Store(params, row, out, value);
+    });
+  }
+}
+
 struct RoundParams {
   const float* x = nullptr;
   int64_t ldx = 0;
@@ -278,9 +388,11 @@ struct RoundParams {
   BF16* y = nullptr;
 };
 
-// A row for each blockIdx.x, 8 values a thread; zeros between `in` and `stride`.
+constexpr int kRounded = 8;  // by a thread
+
+// A row for each blockIdx.x; zeros between `in` and `stride`.
 __global__ void __launch_bounds__(kThreads) RoundKernel(RoundParams p) {
-  const int64_t row = blockIdx.x, at = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * 8;
+  const int64_t row = blockIdx.x, at = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kRounded;
   if (at >= p.stride) return;
   const float* const from = p.x + row * p.ldx + at;
   float x[8];
@@ -316,29 +428,97 @@ cudaError_t LaunchBF16(const RowsParams& params, const Target& target) {
                 target, params);
 }
 
-// Few outputs are few blocks, one to a multiprocessor, which has deeper copies under way; many are cut into larger
-// tiles, so that x is read by fewer of them.
-cudaError_t LaunchBF16(const RowsParams& params, const Target& target) {
-  const bool few = params.out <= 2048;
+template <int kOuts, int kRows, int kStages, int kBlocks>
+cudaError_t LaunchTiles(const TileParams& params, const Target& target) {
+  // Blocks that share a piece of W are neighbours, so that it is read from memory once.
+  return Launch(LinearBF16TileKernel<kOuts, kRows, kStages, kBlocks>,
+                {.grid = dim3(static_cast<unsigned>(DivideUp(params.rows.p.rows, kRows)),
+                              static_cast<unsigned>(DivideUp(params.rows.out, kOuts))),
+                 .block = dim3(kThreads),
+                 .shared_bytes = kStages * int64_t{sizeof(TileStage<kOuts, kRows>)}},
+                target, params);
+}
+
+// So few outputs that they make few blocks, one to a multiprocessor, even in small tiles.
+bool HasFewOutputs(const RowsParams& params) { return params.out <= 2048; }
+
+// More rows than that are worth rounding x for all of the blocks that read it.
+constexpr int kFewRows = 32;
+
+cudaError_t LaunchFewRows(const RowsParams& params, const Target& target) {
+  const bool few = HasFewOutputs(params);
   if (params.p.rows <= 8) return few ? LaunchBF16<1, 1, 8, 1>(params, target) : LaunchBF16<1, 1, 4, 3>(params, target);
   if (params.p.rows <= 16) return few ? LaunchBF16<1, 2, 6, 1>(params, target) : LaunchBF16<3, 2, 4, 1>(params, target);
   return few ? LaunchBF16<1, 4, 4, 1>(params, target) : LaunchBF16<3, 4, 2, 2>(params, target);
+}
+
+cudaError_t LaunchManyRows(const TileParams& params, const Target& target) {
+  const int rows = params.rows.p.rows;
+  if (HasFewOutputs(params.rows) && rows <= 256) {
+    return rows <= 64 ? LaunchTiles<32, 64, 6, 2>(params, target) : LaunchTiles<64, 64, 5, 2>(params, target);
+  }
+  if (rows <= 64) return LaunchTiles<64, 64, 5, 2>(params, target);
+  return rows <= 128 ? LaunchTiles<64, 128, 4, 2>(params, target) : LaunchTiles<128, 128, 5, 1>(params, target);
 }
 
 bool IsAligned(const void* pointer, int64_t stride_bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride_bytes % 16 == 0;
 }
 
-cudaError_t RunRows(const LinearParams& p, const Target& target) {
+LinearParams From(LinearParams p, int64_t first, int64_t rows) {
+  p.x += first * p.ldx;
+  p.y += first * p.ldy;
+  p.rows = static_cast<int32_t>(rows);
+  return p;
+}
+
+// How many rows of x fit into the scratch memory as bf16.
+int64_t RoundedRows(const LinearParams& p, const LinearResources& resources) {
+  return resources.scratch_bytes / (p.weights->row_stride() * int64_t{sizeof(BF16)});
+}
+
+// Calls multiply(p) for as many rows at a time as fit, when they are in the scratch memory.
+template <typename Multiply>
+cudaError_t ForRoundedRows(const LinearParams& p, const LinearResources& resources, const Target& target,
+                           Multiply multiply) {
   const PackedLinear& W = *p.weights;
-  const RowsParams params{.p = p,
-                          .weights = W.data(),
-                          .stride = W.row_stride(),
-                          .out = W.out(),
-                          .in = W.in(),
-                          .aligned = IsAligned(p.x, p.ldx * 4) && W.in() % 4 == 0};
-  if (p.math == LinearMath::kBF16) return LaunchBF16(params, target);
-  if (W.dtype() == DType::kBF16) {
+  const int64_t most = RoundedRows(p, resources);
+  for (int64_t row = 0; row < p.rows; row += most) {
+    const LinearParams some = From(p, row, p.rows - row < most ? p.rows - row : most);
+    const RoundParams round{.x = some.x,
+                            .ldx = p.ldx,
+                            .in = W.in(),
+                            .stride = W.row_stride(),
+                            .aligned = IsAligned(some.x, p.ldx * 4),
+                            .y = reinterpret_cast<BF16*>(resources.scratch)};
+    const dim3 grid(static_cast<unsigned>(some.rows),
+                    static_cast<unsigned>(DivideUp(W.row_stride(), kRounded * kThreads)));
+    cudaError_t error = Launch(RoundKernel, {.grid = grid, .block = dim3(kThreads)}, target, round);
+    if (error == cudaSuccess) error = multiply(some);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+RowsParams RowsOf(const LinearParams& p) {
+  const PackedLinear& W = *p.weights;
+  return {.p = p,
+          .weights = W.data(),
+          .stride = W.row_stride(),
+          .out = W.out(),
+          .in = W.in(),
+          .aligned = IsAligned(p.x, p.ldx * 4) && W.in() % 4 == 0};
+}
+
+cudaError_t RunRows(const LinearParams& p, const LinearResources& resources, const Target& target) {
+  const RowsParams params = RowsOf(p);
+  if (p.math == LinearMath::kBF16) {
+    if (p.rows <= kFewRows || RoundedRows(p, resources) == 0) return LaunchFewRows(params, target);
+    return ForRoundedRows(p, resources, target, [&](const LinearParams& some) {
+      return LaunchManyRows({RowsOf(some), reinterpret_cast<const BF16*>(resources.scratch)}, target);
+    });
+  }
+  if (p.weights->dtype() == DType::kBF16) {
     return p.rows == 1 ? LaunchF32<BF16, 2, 1>(params, target) : LaunchF32<BF16, 4, 8>(params, target);
   }
   return p.rows == 1 ? LaunchF32<float, 2, 1>(params, target) : LaunchF32<float, 4, 8>(params, target);
@@ -363,41 +543,19 @@ Product ProductOf(const LinearParams& p, const LinearResources& resources) {
 }
 
 cudaError_t RunBlas(const LinearParams& p, const LinearResources& resources, const Target& target) {
-  const PackedLinear& W = *p.weights;
-  Product product = ProductOf(p, resources);
-  if (W.dtype() == DType::kF32) return resources.blas->Multiply(product, target.stream);
-  const int64_t most = resources.scratch_bytes / (W.row_stride() * int64_t{sizeof(BF16)});
-  for (int64_t row = 0; row < p.rows; row += most) {
-    product.rows = p.rows - row < most ? p.rows - row : most;
-    product.y = p.y + row * p.ldy;
-    const RoundParams round{.x = p.x + row * p.ldx,
-                            .ldx = p.ldx,
-                            .in = W.in(),
-                            .stride = W.row_stride(),
-                            .aligned = IsAligned(p.x, p.ldx * 4),
-                            .y = reinterpret_cast<BF16*>(resources.scratch)};
-    const dim3 grid(static_cast<unsigned>(product.rows), static_cast<unsigned>(DivideUp(W.row_stride(), 8 * kThreads)));
-    cudaError_t error = Launch(RoundKernel, {.grid = grid, .block = dim3(kThreads)}, target, round);
-    if (error == cudaSuccess) error = resources.blas->Multiply(product, target.stream);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  const auto multiply = [&](const LinearParams& some) {
+    return resources.blas->Multiply(ProductOf(some, resources), target.stream);
+  };
+  return p.weights->dtype() == DType::kF32 ? multiply(p) : ForRoundedRows(p, resources, target, multiply);
 }
 
 // Of the matrix and of how rows lie, not of how many there are.
 bool SuitsBlas(const LinearParams& p, const LinearResources& resources) {
   const PackedLinear& W = *p.weights;
   if (resources.blas == nullptr || !IsAligned(p.y, p.ldy * 4)) return false;
-  const bool fits = p.math == LinearMath::kBF16 ? resources.scratch_bytes >= W.row_stride() * int64_t{sizeof(BF16)}
+  const bool fits = p.math == LinearMath::kBF16 ? RoundedRows(p, resources) > 0
                                                 : W.dtype() == DType::kF32 && IsAligned(p.x, p.ldx * 4);
   return fits && resources.blas->Supports(ProductOf(p, resources));
-}
-
-LinearParams From(LinearParams p, int32_t first, int32_t rows) {
-  p.x += first * p.ldx;
-  p.y += first * p.ldy;
-  p.rows = rows;
-  return p;
 }
 
 }  // namespace
@@ -406,9 +564,10 @@ cudaError_t Run(const LinearParams& p, const LinearResources& resources, const T
   const PackedLinear& W = *p.weights;
   if (p.rows == 0 || W.out() == 0) return cudaSuccess;
   if (!W.on_device() || (p.math == LinearMath::kBF16 && W.dtype() != DType::kBF16)) return cudaErrorInvalidValue;
-  if (!SuitsBlas(p, resources)) return RunRows(p, target);
+  if (!SuitsBlas(p, resources)) return RunRows(p, resources, target);
   if (p.step_rows > 0) {
-    if (const cudaError_t error = RunRows(From(p, 0, p.step_rows), target); error != cudaSuccess) return error;
+    if (const cudaError_t error = RunRows(From(p, 0, p.step_rows), resources, target); error != cudaSuccess)
+      return error;
   }
   if (p.step_rows == p.rows) return cudaSuccess;
   return RunBlas(From(p, p.step_rows, p.rows - p.step_rows), resources, target);
