@@ -7,6 +7,8 @@
 #include "kernels/cuda/cuda.h"
 
 #ifdef PALIMPSEST_CUDA_EMULATED
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <unordered_map>
@@ -34,15 +36,20 @@ inline std::deque<std::vector<Copy>>& Groups() {
   return groups;
 }
 
-inline void StartCopy(void* to, const void* from, size_t bytes) {
+inline void StartCopy(void* to, const void* from, size_t bytes, bool there) {
+  // A device would refuse it.
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes != 0) {
+    std::fprintf(stderr, "emulator: a copy of %zu bytes from %p to %p\n", bytes, from, to);
+    std::abort();
+  }
   std::memset(to, 0xFF, bytes);
-  Groups().back().push_back({to, from, bytes});
+  Groups().back().push_back({to, there ? from : nullptr, bytes});
 }
 
 }  // namespace emulated
 
-inline void CopyAsync16(void* to, const void* from, bool there) { emulated::StartCopy(to, there ? from : nullptr, 16); }
-inline void CopyAsync4(void* to, const void* from, bool there) { emulated::StartCopy(to, there ? from : nullptr, 4); }
+inline void CopyAsync16(void* to, const void* from, bool there) { emulated::StartCopy(to, from, 16, there); }
+inline void CopyAsync4(void* to, const void* from, bool there) { emulated::StartCopy(to, from, 4, there); }
 inline void CommitCopies() { emulated::Groups().emplace_back(); }
 
 template <int kPending>

@@ -449,7 +449,7 @@ cudaError_t LaunchFewRows(const RowsParams& params, const Target& target) {
   const bool few = HasFewOutputs(params);
   if (params.p.rows <= 8) return few ? LaunchBF16<1, 1, 8, 1>(params, target) : LaunchBF16<1, 1, 4, 3>(params, target);
   if (params.p.rows <= 16) return few ? LaunchBF16<1, 2, 6, 1>(params, target) : LaunchBF16<3, 2, 4, 1>(params, target);
-  return few ? LaunchBF16<1, 4, 4, 1>(params, target) : LaunchBF16<3, 4, 2, 2>(params, target);
+  return few ? LaunchBF16<2, 4, 3, 1>(params, target) : LaunchBF16<3, 4, 2, 2>(params, target);
 }
 
 cudaError_t LaunchManyRows(const TileParams& params, const Target& target) {
