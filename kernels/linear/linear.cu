@@ -2,12 +2,14 @@
 // step or part of a chunk; never by how many rows there are. (Shapes of launches do depend on that: they cut the work,
 // not the sums.)
 //
-//   steps, bf16 arithmetic   the tensor cores, W as the left operand: 16 outputs by 8 rows at a time. A block's warps
-//                            share out `in`, 32 values at a time in turn, and their sums are joined in order. W is read
-//                            once, 16 bytes a lane, which is what a small batch is bound by.
+//   steps, bf16 arithmetic   the tensor cores, W as the left operand: 16 outputs by 8 rows at a time. `in` is cut into
+//                            eight parts, whose sums are joined in order. Few rows are bound by reading W once: a warp
+//                            for each part. Many are bound by the traffic between multiprocessors and cache: tiles in
+//                            shared memory, one part after the other.
 //   steps, f32 arithmetic    a warp has a few outputs, its lanes share out `in`, 16 bytes at a time in turn, and join
 //                            their sums as a butterfly.
 //   chunks                   cuBLASLt, if matrix and strides suit it; else as steps
+#include "kernels/cuda/async_copy.h"
 #include "kernels/cuda/group.h"
 #include "kernels/cuda/math.h"
 #include "kernels/cuda/mma.h"
@@ -25,7 +27,7 @@ struct RowsParams {
   int64_t stride = 0;  // of a row of W, in elements: `in` and then zeros
   int64_t out = 0;
   int64_t in = 0;
-  bool aligned = false;  // x may be read 16 bytes at a time
+  bool aligned = false;  // x is made of pieces of 16 bytes, each at a multiple of that
 };
 
 __device__ __forceinline__ void Store(const RowsParams& params, int64_t row, int64_t o, float sum) {
@@ -122,74 +124,258 @@ __global__ void __launch_bounds__(kThreads, 2) LinearF32Kernel(RowsParams params
   }
 }
 
-constexpr int kOutTile = 16;
+// bf16 arithmetic cuts `in` into kParts parts, the same for every launch over a matrix. The sum of a part takes its
+// products in ascending order, kDepth values by two matrix instructions at a time; the sum of the whole takes those of
+// the parts in their order. What lies beyond a row's end is zeros, which change no sum.
+constexpr int kParts = 8;
+constexpr int kDepth = 32;
 
-// x[at .. at + 8) of a row as four pairs of bf16; zeros outside of the matrix.
-__device__ __forceinline__ void LoadRounded(const RowsParams& params, int64_t row, int64_t at, uint32_t (&pairs)[4]) {
-  float x[8] = {};
-  if (row < params.p.rows) {
-    const float* const from = params.p.x + row * params.p.ldx + at;
-    if (params.aligned && at + 8 <= params.in) {
-      const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
-      x[0] = low.x;
-      x[1] = low.y;
-      x[2] = low.z;
-      x[3] = low.w;
-      x[4] = high.x;
-      x[5] = high.y;
-      x[6] = high.z;
-      x[7] = high.w;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] = at + i < params.in ? from[i] : 0.0f;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) pairs[i] = PackBF16(x[2 * i], x[2 * i + 1]);
+// A multiple of 2 kDepth, the depth of the tiles of many rows.
+__device__ __forceinline__ int PartOf(int64_t stride) {
+  constexpr int kMultiple = 2 * kDepth;
+  return static_cast<int>(DivideUp(stride, kParts * kMultiple)) * kMultiple;
 }
 
-// With g = lane / 4 and t = lane % 4, a lane has values 8t to 8t + 7 of each 32, of rows g and g + 8 of W and of row g
-// of x. Which of a matrix instruction's 16 places a value takes does not matter as long as W's and x's agree.
-template <int kRowTiles>
-__global__ void __launch_bounds__(kThreads) LinearBF16Kernel(RowsParams params) {
-  constexpr int kRows = 8 * kRowTiles;
+// With g = lane / 4 and t = lane % 4, a lane has values 8t to 8t + 7 of each kDepth, of rows g and g + 8 of W and of
+// row g of x. Which of a matrix instruction's 16 places a value takes does not matter as long as W's and x's agree.
+struct WeightFragment {
+  uint32_t first[4];
+  uint32_t second[4];
+};
+
+__device__ __forceinline__ WeightFragment FragmentOf(const uint4& low, const uint4& high) {
+  return {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
+}
+
+// sum[m] += the products of fragment m of W and x's four pairs.
+template <int kOutTiles, int kRowTiles>
+__device__ __forceinline__ void MultiplyDepth(float (&sum)[kOutTiles][kRowTiles][4], int n,
+                                              const WeightFragment (&w)[kOutTiles], const uint4& x) {
+  const uint32_t first[2] = {x.x, x.y}, second[2] = {x.z, x.w};
+#pragma unroll
+  for (int m = 0; m < kOutTiles; ++m) MmaBF16(sum[m][n], w[m].first, first);
+#pragma unroll
+  for (int m = 0; m < kOutTiles; ++m) MmaBF16(sum[m][n], w[m].second, second);
+}
+
+// What a warp multiplies at a time.
+template <int kOutTiles, int kRowTiles>
+struct Stage {
+  uint4 w[kOutTiles][2][kWarp];        // what the lane takes of rows g and g + 8
+  float4 x[8 * kRowTiles][kWarp / 4];  // piece p of row r is at p ^ (r % 2): so that a read meets every bank once
+};
+
+// Few rows. A block's warps have a part of `in` each, of all of the block's outputs and rows, so nothing that they copy
+// to shared memory is used by two of them: they wait for their own copies and, before the parts are joined, for nobody.
+// kStages are under way at a time. The operands are copied, not loaded, since the compiler puts a load beside its use
+// and so keeps few in flight.
+template <int kOutTiles, int kRowTiles, int kStages, int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams params) {
+  using MyStage = Stage<kOutTiles, kRowTiles>;
+  constexpr int kOuts = 16 * kOutTiles, kRows = 8 * kRowTiles;
+  static_assert(kParts == kWarps);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int g = lane / 4, t = lane % 4;
-  const int64_t first_out = int64_t{blockIdx.x} * kOutTile, first_row = int64_t{blockIdx.y} * kRows;
-  const auto* const W = reinterpret_cast<const BF16*>(params.weights);
-  const int64_t last = params.out - 1;
-  const BF16* const low = W + (first_out + g < last ? first_out + g : last) * params.stride;
-  const BF16* const high = W + (first_out + g + 8 < last ? first_out + g + 8 : last) * params.stride;
-  float sum[kRowTiles][4] = {};
-#pragma unroll 2
-  for (int64_t block = int64_t{warp} * 32; block < params.stride; block += kWarps * 32) {
-    const int64_t at = block + 8 * t;
-    uint4 w_low = {0, 0, 0, 0}, w_high = {0, 0, 0, 0};
-    if (at < params.stride) {
-      w_low = *reinterpret_cast<const uint4*>(low + at);
-      w_high = *reinterpret_cast<const uint4*>(high + at);
-    }
-    const uint32_t first[4] = {w_low.x, w_high.x, w_low.y, w_high.y};
-    const uint32_t second[4] = {w_low.z, w_high.z, w_low.w, w_high.w};
+  const int64_t first_out = int64_t{blockIdx.x} * kOuts, first_row = int64_t{blockIdx.y} * kRows;
+  const int stride = static_cast<int>(params.stride), in = static_cast<int>(params.in);
+  MyStage* const stages = Shared<MyStage>() + warp * kStages;
+
+  // A lane copies every eighth row of W and every fourth of x; in place of those behind the last one that one again.
+  const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
+  const float* const x = params.p.x + first_row * params.p.ldx;
+  const int x_row = lane / 8, piece = lane % 8;
+  int w_from[2 * kOutTiles], x_from[2 * kRowTiles];
 #pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-      uint32_t x[4];
-      LoadRounded(params, first_row + 8 * tile + g, at, x);
-      const uint32_t x_first[2] = {x[0], x[1]}, x_second[2] = {x[2], x[3]};
-      MmaBF16(sum[tile], first, x_first);
-      MmaBF16(sum[tile], second, x_second);
-    }
+  for (int i = 0; i < 2 * kOutTiles; ++i) {
+    const int last = static_cast<int>(params.out - 1 - first_out);
+    w_from[i] = (8 * i + g < last ? 8 * i + g : last) * stride;
   }
-  float* const parts = Shared<float>();  // [kWarps][kOutTile][kRows]
-  ForTileElements(sum, [&](int o, int r, float value) { parts[(warp * kOutTile + o) * kRows + r] = value; });
+#pragma unroll
+  for (int i = 0; i < 2 * kRowTiles; ++i) {
+    const int last = static_cast<int>(params.p.rows - 1 - first_row);
+    x_from[i] = (4 * i + x_row < last ? 4 * i + x_row : last) * static_cast<int>(params.p.ldx);
+  }
+  const auto copy = [&](int at, MyStage& stage) {
+    const int w_at = at + 8 * t, x_at = at + 4 * piece;
+    const BF16* const w = W + (w_at < stride ? w_at : 0);
+#pragma unroll
+    for (int i = 0; i < 2 * kOutTiles; ++i) {
+      CopyAsync16(&stage.w[i / 2][i % 2][lane], w + w_from[i], w_at < stride);
+    }
+    const auto place = [&](int i) { return &stage.x[4 * i + x_row][piece ^ (x_row % 2)]; };
+    if (params.aligned) {
+      const float* const from = x + (x_at < in ? x_at : 0);
+#pragma unroll
+      for (int i = 0; i < 2 * kRowTiles; ++i) CopyAsync16(place(i), from + x_from[i], x_at < in);
+    } else {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const float* const from = x + (x_at + v < in ? x_at + v : 0);
+#pragma unroll
+        for (int i = 0; i < 2 * kRowTiles; ++i) {
+          CopyAsync4(reinterpret_cast<float*>(place(i)) + v, from + x_from[i], x_at + v < in);
+        }
+      }
+    }
+  };
+
+  float sum[kOutTiles][kRowTiles][4] = {};
+  const auto multiply = [&](const MyStage& stage) {
+    WeightFragment w[kOutTiles];
+#pragma unroll
+    for (int m = 0; m < kOutTiles; ++m) w[m] = FragmentOf(stage.w[m][0][lane], stage.w[m][1][lane]);
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+      const float4 low = stage.x[8 * n + g][(2 * t) ^ (g % 2)], high = stage.x[8 * n + g][(2 * t + 1) ^ (g % 2)];
+      MultiplyDepth(sum, n, w,
+                    make_uint4(PackBF16(low.x, low.y), PackBF16(low.z, low.w), PackBF16(high.x, high.y),
+                               PackBF16(high.z, high.w)));
+    }
+  };
+
+  const int part = PartOf(params.stride), begin = warp * part;
+  const int left = stride - begin < part ? stride - begin : part;
+  const int steps = left > 0 ? (left + kDepth - 1) / kDepth : 0;
+  // Step by step, kStages of them behind the copies.
+#pragma unroll 1
+  for (int s = -kStages, slot = 0; s < steps; ++s) {
+    if (s >= 0) {
+      WaitForCopies<kStages - 1>();
+      __syncwarp();
+      multiply(stages[slot]);
+      __syncwarp();  // all lanes have read what the next copies overwrite
+    }
+    if (s + kStages < steps) copy(begin + (s + kStages) * kDepth, stages[slot]);
+    CommitCopies();
+    slot = slot + 1 == kStages ? 0 : slot + 1;
+  }
+
+  // A part's sums take the place of its stages, [kRows][kPitch]; the pitch lets a warp write to all banks at once.
+  constexpr int kPitch = kOuts + 4, kWarpFloats = sizeof(MyStage) * kStages / 4;
+  static_assert(kRows * kPitch <= kWarpFloats);
+  float* const parts = Shared<float>();
+#pragma unroll
+  for (int m = 0; m < kOutTiles; ++m) {
+    ForTileElements(sum[m],
+                    [&](int o, int r, float value) { parts[warp * kWarpFloats + r * kPitch + 16 * m + o] = value; });
+  }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kOutTile * kRows; i += kThreads) {
-    const int64_t o = first_out + i % kOutTile, row = first_row + i / kOutTile;
+  for (int i = static_cast<int>(threadIdx.x); i < kOuts * kRows; i += kThreads) {
+    const int64_t o = first_out + i % kOuts, row = first_row + i / kOuts;
     if (o >= params.out || row >= params.p.rows) continue;
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += parts[(w * kOutTile + i % kOutTile) * kRows + i / kOutTile];
+    for (int w = 0; w < kParts; ++w) total += parts[w * kWarpFloats + i / kOuts * kPitch + i % kOuts];
     Store(params, row, o, total);
+  }
+}
+
+// Many rows, already rounded, with W's stride. A block's warps share a tile of kOuts outputs by kRows rows, two of them
+// along the outputs and four along the rows; what they read of W and x, twice kDepth values of each row at a time, goes
+// through shared memory. They walk through `in` from one end to the other and put a part's sum aside at its end.
+struct TileParams {
+  RowsParams rows;
+  const BF16* x = nullptr;
+};
+
+template <int kOuts, int kRows>
+struct TileStage {  // piece p of row r is at p ^ (4 * (r % 2)): so that a read meets every bank once
+  uint4 w[kOuts][8];
+  uint4 x[kRows][8];
+};
+
+template <int kOuts, int kRows, int kStages, int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TileParams tile) {
+  using MyStage = TileStage<kOuts, kRows>;
+  constexpr int kStep = 2 * kDepth, kCopied = kThreads / 8;  // rows that the block copies at a time
+  constexpr int kOutTiles = kOuts / 2 / 16, kRowTiles = kRows / 4 / 8;
+  const RowsParams& params = tile.rows;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  const int g = lane / 4, t = lane % 4;
+  const int64_t first_row = int64_t{blockIdx.x} * kRows, first_out = int64_t{blockIdx.y} * kOuts;
+  const int stride = static_cast<int>(params.stride);
+  MyStage* const stages = Shared<MyStage>();
+
+  // In place of rows behind the last one, that one again.
+  const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
+  const BF16* const x = tile.x + first_row * params.stride;
+  const int copy_row = thread / 8, piece = thread % 8, place = piece ^ (4 * (copy_row % 2));
+  int w_from[kOuts / kCopied], x_from[kRows / kCopied];
+#pragma unroll
+  for (int i = 0; i < kOuts / kCopied; ++i) {
+    const int row = i * kCopied + copy_row, last = static_cast<int>(params.out - 1 - first_out);
+    w_from[i] = (row < last ? row : last) * stride;
+  }
+#pragma unroll
+  for (int i = 0; i < kRows / kCopied; ++i) {
+    const int row = i * kCopied + copy_row, last = static_cast<int>(params.p.rows - 1 - first_row);
+    x_from[i] = (row < last ? row : last) * stride;
+  }
+  const auto copy = [&](int step, MyStage& stage) {
+    const int at = step * kStep + 8 * piece;
+    const bool there = at < stride;
+#pragma unroll
+    for (int i = 0; i < kOuts / kCopied; ++i) {
+      CopyAsync16(&stage.w[i * kCopied + copy_row][place], W + (there ? at : 0) + w_from[i], there);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows / kCopied; ++i) {
+      CopyAsync16(&stage.x[i * kCopied + copy_row][place], x + (there ? at : 0) + x_from[i], there);
+    }
+  };
+
+  const int warp_out = warp / 4 * (kOuts / 2), warp_row = warp % 4 * (kRows / 4);
+  float sum[kOutTiles][kRowTiles][4] = {}, total[kOutTiles][kRowTiles][4] = {};
+  const auto multiply = [&](const MyStage& stage) {
+#pragma unroll
+    for (int depth = 0; depth < 2; ++depth) {
+      const int at = (4 * depth + t) ^ (4 * (g % 2));
+      WeightFragment w[kOutTiles];
+#pragma unroll
+      for (int m = 0; m < kOutTiles; ++m) {
+        const int row = warp_out + 16 * m + g;
+        w[m] = FragmentOf(stage.w[row][at], stage.w[row + 8][at]);
+      }
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) MultiplyDepth(sum, n, w, stage.x[warp_row + 8 * n + g][at]);
+    }
+  };
+
+  const int steps = (stride + kStep - 1) / kStep, part_steps = PartOf(params.stride) / kStep;
+  // Step by step, kStages - 1 of them behind the copies.
+  int from = 0, to = 0, left = part_steps;
+#pragma unroll 1
+  for (int s = 1 - kStages; s < steps; ++s) {
+    if (s >= 0) {
+      WaitForCopies<kStages - 2>();
+      __syncthreads();  // everybody's copies are there, and everybody has read what the next ones overwrite
+    }
+    if (s + kStages - 1 < steps) copy(s + kStages - 1, stages[to]);
+    CommitCopies();
+    to = to + 1 == kStages ? 0 : to + 1;
+    if (s < 0) continue;
+    multiply(stages[from]);
+    from = from + 1 == kStages ? 0 : from + 1;
+    if (--left > 0 && s + 1 < steps) continue;
+    left = part_steps;
+#pragma unroll
+    for (int m = 0; m < kOutTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          total[m][n][i] += sum[m][n][i];
+          sum[m][n][i] = 0.0f;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kOutTiles; ++m) {
+    ForTileElements(total[m], [&](int o, int r, float value) {
+      const int64_t out = first_out + warp_out + 16 * m + o, row = first_row + warp_row + r;
+      if (out < params.out && row < params.p.rows) Store(params, row, out, value);
+    });
   }
 }
 
@@ -198,14 +384,27 @@ struct RoundParams {
   int64_t ldx = 0;
   int64_t in = 0;
   int64_t stride = 0;
-  int64_t rows = 0;
+  bool aligned = false;
   BF16* y = nullptr;
 };
 
+constexpr int kRounded = 8;  // by a thread
+
+// A row for each blockIdx.x; zeros between `in` and `stride`.
 __global__ void __launch_bounds__(kThreads) RoundKernel(RoundParams p) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, row = i / p.stride, column = i % p.stride;
-  if (row >= p.rows) return;
-  p.y[i] = column < p.in ? BF16FromFloat(p.x[row * p.ldx + column]) : BF16{0};
+  const int64_t row = blockIdx.x, at = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kRounded;
+  if (at >= p.stride) return;
+  const float* const from = p.x + row * p.ldx + at;
+  float x[8];
+  if (p.aligned && at + 8 <= p.in) {
+    LoadFour(from, x);
+    LoadFour(from + 4, x + 4);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = at + i < p.in ? from[i] : 0.0f;
+  }
+  *reinterpret_cast<uint4*>(p.y + row * p.stride + at) =
+      make_uint4(PackBF16(x[0], x[1]), PackBF16(x[2], x[3]), PackBF16(x[4], x[5]), PackBF16(x[6], x[7]));
 }
 
 template <typename Weight, int kOuts, int kRows>
@@ -219,32 +418,107 @@ cudaError_t LaunchF32(const RowsParams& params, const Target& target) {
                 target, params);
 }
 
-template <int kRowTiles>
+template <int kOutTiles, int kRowTiles, int kStages, int kBlocks>
 cudaError_t LaunchBF16(const RowsParams& params, const Target& target) {
-  return Launch(LinearBF16Kernel<kRowTiles>,
-                {.grid = dim3(static_cast<unsigned>(DivideUp(params.out, kOutTile)),
+  return Launch(LinearBF16Kernel<kOutTiles, kRowTiles, kStages, kBlocks>,
+                {.grid = dim3(static_cast<unsigned>(DivideUp(params.out, 16 * kOutTiles)),
                               static_cast<unsigned>(DivideUp(params.p.rows, 8 * kRowTiles))),
                  .block = dim3(kThreads),
-                 .shared_bytes = int64_t{kWarps} * kOutTile * 8 * kRowTiles * 4},
+                 .shared_bytes = int64_t{kWarps} * kStages * int64_t{sizeof(Stage<kOutTiles, kRowTiles>)}},
                 target, params);
+}
+
+template <int kOuts, int kRows, int kStages, int kBlocks>
+cudaError_t LaunchTiles(const TileParams& params, const Target& target) {
+  // Blocks that share a piece of W are neighbours, so that it is read from memory once.
+  return Launch(LinearBF16TileKernel<kOuts, kRows, kStages, kBlocks>,
+                {.grid = dim3(static_cast<unsigned>(DivideUp(params.rows.p.rows, kRows)),
+                              static_cast<unsigned>(DivideUp(params.rows.out, kOuts))),
+                 .block = dim3(kThreads),
+                 .shared_bytes = kStages * int64_t{sizeof(TileStage<kOuts, kRows>)}},
+                target, params);
+}
+
+// So few outputs that they make few blocks, one to a multiprocessor, even in small tiles.
+bool HasFewOutputs(const RowsParams& params) { return params.out <= 2048; }
+
+// More rows than that are worth rounding x for all of the blocks that read it.
+constexpr int kFewRows = 32;
+
+cudaError_t LaunchFewRows(const RowsParams& params, const Target& target) {
+  const bool few = HasFewOutputs(params);
+  if (params.p.rows <= 8) return few ? LaunchBF16<1, 1, 8, 1>(params, target) : LaunchBF16<1, 1, 4, 3>(params, target);
+  if (params.p.rows <= 16) return few ? LaunchBF16<1, 2, 6, 1>(params, target) : LaunchBF16<3, 2, 4, 1>(params, target);
+  return few ? LaunchBF16<2, 4, 3, 1>(params, target) : LaunchBF16<3, 4, 2, 2>(params, target);
+}
+
+cudaError_t LaunchManyRows(const TileParams& params, const Target& target) {
+  const int rows = params.rows.p.rows;
+  if (HasFewOutputs(params.rows) && rows <= 256) {
+    return rows <= 64 ? LaunchTiles<32, 64, 6, 2>(params, target) : LaunchTiles<64, 64, 5, 2>(params, target);
+  }
+  if (rows <= 64) return LaunchTiles<64, 64, 5, 2>(params, target);
+  return rows <= 128 ? LaunchTiles<64, 128, 4, 2>(params, target) : LaunchTiles<128, 128, 5, 1>(params, target);
 }
 
 bool IsAligned(const void* pointer, int64_t stride_bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride_bytes % 16 == 0;
 }
 
-cudaError_t RunRows(const LinearParams& p, const Target& target) {
+LinearParams From(LinearParams p, int64_t first, int64_t rows) {
+  p.x += first * p.ldx;
+  p.y += first * p.ldy;
+  p.rows = static_cast<int32_t>(rows);
+  return p;
+}
+
+// How many rows of x fit into the scratch memory as bf16.
+int64_t RoundedRows(const LinearParams& p, const LinearResources& resources) {
+  return resources.scratch_bytes / (p.weights->row_stride() * int64_t{sizeof(BF16)});
+}
+
+// Calls multiply(p) for as many rows at a time as fit, when they are in the scratch memory.
+template <typename Multiply>
+cudaError_t ForRoundedRows(const LinearParams& p, const LinearResources& resources, const Target& target,
+                           Multiply multiply) {
   const PackedLinear& W = *p.weights;
-  const RowsParams params{.p = p,
-                          .weights = W.data(),
-                          .stride = W.row_stride(),
-                          .out = W.out(),
-                          .in = W.in(),
-                          .aligned = IsAligned(p.x, p.ldx * 4)};
-  if (p.math == LinearMath::kBF16) {
-    return p.rows <= 8 ? LaunchBF16<1>(params, target) : LaunchBF16<4>(params, target);
+  const int64_t most = RoundedRows(p, resources);
+  for (int64_t row = 0; row < p.rows; row += most) {
+    const LinearParams some = From(p, row, p.rows - row < most ? p.rows - row : most);
+    const RoundParams round{.x = some.x,
+                            .ldx = p.ldx,
+                            .in = W.in(),
+                            .stride = W.row_stride(),
+                            .aligned = IsAligned(some.x, p.ldx * 4),
+                            .y = reinterpret_cast<BF16*>(resources.scratch)};
+    const dim3 grid(static_cast<unsigned>(some.rows),
+                    static_cast<unsigned>(DivideUp(W.row_stride(), kRounded * kThreads)));
+    cudaError_t error = Launch(RoundKernel, {.grid = grid, .block = dim3(kThreads)}, target, round);
+    if (error == cudaSuccess) error = multiply(some);
+    if (error != cudaSuccess) return error;
   }
-  if (W.dtype() == DType::kBF16) {
+  return cudaSuccess;
+}
+
+RowsParams RowsOf(const LinearParams& p) {
+  const PackedLinear& W = *p.weights;
+  return {.p = p,
+          .weights = W.data(),
+          .stride = W.row_stride(),
+          .out = W.out(),
+          .in = W.in(),
+          .aligned = IsAligned(p.x, p.ldx * 4) && W.in() % 4 == 0};
+}
+
+cudaError_t RunRows(const LinearParams& p, const LinearResources& resources, const Target& target) {
+  const RowsParams params = RowsOf(p);
+  if (p.math == LinearMath::kBF16) {
+    if (p.rows <= kFewRows || RoundedRows(p, resources) == 0) return LaunchFewRows(params, target);
+    return ForRoundedRows(p, resources, target, [&](const LinearParams& some) {
+      return LaunchManyRows({RowsOf(some), reinterpret_cast<const BF16*>(resources.scratch)}, target);
+    });
+  }
+  if (p.weights->dtype() == DType::kBF16) {
     return p.rows == 1 ? LaunchF32<BF16, 2, 1>(params, target) : LaunchF32<BF16, 4, 8>(params, target);
   }
   return p.rows == 1 ? LaunchF32<float, 2, 1>(params, target) : LaunchF32<float, 4, 8>(params, target);
@@ -269,41 +543,19 @@ Product ProductOf(const LinearParams& p, const LinearResources& resources) {
 }
 
 cudaError_t RunBlas(const LinearParams& p, const LinearResources& resources, const Target& target) {
-  const PackedLinear& W = *p.weights;
-  Product product = ProductOf(p, resources);
-  if (W.dtype() == DType::kF32) return resources.blas->Multiply(product, target.stream);
-  const int64_t most = resources.scratch_bytes / (W.row_stride() * int64_t{sizeof(BF16)});
-  for (int64_t row = 0; row < p.rows; row += most) {
-    product.rows = p.rows - row < most ? p.rows - row : most;
-    product.y = p.y + row * p.ldy;
-    const RoundParams round{.x = p.x + row * p.ldx,
-                            .ldx = p.ldx,
-                            .in = W.in(),
-                            .stride = W.row_stride(),
-                            .rows = product.rows,
-                            .y = reinterpret_cast<BF16*>(resources.scratch)};
-    const auto blocks = static_cast<unsigned>(DivideUp(product.rows * W.row_stride(), kThreads));
-    cudaError_t error = Launch(RoundKernel, {.grid = dim3(blocks), .block = dim3(kThreads)}, target, round);
-    if (error == cudaSuccess) error = resources.blas->Multiply(product, target.stream);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  const auto multiply = [&](const LinearParams& some) {
+    return resources.blas->Multiply(ProductOf(some, resources), target.stream);
+  };
+  return p.weights->dtype() == DType::kF32 ? multiply(p) : ForRoundedRows(p, resources, target, multiply);
 }
 
 // Of the matrix and of how rows lie, not of how many there are.
 bool SuitsBlas(const LinearParams& p, const LinearResources& resources) {
   const PackedLinear& W = *p.weights;
   if (resources.blas == nullptr || !IsAligned(p.y, p.ldy * 4)) return false;
-  const bool fits = p.math == LinearMath::kBF16 ? resources.scratch_bytes >= W.row_stride() * int64_t{sizeof(BF16)}
+  const bool fits = p.math == LinearMath::kBF16 ? RoundedRows(p, resources) > 0
                                                 : W.dtype() == DType::kF32 && IsAligned(p.x, p.ldx * 4);
   return fits && resources.blas->Supports(ProductOf(p, resources));
-}
-
-LinearParams From(LinearParams p, int32_t first, int32_t rows) {
-  p.x += first * p.ldx;
-  p.y += first * p.ldy;
-  p.rows = rows;
-  return p;
 }
 
 }  // namespace
@@ -312,9 +564,10 @@ cudaError_t Run(const LinearParams& p, const LinearResources& resources, const T
   const PackedLinear& W = *p.weights;
   if (p.rows == 0 || W.out() == 0) return cudaSuccess;
   if (!W.on_device() || (p.math == LinearMath::kBF16 && W.dtype() != DType::kBF16)) return cudaErrorInvalidValue;
-  if (!SuitsBlas(p, resources)) return RunRows(p, target);
+  if (!SuitsBlas(p, resources)) return RunRows(p, resources, target);
   if (p.step_rows > 0) {
-    if (const cudaError_t error = RunRows(From(p, 0, p.step_rows), target); error != cudaSuccess) return error;
+    if (const cudaError_t error = RunRows(From(p, 0, p.step_rows), resources, target); error != cudaSuccess)
+      return error;
   }
   if (p.step_rows == p.rows) return cudaSuccess;
   return RunBlas(From(p, p.step_rows, p.rows - p.step_rows), resources, target);

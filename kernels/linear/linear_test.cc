@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -37,6 +38,12 @@ testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector
   }
   return testing::AssertionSuccess();
 }
+
+// Said where a sum is too far from the truth.
+constexpr const char* kBound =
+    "\n(The bound is made for roundings to nearest. A GPU's tensor cores truncate, an instruction's 16 products at a "
+    "time: "
+    "should a sum be a little outside, that is why; far outside, or in f32 arithmetic, a product is wrong.)";
 
 // What the rows of calls are on a device.
 bool rows_are_steps = true;
@@ -154,7 +161,7 @@ TEST_P(LinearCase, AgreesWithTheReferenceOnEveryTarget) {
         // A chain of n roundings to 24 bits: the error grows like sqrt(n) times the sum's size, at worst like n.
         double size = 0.0;
         for (int64_t i = 0; i < c.in; ++i) size += std::abs(double{x[r * c.in + i]} * double{weights_[o * c.in + i]});
-        ASSERT_NEAR(y[r * c.out + o], expected[r * c.out + o], size * 3e-7) << "row " << r << " output " << o;
+        ASSERT_NEAR(y[r * c.out + o], expected[r * c.out + o], size * 3e-7) << "row " << r << " output " << o << kBound;
       }
     }
   }
@@ -310,6 +317,53 @@ TEST(LinearTest, ARowOfNaNStaysAlone) {
     }
     EXPECT_TRUE(SameBits(y, clean));
   }
+}
+
+// What a launch looks like depends on the number of rows and on the size of the matrix; a row's bits do not depend on
+// the first. A real device gets the matrices of a model of 1.3B, and as many rows as the bounds between launches and
+// between kernels of a library may lie at; who is slower, smaller matrices that meet the same bounds.
+TEST(LinearTest, ARowHasTheSameBitsAmongAnyNumberOfRows) {
+  struct Size {
+    int64_t out, in;
+  };
+  const bool fast = TestDevice() != nullptr && TestDevice()->info().name != "emulator";
+  std::vector<Size> sizes = {{2064, 130}, {80, 1032}, {61, 1031}};
+  std::vector<int32_t> counts = {1, 8, 9, 16, 17, 32, 33, 65, 129, 260};
+  if (fast) {
+    sizes.insert(sizes.end(), {{2048, 2048}, {5632, 2048}, {2048, 5632}});
+    counts.resize(65);
+    std::iota(counts.begin(), counts.end(), 1);
+    counts.insert(counts.end(), {127, 128, 129, 255, 256, 257, 300, 2048});
+  }
+  const std::string best = SimdTargetName();
+  for (const Size& size : sizes) {
+    SCOPED_TRACE(testing::Message() << size.out << " x " << size.in);
+    const std::vector<float> x = Normal(counts.back() * size.in, 15);
+    const std::vector<BF16> bits = ToBF16(Normal(size.out * size.in, 16));
+    const std::vector<float> weights = ToFloat(bits), rounded = ToFloat(ToBF16(x));
+    const PackedLinear packed = PackedLinear::Pack(DType::kBF16, bits.data(), size.out, size.in, TestDevice());
+    for (const std::string& target : Targets()) {
+      SCOPED_TRACE(target);
+      ASSERT_TRUE(UseTarget(target));
+      const std::vector<float> most = RunLinear(packed, LinearMath::kBF16, x, counts.back(), 2);
+      for (const int32_t rows : counts) {
+        const std::vector<float> y = RunLinear(packed, LinearMath::kBF16, x, rows, 2);
+        ASSERT_TRUE(SameBits(y, {most.begin(), most.begin() + int64_t{rows} * size.out})) << rows << " rows";
+      }
+      for (int64_t i = 0; i < 997; ++i) {
+        const int64_t r = i * 31 % counts.back(), o = i * 7919 % size.out;
+        double expected = 0.0, magnitude = 0.0;
+        for (int64_t c = 0; c < size.in; ++c) {
+          const double product = double{rounded[r * size.in + c]} * double{weights[o * size.in + c]};
+          expected += product;
+          magnitude += std::abs(product);
+        }
+        ASSERT_NEAR(most[r * size.out + o], expected, magnitude * 3e-7) << "row " << r << " output " << o << kBound;
+      }
+    }
+  }
+  UseSimdTarget(best);
+  rows_are_steps = true;
 }
 
 TEST(LinearTest, NothingToDoIsDone) {
