@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kElementThreads) ShortConvStepKernel(ShortConv
 
 constexpr int kStretchThreads = 128;
 constexpr int64_t kStretchBlocks = 2048;  // several for each place that any device has
+constexpr int64_t kMostStretches = 256;
 constexpr int kLeastRows = 8;
 constexpr int kRowsAhead = 8;  // whose loads a thread has in flight
 
@@ -203,7 +204,8 @@ cudaError_t Run(const ShortConvParams& p, const Target& target) {
   if (error != cudaSuccess || rest.rows.num_sequences == 0) return error;
   const auto launch = [&]<int kChannels>() {
     const int64_t blocks = DivideUp(p.channels, kChannels * kStretchThreads);
-    const int64_t stretches = DivideUp(kStretchBlocks, blocks);
+    const int64_t wanted = DivideUp(kStretchBlocks, blocks);
+    const int64_t stretches = wanted < kMostStretches ? wanted : kMostStretches;
     return Launch(
         p.width == 4 ? ShortConvStretchKernel<4, kChannels> : ShortConvStretchKernel<0, kChannels>,
         {.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(stretches)), .block = dim3(kStretchThreads)},
