@@ -87,7 +87,7 @@ def profile_row(line: str) -> Row | None:
     fields = next(csv.reader([line]))
     if len(fields) < 15 or fields[0] == "ID" or not fields[12]:
         return None
-    kernel = re.sub(r"\(.*|<.*", "", fields[4]).split("::")[-1].removeprefix("void ")
+    kernel = re.sub(r"\(.*|<(?!unnamed).*", "", fields[4].removeprefix("void ")).split("::")[-1]
     return {"kernel": kernel, "metric": fields[12], "unit": fields[13], "value": fields[14]}
 
 

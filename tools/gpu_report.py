@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 Row = dict[str, Any]
+WRONG = ("failed", "what", "error", "allowed")
 
 
 def percent(share: float | None) -> str:
@@ -67,6 +68,11 @@ def data_of(results: Row, *stages: str) -> Row | None:
     return data if rows else None
 
 
+def told_wrong(row: Row) -> str:
+    """What a row says that was not as it should be."""
+    return ", ".join(f"{key} {row[key]}" if key != "failed" else row[key] for key in WRONG if key in row)
+
+
 def failures(stage: Row) -> list[str]:
     """A line for each step of a stage that did not pass, with the first thing that it found wrong."""
     lines = []
@@ -75,7 +81,7 @@ def failures(stage: Row) -> list[str]:
             continue
         wrong = next((row for row in step["rows"] if "failed" in row), None)
         told = [line for line in step["tail"].splitlines() if line.strip() and not line.startswith("[")]
-        first = json.dumps(wrong) if wrong else next((line for line in told if "rror" in line or "ail" in line), "")
+        first = told_wrong(wrong) if wrong else next((line for line in told if "rror" in line or "ail" in line), "")
         lines.append(f"- failed: {step['name']}, {step['ended']}" + (f": {first.strip()[:200]}" if first else ""))
     return lines
 
@@ -319,7 +325,7 @@ def bench_section(results: Row) -> list[str]:
     if data is None or "ceilings" not in data:
         return ["## Ops", "", *failed, ""] if failed else []
     ceilings = data["ceilings"]
-    wrong = [f"- wrong: {row['failed']}: {json.dumps(row)}" for row in data["wrong"]]
+    wrong = [f"- wrong: {told_wrong(row)}" for row in data["wrong"]]
     lines = [
         "## Ops",
         "",
