@@ -180,11 +180,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
   const int stride = static_cast<int>(params.stride), in = static_cast<int>(params.in);
   MyStage* const stages = Shared<MyStage>() + warp * kStages;
 
-  // A lane copies every eighth row of W and every fourth of x; in place of those behind the last one that one again.
+  // A lane copies every eighth row of W and every fourth of x. In place of W's rows behind the last one that one again;
+  // in place of x's, zeros: with few rows, all blocks would ask for the same lines of memory eight times.
   const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
   const float* const x = params.p.x + first_row * params.p.ldx;
   const int x_row = lane / 8, piece = lane % 8;
   int w_from[2 * kOutTiles], x_from[2 * kRowTiles];
+  bool x_there[2 * kRowTiles];
 #pragma unroll
   for (int i = 0; i < 2 * kOutTiles; ++i) {
     const int last = static_cast<int>(params.out - 1 - first_out);
@@ -192,8 +194,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
   }
 #pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) {
-    const int last = static_cast<int>(params.p.rows - 1 - first_row);
-    x_from[i] = (4 * i + x_row < last ? 4 * i + x_row : last) * static_cast<int>(params.p.ldx);
+    x_there[i] = first_row + 4 * i + x_row < params.p.rows;
+    x_from[i] = x_there[i] ? (4 * i + x_row) * static_cast<int>(params.p.ldx) : 0;
   }
   const auto copy = [&](int at, MyStage& stage) {
     const int w_at = at + 8 * t, x_at = at + 4 * piece;
@@ -206,14 +208,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
     if (params.aligned) {
       const float* const from = x + (x_at < in ? x_at : 0);
 #pragma unroll
-      for (int i = 0; i < 2 * kRowTiles; ++i) CopyAsync16(place(i), from + x_from[i], x_at < in);
+      for (int i = 0; i < 2 * kRowTiles; ++i) CopyAsync16(place(i), from + x_from[i], x_there[i] && x_at < in);
     } else {
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
         const float* const from = x + (x_at + v < in ? x_at + v : 0);
 #pragma unroll
         for (int i = 0; i < 2 * kRowTiles; ++i) {
-          CopyAsync4(reinterpret_cast<float*>(place(i)) + v, from + x_from[i], x_at + v < in);
+          CopyAsync4(reinterpret_cast<float*>(place(i)) + v, from + x_from[i], x_there[i] && x_at + v < in);
         }
       }
     }
@@ -272,10 +274,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
 
 // Many rows, already rounded, with W's stride. A block's warps share a tile of kOuts outputs by kRows rows, two of them
 // along the outputs and four along the rows; what they read of W and x, twice kDepth values of each row at a time, goes
-// through shared memory. They walk through `in` from one end to the other and put a part's sum aside at its end.
+// through shared memory. They walk through `in` from one end to the other and put a part's sum aside at its end. Where
+// there are too few tiles to keep all multiprocessors busy, blocks share out the parts of a tile, too (blockIdx.z), and
+// leave the sums to JoinPartsKernel: the same sums in the same order.
 struct TileParams {
   RowsParams rows;
   const BF16* x = nullptr;
+  int parts_each = kParts;
+  float* parts = nullptr;  // [kParts][rows][ld_parts], if parts_each < kParts
+  int64_t ld_parts = 0;
 };
 
 template <int kOuts, int kRows>
@@ -284,7 +291,7 @@ struct TileStage {  // piece p of row r is at p ^ (4 * (r % 2)): so that a read 
   uint4 x[kRows][8];
 };
 
-template <int kOuts, int kRows, int kStages, int kBlocks>
+template <int kOuts, int kRows, int kStages, int kBlocks, bool kApart>
 __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TileParams tile) {
   using MyStage = TileStage<kOuts, kRows>;
   constexpr int kStep = 2 * kDepth, kCopied = kThreads / 8;  // rows that the block copies at a time
@@ -341,41 +348,83 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
     }
   };
 
-  const int steps = (stride + kStep - 1) / kStep, part_steps = PartOf(params.stride) / kStep;
+  const int part_steps = PartOf(params.stride) / kStep, all_steps = (stride + kStep - 1) / kStep;
+  int part = static_cast<int>(blockIdx.z) * tile.parts_each;
+  const int first_step = part * part_steps, block_end = first_step + tile.parts_each * part_steps;
+  if (first_step >= all_steps) return;
+  const int steps = block_end < all_steps ? block_end : all_steps;
   // Step by step, kStages - 1 of them behind the copies.
   int from = 0, to = 0, left = part_steps;
 #pragma unroll 1
-  for (int s = 1 - kStages; s < steps; ++s) {
-    if (s >= 0) {
+  for (int s = first_step + 1 - kStages; s < steps; ++s) {
+    if (s >= first_step) {
       WaitForCopies<kStages - 2>();
       __syncthreads();  // everybody's copies are there, and everybody has read what the next ones overwrite
     }
     if (s + kStages - 1 < steps) copy(s + kStages - 1, stages[to]);
     CommitCopies();
     to = to + 1 == kStages ? 0 : to + 1;
-    if (s < 0) continue;
+    if (s < first_step) continue;
     multiply(stages[from]);
     from = from + 1 == kStages ? 0 : from + 1;
     if (--left > 0 && s + 1 < steps) continue;
     left = part_steps;
+    if constexpr (kApart) {
+      float* const parts = tile.parts + (part++ * int64_t{params.p.rows} + first_row) * tile.ld_parts + first_out;
+#pragma unroll
+      for (int m = 0; m < kOutTiles; ++m) {
+        ForTileElements(sum[m], [&](int o, int r, float value) {
+          const int out = warp_out + 16 * m + o, row = warp_row + r;
+          if (first_out + out < params.out && first_row + row < params.p.rows) parts[row * tile.ld_parts + out] = value;
+        });
+      }
+    }
 #pragma unroll
     for (int m = 0; m < kOutTiles; ++m) {
 #pragma unroll
       for (int n = 0; n < kRowTiles; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          total[m][n][i] += sum[m][n][i];
+          if constexpr (!kApart) total[m][n][i] += sum[m][n][i];
           sum[m][n][i] = 0.0f;
         }
       }
     }
   }
+  if constexpr (!kApart) {
 #pragma unroll
-  for (int m = 0; m < kOutTiles; ++m) {
-    ForTileElements(total[m], [&](int o, int r, float value) {
-      const int64_t out = first_out + warp_out + 16 * m + o, row = first_row + warp_row + r;
-      if (out < params.out && row < params.p.rows) Store(params, row, out, value);
-    });
+    for (int m = 0; m < kOutTiles; ++m) {
+      ForTileElements(total[m], [&](int o, int r, float value) {
+        const int64_t out = first_out + warp_out + 16 * m + o, row = first_row + warp_row + r;
+        if (out < params.out && row < params.p.rows) Store(params, row, out, value);
+      });
+    }
+  }
+}
+
+// y from the sums of parts, four outputs a thread; a row for each blockIdx.x.
+__global__ void __launch_bounds__(kThreads) JoinPartsKernel(TileParams tile) {
+  const RowsParams& params = tile.rows;
+  const int64_t row = blockIdx.x, o = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * 4;
+  if (o >= params.out) return;
+  const int count = static_cast<int>(DivideUp(params.stride, PartOf(params.stride)));
+  float4 sums[kParts];
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const float* const from = tile.parts + (part * int64_t{params.p.rows} + row) * tile.ld_parts + o;
+    sums[part] = part < count ? *reinterpret_cast<const float4*>(from) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+  float total[4] = {};
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    total[0] += sums[part].x;
+    total[1] += sums[part].y;
+    total[2] += sums[part].z;
+    total[3] += sums[part].w;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (o + i < params.out) Store(params, row, o + i, total[i]);
   }
 }
 
@@ -428,15 +477,39 @@ cudaError_t LaunchBF16(const RowsParams& params, const Target& target) {
                 target, params);
 }
 
+// Blocks that keep the multiprocessors of a large device busy.
+constexpr int64_t kManyBlocks = 200;
+
+// Device memory that may be used until the product is done.
+struct Scratch {
+  std::byte* memory;
+  int64_t bytes;
+};
+
 template <int kOuts, int kRows, int kStages, int kBlocks>
-cudaError_t LaunchTiles(const TileParams& params, const Target& target) {
+cudaError_t LaunchTiles(TileParams params, const Scratch& left, const Target& target) {
+  const int64_t rows = params.rows.p.rows, row_tiles = DivideUp(rows, kRows);
+  const int64_t tiles = row_tiles * DivideUp(params.rows.out, kOuts);
+  params.ld_parts = DivideUp(params.rows.out, 4) * 4;
+  if (left.bytes >= kParts * rows * params.ld_parts * int64_t{sizeof(float)}) {
+    while (params.parts_each > 1 && tiles * (kParts / params.parts_each) < kManyBlocks) params.parts_each /= 2;
+  }
+  if (params.parts_each < kParts) params.parts = reinterpret_cast<float*>(left.memory);
   // Blocks that share a piece of W are neighbours, so that it is read from memory once.
-  return Launch(LinearBF16TileKernel<kOuts, kRows, kStages, kBlocks>,
-                {.grid = dim3(static_cast<unsigned>(DivideUp(params.rows.p.rows, kRows)),
-                              static_cast<unsigned>(DivideUp(params.rows.out, kOuts))),
-                 .block = dim3(kThreads),
-                 .shared_bytes = kStages * int64_t{sizeof(TileStage<kOuts, kRows>)}},
-                target, params);
+  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(DivideUp(params.rows.out, kOuts)),
+                  static_cast<unsigned>(kParts / params.parts_each));
+  const bool apart = params.parts != nullptr;
+  const cudaError_t error = Launch(
+      apart ? LinearBF16TileKernel<kOuts, kRows, kStages, kBlocks, true>
+            : LinearBF16TileKernel<kOuts, kRows, kStages, kBlocks, false>,
+      {.grid = grid, .block = dim3(kThreads), .shared_bytes = kStages * int64_t{sizeof(TileStage<kOuts, kRows>)}},
+      target, params);
+  if (error != cudaSuccess || !apart) return error;
+  return Launch(
+      JoinPartsKernel,
+      {.grid = dim3(static_cast<unsigned>(rows), static_cast<unsigned>(DivideUp(params.ld_parts, 4 * kThreads))),
+       .block = dim3(kThreads)},
+      target, params);
 }
 
 // So few outputs that they make few blocks, one to a multiprocessor, even in small tiles.
@@ -452,13 +525,11 @@ cudaError_t LaunchFewRows(const RowsParams& params, const Target& target) {
   return few ? LaunchBF16<2, 4, 3, 1>(params, target) : LaunchBF16<3, 4, 2, 2>(params, target);
 }
 
-cudaError_t LaunchManyRows(const TileParams& params, const Target& target) {
+cudaError_t LaunchManyRows(const TileParams& params, const Scratch& left, const Target& target) {
   const int rows = params.rows.p.rows;
-  if (HasFewOutputs(params.rows) && rows <= 256) {
-    return rows <= 64 ? LaunchTiles<32, 64, 6, 2>(params, target) : LaunchTiles<64, 64, 5, 2>(params, target);
-  }
-  if (rows <= 64) return LaunchTiles<64, 64, 5, 2>(params, target);
-  return rows <= 128 ? LaunchTiles<64, 128, 4, 2>(params, target) : LaunchTiles<128, 128, 5, 1>(params, target);
+  if (rows <= 64) return LaunchTiles<64, 64, 5, 2>(params, left, target);
+  return rows <= 128 ? LaunchTiles<64, 128, 4, 2>(params, left, target)
+                     : LaunchTiles<128, 128, 5, 1>(params, left, target);
 }
 
 bool IsAligned(const void* pointer, int64_t stride_bytes) {
@@ -515,7 +586,9 @@ cudaError_t RunRows(const LinearParams& p, const LinearResources& resources, con
   if (p.math == LinearMath::kBF16) {
     if (p.rows <= kFewRows || RoundedRows(p, resources) == 0) return LaunchFewRows(params, target);
     return ForRoundedRows(p, resources, target, [&](const LinearParams& some) {
-      return LaunchManyRows({RowsOf(some), reinterpret_cast<const BF16*>(resources.scratch)}, target);
+      const int64_t rounded = some.rows * p.weights->row_stride() * int64_t{sizeof(BF16)};
+      const Scratch left{resources.scratch + DivideUp(rounded, 16) * 16, resources.scratch_bytes - rounded - 16};
+      return LaunchManyRows({RowsOf(some), reinterpret_cast<const BF16*>(resources.scratch)}, left, target);
     });
   }
   if (p.weights->dtype() == DType::kBF16) {
