@@ -54,31 +54,30 @@ struct HeldTile {
 
   // `columns` is a multiple of 4.
   __device__ __forceinline__ void Load(const float* from, int64_t ld, int rows, int columns = kColumns) {
-    const int c = At(0) % kFours * 4;
-    if (c >= columns) rows = 0;
-    from += At(0) / kFours * ld + c;
+    if (Column() >= columns) rows = 0;
+    from += Row() * ld + Column();
 #pragma unroll
     for (int n = 0; n < kHeld; ++n) {
       held[n] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if (At(n) / kFours < rows) held[n] = *reinterpret_cast<const float4*>(from);
+      if (Row() + n * kRowsApart < rows) held[n] = *reinterpret_cast<const float4*>(from);
       from += kRowsApart * ld;
     }
   }
 
   template <typename Convert>
   __device__ __forceinline__ void Store(float* to, int stride, Convert convert) const {
+    to += Row() * stride + Column();
 #pragma unroll
     for (int n = 0; n < kHeld; ++n) {
       const float4& four = held[n];
-      *reinterpret_cast<float4*>(to + At(n) / kFours * stride + At(n) % kFours * 4) =
+      *reinterpret_cast<float4*>(to + n * kRowsApart * stride) =
           make_float4(convert(four.x), convert(four.y), convert(four.z), convert(four.w));
     }
   }
 
  private:
-  __device__ __forceinline__ static int At(int n) {
-    return static_cast<int>(threadIdx.x) + n * FastWeightChunkLayout::kThreads;
-  }
+  __device__ __forceinline__ static int Row() { return static_cast<int>(threadIdx.x) / kFours; }
+  __device__ __forceinline__ static int Column() { return static_cast<int>(threadIdx.x) % kFours * 4; }
 };
 
 // The same for rows that begin anywhere, one value after the other.
@@ -159,7 +158,7 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
   const FastWeightParams& p = params.p;
   const int32_t slot = p.rows.slot[blockIdx.x];
   const int64_t begin = p.rows.row_begin[blockIdx.x];
-  int64_t length = p.rows.row_begin[blockIdx.x + 1] - begin;
+  int length = p.rows.row_begin[blockIdx.x + 1] - static_cast<int>(begin);
   if (length % kC == 1) --length;  // a step, which another kernel takes
   if (slot < 0 || length == 0) return;
 
@@ -204,7 +203,7 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
 
   // The next chunk's inputs, loaded while the one before it is in work, unless they are too many for the registers.
   // After the last there are none: zeros, and not what was held before, which would then be held all the time.
-  constexpr bool kAhead = kK <= 128;
+  constexpr bool kAhead = kK <= 128 && (kCorrects || kMath == Tf32::kOnce);
   constexpr int kDecayWarp = 0, kBetaWarp = 1;  // have two rows' gates a lane
   HeldTile<kC, kK> k, q;
   HeldTile<kC, kV> v;
@@ -212,8 +211,8 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
   const float* const k_begin = p.k + begin * p.ldk + head * kK;
   const float* const q_begin = p.q + begin * p.ldq + head * kK;
   const float* const v_begin = p.v + begin * p.ldv + value_column;
-  const auto rows_of = [&](int64_t chunk) { return static_cast<int>(length - chunk < kC ? length - chunk : kC); };
-  const auto load_ahead = [&](int64_t chunk) {
+  const auto rows_of = [&](int chunk) { return length - chunk < kC ? length - chunk : kC; };
+  const auto load_ahead = [&](int chunk) {
     const int n = rows_of(chunk);
     const float* const from = warp == kDecayWarp ? p.log_decay : p.beta;
 #pragma unroll
@@ -235,7 +234,7 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
 
   const bool queries = warp >= 4;
   const int block = warp % 4, top = 16 * block;  // the warp's rows
-  for (int64_t chunk = 0; chunk < length; chunk += kC) {
+  for (int chunk = 0; chunk < length; chunk += kC) {
     const int n = rows_of(chunk);
     // 1.
     __syncthreads();
