@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #endif
 
 #include "kernels/common/dtype.h"
@@ -102,7 +103,24 @@ inline void MmaBF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
   });
 }
 
-inline uint32_t ToTF32(float x) { return (__float_as_uint(x) + 0x1000u) & ~0x1FFFu; }
+inline uint32_t ToTF32(float x) { return std::isnan(x) ? 0x7FFFE000u : (__float_as_uint(x) + 0x1000u) & ~0x1FFFu; }
+
+inline void LoadMatrices(const float* row, uint32_t (&words)[4]) {
+  struct Lane {
+    const float* row;
+    uint32_t* words;
+  } mine{row, words};
+  emulator::Together(&mine, [](void* const(&lanes)[32]) {
+    const auto lane_of = [&lanes](int lane) { return static_cast<Lane*>(lanes[lane]); };
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const float* const from = lane_of(8 * i + lane / 4)->row;
+        if (reinterpret_cast<uintptr_t>(from) % 16 != 0) std::abort();
+        lane_of(lane)->words[i] = __float_as_uint(from[lane % 4]);
+      }
+    }
+  });
+}
 
 #else
 
@@ -127,49 +145,109 @@ __device__ __forceinline__ uint32_t ToTF32(float x) {
   return bits;
 }
 
+// Four matrices of 8 rows of 16 bytes from shared memory: lanes 8i to 8i + 7 give the rows of matrix i, and words[i] is
+// its word (lane / 4, lane % 4). PTX ISA, "ldmatrix".
+__device__ __forceinline__ void LoadMatrices(const float* row, uint32_t (&words)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
 #endif
 
 // How products of float32 are formed on tensor cores: once, with operands rounded to tf32 (11 bits); or three times,
 // with what the rounding left behind, which gives 21 bits or so.
 enum class Tf32 : uint8_t { kOnce, kThrice };
 
-// d[n] += A B for `kTiles` tiles of B side by side: A is a(row, k), 16 x depth, B is b(k, column), depth x 8 kTiles.
-// `depth` is a multiple of 8. All lanes of the warp take part. The unit drops what its sums have no room for, more of
-// it the larger they are: so what was in d, and the products with what rounding left behind, are added at the end.
-template <Tf32 kMath, int kTiles, typename A, typename B>
-__device__ __forceinline__ void MultiplyTiles(float (&d)[kTiles][4], int depth, A a, B b) {
-  const int g = static_cast<int>(threadIdx.x % kWarp) / 4, t = static_cast<int>(threadIdx.x % kWarp) % 4;
-  float sum[kTiles][4] = {}, rest[kTiles][4] = {};
-#pragma unroll 2  // more of them in flight take more registers than there are
-  for (int k = 0; k < depth; k += 8) {
-    const float left[4] = {a(g, k + t), a(g + 8, k + t), a(g, k + t + 4), a(g + 8, k + t + 4)};
-    uint32_t large[4], small[4];
+// A factor as it has to be before it becomes one of Factors.
+template <Tf32 kMath>
+__device__ __forceinline__ float AsFactor(float x) {
+  return kMath == Tf32::kOnce ? __uint_as_float(ToTF32(x)) : x;
+}
+
+// Words of a fragment as the unit takes them, from factors.
+template <Tf32 kMath, int kWords>
+struct Factors {
+  static constexpr bool kSplit = kMath == Tf32::kThrice;
+  uint32_t large[kWords];
+  uint32_t small[kSplit ? kWords : 1];
+
+  __device__ __forceinline__ explicit Factors(const uint32_t (&words)[kWords]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      large[i] = ToTF32(left[i]);
-      if constexpr (kMath == Tf32::kThrice) small[i] = ToTF32(left[i] - __uint_as_float(large[i]));
+    for (int i = 0; i < kWords; ++i) {
+      large[i] = words[i];
+      if constexpr (kSplit) {
+        // Rounded, without a care for NaN: what is left of one is NaN. Of that the unit takes all but the last bit.
+        large[i] = (words[i] + 0x1000u) & ~0x1FFFu;
+        small[i] = __float_as_uint(__uint_as_float(words[i]) - __uint_as_float(large[i]));
+      }
     }
+  }
+};
+
+// Sums of products, kTiles tiles of 16 x 8 side by side. The unit drops what a sum has no room for, the more the larger
+// the sum: so the products with what rounding left have sums of their own, and the sums begin as zeros; what they are
+// to be added to is added by whoever takes them.
+template <Tf32 kMath, int kTiles>
+struct TileSums {
+  static constexpr bool kSplit = kMath == Tf32::kThrice;
+  float large[kTiles][4] = {};
+  float small[kSplit ? kTiles : 1][4] = {};
+
+  __device__ __forceinline__ void Add(int n, const Factors<kMath, 4>& a, const Factors<kMath, 2>& b) {
+    if constexpr (kSplit) {
+      MmaTF32(small[n], a.small, b.large);
+      MmaTF32(small[n], a.large, b.small);
+    }
+    MmaTF32(large[n], a.large, b.large);
+  }
+
+  __device__ __forceinline__ float At(int n, int i) const {
+    if constexpr (kSplit) return large[n][i] + small[n][i];
+    return large[n][i];
+  }
+};
+
+// d = A B^T, in kTiles tiles: A is 16 x kDepth, B is 8 kTiles x kDepth, both of factors in shared memory, with rows
+// that begin at 16 bytes. All lanes of the warp take part.
+template <Tf32 kMath, int kTiles, int kDepth, int kOfTiles>
+__device__ __forceinline__ void MultiplyRows(const float* a, int lda, const float* b, int ldb,
+                                             float (&d)[kOfTiles][4]) {
+  static_assert(kTiles % 2 == 0 && kTiles <= kOfTiles && kDepth % 8 == 0);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, row = lane % 8;
+  a += (row + lane / 8 % 2 * 8) * lda + lane / 16 * 4;
+  b += (row + lane / 16 * 8) * ldb + lane / 8 % 2 * 4;
+  // Fragments are fetched while the products of those before them are formed, of which kThrice has enough without that.
+  constexpr int kHeld = kMath == Tf32::kOnce ? 2 : 1;
+  uint32_t left[kHeld][4], right[kHeld][kTiles / 2][4];
+  const auto fetch = [&](int k) {
+    const int to = k / 8 % kHeld;
+    LoadMatrices(a + k, left[to]);
+#pragma unroll
+    for (int pair = 0; pair < kTiles / 2; ++pair) LoadMatrices(b + 16 * pair * ldb + k, right[to][pair]);
+  };
+  TileSums<kMath, kTiles> sums;
+  if (kHeld == 2) fetch(0);
+#pragma unroll 2
+  for (int k = 0; k < kDepth; k += 8) {
+    const int now = k / 8 % kHeld, next = k + 8 * (kHeld - 1);
+    if (next < kDepth) fetch(next);
+    const Factors<kMath, 4> factors(left[now]);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const float right[2] = {b(k + t, 8 * n + g), b(k + t + 4, 8 * n + g)};
-      const uint32_t large_right[2] = {ToTF32(right[0]), ToTF32(right[1])};
-      if constexpr (kMath == Tf32::kThrice) {
-        const uint32_t small_right[2] = {ToTF32(right[0] - __uint_as_float(large_right[0])),
-                                         ToTF32(right[1] - __uint_as_float(large_right[1]))};
-        MmaTF32(rest[n], small, large_right);
-        MmaTF32(rest[n], large, small_right);
-      }
-      MmaTF32(sum[n], large, large_right);
+      const uint32_t(&pair)[4] = right[now][n / 2];
+      sums.Add(n, factors, Factors<kMath, 2>({pair[n % 2 * 2], pair[n % 2 * 2 + 1]}));
     }
   }
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) d[n][i] += sum[n][i] + rest[n][i];
+    for (int i = 0; i < 4; ++i) d[n][i] = sums.At(n, i);
   }
 }
 
-// Calls give(row, column, value) for this lane's elements of those tiles.
+// Calls give(row, column, value) for this lane's elements of tiles side by side.
 template <int kTiles, typename Give>
 __device__ __forceinline__ void ForTileElements(const float (&d)[kTiles][4], Give give) {
   const int g = static_cast<int>(threadIdx.x % kWarp) / 4, t = static_cast<int>(threadIdx.x % kWarp) % 4;

@@ -568,6 +568,17 @@ TEST(FastWeightTest, RowsMayLieFurtherApartThanTheyAreLong) {
   }
 }
 
+TEST(FastWeightTest, ManySequencesGiveTheBitsOfEachAlone) {
+  // So many that a device shares its work out otherwise.
+  const FastWeightShape shape = {.heads = 1, .value_heads = 4, .key_dim = 128, .value_dim = 128};
+  const Case c = {.name = "", .rule = kGated, .shape = shape, .lengths = {66, 3, 2, 2, 2, 2, 2, 2, 2}};
+  Call together(c), alone(c);
+  together.Run();
+  alone.RunInCallsOf(1 << 20);
+  EXPECT_TRUE(SameBits(together.out, alone.out));
+  EXPECT_TRUE(SameBits(together.states, alone.states));
+}
+
 // Steps of several sequences, now and then a chunk of some of them, with and without the replay form.
 class ReplayTest : public testing::TestWithParam<std::tuple<UpdateRule, DType>> {
  protected:
