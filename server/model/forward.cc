@@ -46,7 +46,7 @@ void AddQueryKeyValue(const Pass& pass, const LayerWeights& layer, FastWeightMix
   const ProjectionColumns columns(config);
   float* const mapped = pass.buffers.mapped.data();
   const float* from = pass.buffers.projected.data();
-  int64_t ld_from = layer.projections.out();
+  int64_t ld_from = layer.projected_stride();
   const int64_t ld = config.mapped_channels();
   FeatureMapKind map = config.feature_map;
   bool silu_values = config.silu_values;
@@ -113,7 +113,7 @@ void ReadFastWeights(const Pass& pass, const LayerWeights& layer) {
   const FastWeightShape& shape = config.shape;
   const ProjectionColumns columns(config);
   const float* const projected = buffers.projected.data();
-  const int64_t ld = layer.projections.out();
+  const int64_t ld = layer.projected_stride();
   const bool delta = Corrects(config.rule), gated_delta = DecaysHeads(config.rule);
   FastWeightMixerParams mixer;
   AddQueryKeyValue(pass, layer, mixer);
@@ -179,7 +179,7 @@ void ReadWindow(const Pass& pass, const LayerWeights& layer) {
   const MixerConfig& mixer = pass.config().mixer;
   const ProjectionColumns columns(mixer);
   const float* const projected = buffers.projected.data();
-  const int64_t ld = layer.projections.out();
+  const int64_t ld = layer.projected_stride();
   const auto relative = [&](const AlignedArray<float>& array) {
     return mixer.relative_positions ? array.data() : nullptr;
   };
@@ -224,10 +224,10 @@ void FinishSublayer(const Pass& pass, const NormWeights& norm) {
 void MixTokens(const Pass& pass, const LayerWeights& layer) {
   Buffers& buffers = pass.buffers;
   const MixerConfig& mixer = pass.config().mixer;
-  const int64_t D = pass.config().hidden, ld = layer.projections.out();
+  const int64_t D = pass.config().hidden, ld = layer.projected_stride();
   const float* input = InputOf(pass, layer.attn_norm);
   float* const projected = buffers.projected.data();
-  pass.Project(layer.projections, input, D, projected, pass.count);
+  pass.Project(layer.projections, input, D, projected, pass.count, ld);
   if (layer.raw_query.out() > 0) pass.Project(layer.raw_query, buffers.x.data(), D, projected, pass.count, ld);
   if (mixer.is_window()) {
     ReadWindow(pass, layer);
@@ -288,7 +288,7 @@ template <typename Size>
 void ForEachBuffer(const ModelWeights& weights, Size size) {
   const ModelConfig& config = weights.config;
   const bool clusters = config.clusters() > 1;
-  int64_t projected = weights.layers[0].projections.out(), gathered = 0;
+  int64_t projected = weights.layers[0].projected_stride(), gathered = 0;
   for (const OutputWeights& output : weights.outputs) projected = std::max(projected, output.projection.out());
   for (const EmbeddingWeights& embedding : weights.embeddings) {
     if (embedding.projection.out() > 0) gathered = std::max<int64_t>(gathered, embedding.width);

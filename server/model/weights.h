@@ -47,6 +47,9 @@ struct LayerWeights {
   int64_t window_offset = 0;
   // And, in a slot, what its state lacks.
   int64_t replay_offset = 0;
+
+  // From one row of the projections to the next, in values: the library of a device wants multiples of 16 bytes.
+  int64_t projected_stride() const { return (projections.out() + 3) / 4 * 4; }
 };
 
 // The vectors of the ids from `begin` on.
