@@ -94,9 +94,10 @@ void DeviceBench::Projections() {
       const std::string prefix = std::string("linear/") + projection.name + "/" + kind.name;
       std::unique_ptr<Matrices> matrices;
       // What people run, at every size; the rest where it shows what the kernel is.
-      const std::vector<int32_t> step_rows = tiny                             ? std::vector{1, 9}
-                                             : kind.math == LinearMath::kBF16 ? std::vector{1, 2, 8, 16, 64, 256}
-                                                                              : std::vector{1, 64};
+      const std::vector<int32_t> step_rows = tiny ? std::vector{1, 9}
+                                             : kind.math == LinearMath::kBF16
+                                                 ? std::vector{1, 2, 8, 16, 32, 64, 128, 256}
+                                                 : std::vector{1, 64};
       // Rows as steps, and as parts of chunks, which the vendor's library multiplies.
       for (const bool steps : {true, false}) {
         for (const int32_t rows : steps ? step_rows : chunk_rows) {

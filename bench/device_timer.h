@@ -78,6 +78,20 @@ class DeviceTimer {
     }
   }
 
+  // The same of eight launches without a graph, for what is long.
+  double TimeCalls(const std::function<cudaError_t(int i)>& launch) {
+    constexpr int kCalls = 8;
+    std::vector<double> seconds;
+    for (int run = 0; run < 5; ++run) {
+      seconds.push_back(Between([&] {
+                          for (int i = 0; i < kCalls; ++i) CheckCuda(launch(i), "a launch");
+                        }) /
+                        kCalls);
+    }
+    std::sort(seconds.begin(), seconds.end());
+    return seconds[seconds.size() / 2];
+  }
+
   // launch(i) puts the i-th launch on target().stream. A run has a multiple of `round` launches: as many as do
   // everything once that is not done at each.
   Timing Time(const std::function<cudaError_t(int i)>& launch, int round = 1) {

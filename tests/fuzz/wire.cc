@@ -25,7 +25,7 @@
 #endif
 #endif
 #ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/allocator_interface.h>
+extern "C" size_t __sanitizer_get_current_allocated_bytes();  // GCC's runtime has it, and no header for it
 #endif
 
 namespace palimpsest::fuzz {
