@@ -8,8 +8,8 @@
 //   1. k, q, v to shared memory, rows past its end as zeros; beta; sums G of log-decays
 //   2. scores   X_ij = -beta_i e^{G_i - G_j} k_i k_j  (j < i)    or    e^{G_i - G_j} q_i k_j  (j <= i)
 //   3. Y_i = beta_i (v_i - e^{G_i} S k_i)    or    e^{G_i} S q_i
-//   4. U = Y + X U by blocks of 16 rows: those of k solve theirs, (I - X_bb) U_b = Y_b, then all rows after them, and
-//      those of q, add X U_b to their Y
+//   4. U = Y + X U by blocks of 16 rows: those of k share their Y_b; every warp solves (I - X_bb) U_b = Y_b for eight
+//      values, with the inverse at hand; then the rows of k after them, and those of q, add X U_b to their Y
 //   5. what rows of q have is the output
 //   6. S <- e^{G_n} S + U^T (e^{G_n - G_j} k_j), rounded as it is stored
 // Scores and Y never leave the registers: two columns of an accumulator, 2t and 2t + 1, serve as columns t and t + 4 of
@@ -109,16 +109,17 @@ struct ChunkMemory {
   static constexpr Layout kLayout = ChunkLayoutOf(kK, kV);
   static constexpr int kKeys = kLayout.key_stride, kValues = kLayout.value_stride;
   static constexpr int kU = Layout::kRowStride, kInverse = Layout::kInverseStride;
-  float* const k = Shared<float>() + kLayout.k;                                    // [kChunk][kKeys]
-  float* const q = Shared<float>() + kLayout.q;                                    // [kChunk][kKeys]
-  float* const state = Shared<float>() + kLayout.state;                            // [kV][kKeys]
-  float* const v = Shared<float>() + kLayout.v;                                    // [kChunk][kValues]
-  float* const u = Shared<float>() + kLayout.u;                                    // [kV][kU], by values
-  float* const inverse = Shared<float>() + kLayout.inverse;                        // [kChunk][kInverse]
-  float* const beta = Shared<float>() + kLayout.beta;                              // [kChunk]
-  float* const from_start = Shared<float>() + kLayout.from_start;                  // [kChunk] e^{G_i}
-  float* const to_end = Shared<float>() + kLayout.to_end;                          // [kChunk] e^{G_n - G_i}
-  float2* const decay = reinterpret_cast<float2*>(Shared<float>() + kLayout.sum);  // [kChunk] G in two parts
+  float* const k = Shared<float>() + kLayout.k;                    // [kChunk][kKeys]
+  float* const q = Shared<float>() + kLayout.q;                    // [kChunk][kKeys]
+  float* const state = Shared<float>() + kLayout.state;            // [kV][kKeys]
+  float* const v = Shared<float>() + kLayout.v;                    // [kChunk][kValues]
+  float* const u = Shared<float>() + kLayout.u;                    // [kV][kU], by values
+  float* const inverse = Shared<float>() + kLayout.inverse;        // [kChunk][kInverse]
+  float* const beta = Shared<float>() + kLayout.beta;              // [kChunk]
+  float* const from_start = Shared<float>() + kLayout.from_start;  // [kChunk] e^{G_i}
+  float* const to_end = Shared<float>() + kLayout.to_end;          // [kChunk] e^{G_n - G_i}
+  float2* const decay =
+      reinterpret_cast<float2*>(Shared<float>() + kLayout.sum);  // [kChunk] G, to base 2, in two parts
 };
 
 // The inverse of I - X for the 16 x 16 block below whose diagonal X lies at `block`, which it replaces. By
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
 
   // The next chunk's inputs, loaded while the one before it is in work, unless they are too many for the registers.
   // After the last there are none: zeros, and not what was held before, which would then be held all the time.
-  constexpr bool kAhead = kK <= 128 && (kCorrects || kMath == Tf32::kOnce);
+  constexpr bool kAhead = kK <= 128 && kCorrects;
   constexpr int kDecayWarp = 0, kBetaWarp = 1;  // have two rows' gates a lane
   HeldTile<kC, kK> k, q;
   HeldTile<kC, kV> v;
@@ -260,9 +261,10 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
       v.Store(m.v, Memory::kValues, as_is);
     }
     if (kGated && warp == kDecayWarp) {
+      constexpr double kLog2OfE = 1.4426950408889634;  // a power of two is one instruction
       double sums[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) sums[i] = gates[i] < -1e4f ? -1e4 : double{gates[i]};
+      for (int i = 0; i < 2; ++i) sums[i] = (gates[i] < -1e4f ? -1e4 : double{gates[i]}) * kLog2OfE;
       sums[1] += sums[0];
       const double through = SumUpToLane(sums[1]);
       const double before = __shfl_up_sync(kAllLanes, through, 1), last = __shfl_sync(kAllLanes, through, kWarp - 1);
@@ -272,8 +274,8 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
       for (int i = 0; i < 2; ++i) {
         const float large = static_cast<float>(sums[i]);
         m.decay[2 * lane + i] = make_float2(large, static_cast<float>(sums[i] - large));
-        m.from_start[2 * lane + i] = expf(large);
-        m.to_end[2 * lane + i] = expf(static_cast<float>(last - sums[i]));
+        m.from_start[2 * lane + i] = exp2f(large);
+        m.to_end[2 * lane + i] = exp2f(static_cast<float>(last - sums[i]));
       }
     }
     if (kCorrects && warp == kBetaWarp) StorePair(gates[0], gates[1], m.beta + 2 * lane);
@@ -304,7 +306,7 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
           if constexpr (kGated) {
             // Subtracted first.
             const float2 to = m.decay[top + g + i / 2 * 8], from = m.decay[8 * tile + 2 * t + i % 2];
-            x *= expf((to.x - from.x) + (to.y - from.y));
+            x *= exp2f((to.x - from.x) + (to.y - from.y));
           }
           if (!queries) x *= -beta[i / 2];
         }
@@ -347,62 +349,62 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
     const auto u_pair = [&](int tile, int first_row) {
       return LoadPair(m.u + (8 * tile + g) * kU + first_row + 2 * t);
     };
-    const auto share_block = [&](auto element) {
+    const auto share_tile = [&](int tile, int first_row, const float(&elements)[4]) {
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          m.u[(8 * tile + 2 * t + i % 2) * kU + top + g + i / 2 * 8] = element(tile, i);
-        }
+      for (int i = 0; i < 4; ++i) {
+        m.u[(8 * tile + 2 * t + i % 2) * kU + first_row + g + i / 2 * 8] = elements[i];
       }
     };
-    const auto y_at = [&](int tile, int i) { return y[tile][i]; };
 #pragma unroll
     for (int b = 0; b < kC / 16; ++b) {
+      if (!queries && (!kCorrects ? b == 0 : block == b)) {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) share_tile(tile, top, y[tile]);
+      }
+      if (kCorrects || b == 0) __syncthreads();
       if constexpr (kCorrects) {
-        if (!queries && block == b) {
-          share_block(y_at);
-          __syncwarp();
+        // A warp solves for eight values.
+        if (warp < kTiles) {
           constexpr Tf32 kExact = Tf32::kThrice;
-          const float* const inverse = m.inverse + (top + g) * Memory::kInverse + 2 * t;
-          TileSums<kExact, kTiles> sums;
+          const float* const inverse = m.inverse + (16 * b + g) * Memory::kInverse + 2 * t;
+          TileSums<kExact, 1> sums;
 #pragma unroll
-          for (int k8 = 0; k8 < 16; k8 += 8) {
-            const float2 lower = LoadPair(inverse + k8), upper = LoadPair(inverse + 8 * Memory::kInverse + k8);
-            const Factors<kExact, 4> left({__float_as_uint(lower.x), __float_as_uint(upper.x), __float_as_uint(lower.y),
-                                           __float_as_uint(upper.y)});
-#pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) {
-              const float2 pair = u_pair(tile, top + k8);
-              sums.Add(tile, left, Factors<kExact, 2>({__float_as_uint(pair.x), __float_as_uint(pair.y)}));
-            }
+          for (int j = 0; j < 16; j += 8) {
+            const float2 lower = LoadPair(inverse + j), upper = LoadPair(inverse + 8 * Memory::kInverse + j);
+            const float2 pair = u_pair(warp, 16 * b + j);
+            sums.Add(0,
+                     Factors<kExact, 4>({__float_as_uint(lower.x), __float_as_uint(upper.x), __float_as_uint(lower.y),
+                                         __float_as_uint(upper.y)}),
+                     Factors<kExact, 2>({__float_as_uint(pair.x), __float_as_uint(pair.y)}));
           }
           __syncwarp();
-          share_block([&](int tile, int i) { return sums.At(tile, i); });
+          const float solved[4] = {sums.At(0, 0), sums.At(0, 1), sums.At(0, 2), sums.At(0, 3)};
+          share_tile(warp, 16 * b, solved);
         }
-        __syncthreads();
-      } else if (b == 0) {
-        if (!queries) share_block(y_at);
         __syncthreads();
       }
       if (queries ? block >= b : kCorrects && block > b) {
-        TileSums<kMath, kTiles> sums;
+        constexpr int kSome = kMath == Tf32::kOnce ? kTiles : kTiles / 2;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float(&x)[4] = scores[2 * b + half];
-          const Factors<kMath, 4> left(
-              {__float_as_uint(x[0]), __float_as_uint(x[2]), __float_as_uint(x[1]), __float_as_uint(x[3])});
+        for (int first = 0; first < kTiles; first += kSome) {
+          TileSums<kMath, kSome> sums;
 #pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            const float2 pair = u_pair(tile, 16 * b + 8 * half);
-            sums.Add(tile, left,
-                     Factors<kMath, 2>({__float_as_uint(as_factor(pair.x)), __float_as_uint(as_factor(pair.y))}));
+          for (int half = 0; half < 2; ++half) {
+            const float(&x)[4] = scores[2 * b + half];
+            const Factors<kMath, 4> left(
+                {__float_as_uint(x[0]), __float_as_uint(x[2]), __float_as_uint(x[1]), __float_as_uint(x[3])});
+#pragma unroll
+            for (int tile = 0; tile < kSome; ++tile) {
+              const float2 pair = u_pair(first + tile, 16 * b + 8 * half);
+              sums.Add(tile, left,
+                       Factors<kMath, 2>({__float_as_uint(as_factor(pair.x)), __float_as_uint(as_factor(pair.y))}));
+            }
           }
-        }
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
+          for (int tile = 0; tile < kSome; ++tile) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) y[tile][i] += sums.At(tile, i);
+            for (int i = 0; i < 4; ++i) y[first + tile][i] += sums.At(tile, i);
+          }
         }
       }
     }
@@ -427,39 +429,43 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
     }
     load_ahead(chunk + kC);
     // 6.
-    TileSums<kMath, kStateTiles> written[kStateRows];
+    const float total = kGated ? m.from_start[kC - 1] : 1.0f;
+    constexpr int kTogether = kMath == Tf32::kOnce ? kStateRows : 1;  // of what registers have room for
+#pragma unroll
+    for (int first = 0; first < kStateRows; first += kTogether) {
+      TileSums<kMath, kStateTiles> written[kTogether];
 #pragma unroll 2
-    for (int j = 0; j < kC; j += 8) {
-      const float2 to_end = kGated ? LoadPair(m.to_end + j + 2 * t) : make_float2(1.0f, 1.0f);
-      uint32_t right[kStateTiles][2];
+      for (int j = 0; j < kC; j += 8) {
+        const float2 to_end = kGated ? LoadPair(m.to_end + j + 2 * t) : make_float2(1.0f, 1.0f);
+        uint32_t right[kStateTiles][2];
 #pragma unroll
-      for (int tile = 0; tile < kStateTiles; ++tile) {
+        for (int tile = 0; tile < kStateTiles; ++tile) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          right[tile][i] = __float_as_uint(m.k[(j + 2 * t + i) * kKeys + first_key + 8 * tile + g]);
+          for (int i = 0; i < 2; ++i) {
+            right[tile][i] = __float_as_uint(m.k[(j + 2 * t + i) * kKeys + first_key + 8 * tile + g]);
+          }
+        }
+#pragma unroll
+        for (int r = 0; r < kTogether; ++r) {
+          const float* const u = m.u + (first_value + 16 * (first + r) + g) * kU + j + 2 * t;
+          const float2 lower = LoadPair(u), upper = LoadPair(u + 8 * kU);
+          const Factors<kMath, 4> left(
+              {__float_as_uint(as_factor(lower.x * to_end.x)), __float_as_uint(as_factor(upper.x * to_end.x)),
+               __float_as_uint(as_factor(lower.y * to_end.y)), __float_as_uint(as_factor(upper.y * to_end.y))});
+#pragma unroll
+          for (int tile = 0; tile < kStateTiles; ++tile) written[r].Add(tile, left, Factors<kMath, 2>(right[tile]));
         }
       }
 #pragma unroll
-      for (int r = 0; r < kStateRows; ++r) {
-        const float* const u = m.u + (first_value + 16 * r + g) * kU + j + 2 * t;
-        const float2 lower = LoadPair(u), upper = LoadPair(u + 8 * kU);
-        const Factors<kMath, 4> left(
-            {__float_as_uint(as_factor(lower.x * to_end.x)), __float_as_uint(as_factor(upper.x * to_end.x)),
-             __float_as_uint(as_factor(lower.y * to_end.y)), __float_as_uint(as_factor(upper.y * to_end.y))});
+      for (int r = 0; r < kTogether; ++r) {
 #pragma unroll
-        for (int tile = 0; tile < kStateTiles; ++tile) written[r].Add(tile, left, Factors<kMath, 2>(right[tile]));
-      }
-    }
-    const float total = kGated ? m.from_start[kC - 1] : 1.0f;
+        for (int tile = 0; tile < kStateTiles; ++tile) {
 #pragma unroll
-    for (int r = 0; r < kStateRows; ++r) {
-#pragma unroll
-      for (int tile = 0; tile < kStateTiles; ++tile) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          // Not by the unit, which drops digits at each addition: a large state would shrink from chunk to chunk.
-          float& s = state[r][tile][i];
-          s = RoundedTo<Stored>(fmaf(total, s, written[r].At(tile, i)));
+          for (int i = 0; i < 4; ++i) {
+            // Not by the unit, which drops digits at each addition: a large state would shrink from chunk to chunk.
+            float& s = state[first + r][tile][i];
+            s = RoundedTo<Stored>(fmaf(total, s, written[r].At(tile, i)));
+          }
         }
       }
     }
