@@ -30,11 +30,28 @@ struct RowsParams {
   bool aligned = false;  // x is made of pieces of 16 bytes, each at a multiple of that
 };
 
-__device__ __forceinline__ void Store(const RowsParams& params, int64_t row, int64_t o, float sum) {
-  float* const y = params.p.y + row * params.p.ldy + o;
-  if (params.p.accumulate) sum += *y;
-  if (params.p.bias != nullptr) sum += params.p.bias[o];
-  *y = sum;
+// What is added to the sum of an output. It is loaded before the sums are there, and for all of a thread's outputs
+// before the first of them is stored, which the compiler may not do: a store could be to what is loaded next.
+struct Addends {
+  float y = 0.0f;
+  float bias = 0.0f;
+};
+
+__device__ __forceinline__ bool Exists(const RowsParams& params, int64_t row, int64_t o) {
+  return row < params.p.rows && o < params.out;
+}
+
+__device__ __forceinline__ Addends LoadAddends(const RowsParams& params, int64_t row, int64_t o) {
+  return {.y = params.p.accumulate && Exists(params, row, o) ? params.p.y[row * params.p.ldy + o] : 0.0f,
+          .bias = params.p.bias != nullptr && o < params.out ? params.p.bias[o] : 0.0f};
+}
+
+__device__ __forceinline__ void Store(const RowsParams& params, int64_t row, int64_t o, float sum,
+                                      const Addends& addends) {
+  if (!Exists(params, row, o)) return;
+  if (params.p.accumulate) sum += addends.y;
+  if (params.p.bias != nullptr) sum += addends.bias;
+  params.p.y[row * params.p.ldy + o] = sum;
 }
 
 // What a lane reads of a row at a time. `to` beyond the row's end, whose values number a multiple of four, is zeros.
@@ -117,9 +134,8 @@ __global__ void __launch_bounds__(kThreads, 2) LinearF32Kernel(RowsParams params
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const float total = GroupSum<kWarp>(sum[o][r]);
-      if (lane == 0 && first_out + o < params.out && first_row + r < params.p.rows) {
-        Store(params, first_row + r, first_out + o, total);
-      }
+      if (lane != 0) continue;
+      Store(params, first_row + r, first_out + o, total, LoadAddends(params, first_row + r, first_out + o));
     }
   }
 }
@@ -233,6 +249,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
     }
   };
 
+  constexpr int kMine = (kOuts * kRows + kThreads - 1) / kThreads;  // outputs that the thread will store
+  const auto mine = [&](int i) { return static_cast<int>(threadIdx.x) + i * kThreads; };
+  Addends addends[kMine];
+  const auto load_addends = [&] {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      addends[i] = LoadAddends(params, first_row + mine(i) / kOuts, first_out + mine(i) % kOuts);
+    }
+  };
+  if (kMine == 1) load_addends();  // later, where they would take too many registers
+
   const int part = PartOf(params.stride), begin = warp * part;
   const int left = stride - begin < part ? stride - begin : part;
   const int steps = left > 0 ? (left + kDepth - 1) / kDepth : 0;
@@ -259,14 +286,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
     ForTileElements(sum[m],
                     [&](int o, int r, float value) { parts[warp * kWarpFloats + r * kPitch + 16 * m + o] = value; });
   }
+  if (kMine > 1) load_addends();
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kOuts * kRows; i += kThreads) {
-    const int64_t o = first_out + i % kOuts, row = first_row + i / kOuts;
-    if (o >= params.out || row >= params.p.rows) continue;
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int o = mine(i) % kOuts, r = mine(i) / kOuts;
+    if (r >= kRows) break;
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kParts; ++w) total += parts[w * kWarpFloats + i / kOuts * kPitch + i % kOuts];
-    Store(params, row, o, total);
+    for (int w = 0; w < kParts; ++w) total += parts[w * kWarpFloats + r * kPitch + o];
+    Store(params, first_row + r, first_out + o, total, addends[i]);
   }
 }
 
@@ -292,7 +321,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
   const RowsParams& params = tile.rows;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const int g = lane / 4, t = lane % 4;
-  const int64_t first_row = int64_t{blockIdx.x} * kRows, first_out = int64_t{blockIdx.y} * kOuts;
+  const int first_row = static_cast<int>(blockIdx.x) * kRows, first_out = static_cast<int>(blockIdx.y) * kOuts;
   const int stride = static_cast<int>(params.stride);
   MyStage* const stages = Shared<MyStage>();
 
@@ -341,6 +370,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
     }
   };
 
+  // Calls give(n, i, row, o) for element i of each tile (m, n) of the lane.
+  const auto for_mine = [&](int m, auto give) {
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        give(n, i, first_row + warp_row + 8 * n + 2 * t + i % 2, first_out + warp_out + 16 * m + g + i / 2 * 8);
+      }
+    }
+  };
+
   const int steps = (stride + kStep - 1) / kStep, part_steps = PartOf(params.stride) / kStep;
   // Step by step, kStages - 1 of them behind the copies.
   int from = 0, to = 0, left = part_steps;
@@ -360,22 +400,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
     left = part_steps;
 #pragma unroll
     for (int m = 0; m < kOutTiles; ++m) {
-#pragma unroll
-      for (int n = 0; n < kRowTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          total[m][n][i] += sum[m][n][i];
-          sum[m][n][i] = 0.0f;
-        }
-      }
+      for_mine(m, [&](int n, int i, int, int) {
+        total[m][n][i] += sum[m][n][i];
+        sum[m][n][i] = 0.0f;
+      });
     }
   }
 #pragma unroll
   for (int m = 0; m < kOutTiles; ++m) {
-    ForTileElements(total[m], [&](int o, int r, float value) {
-      const int64_t out = first_out + warp_out + 16 * m + o, row = first_row + warp_row + r;
-      if (out < params.out && row < params.p.rows) Store(params, row, out, value);
-    });
+    Addends addends[kRowTiles][4];
+    for_mine(m, [&](int n, int i, int row, int o) { addends[n][i] = LoadAddends(params, row, o); });
+    for_mine(m, [&](int n, int i, int row, int o) { Store(params, row, o, total[m][n][i], addends[n][i]); });
   }
 }
 
