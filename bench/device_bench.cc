@@ -1,19 +1,23 @@
-// The ops on a CUDA device against the bounds of that device, measured in the same run. JSON on standard output.
+// The ops on a CUDA device against the bounds of that device. On standard output a line of JSON for each measurement,
+// as soon as it is there: what ends the process takes nothing that was measured before.
 //
-//   device_bench [--tiny] [--only=REGEX] [--seconds=N] [--device=N]
+//   device_bench [--tiny] [--only=REGEX] [--seconds=N] [--device=N] [--ceilings_file=FILE]
 //
-// Every measurement is verified before it is timed: against the op's reference in double precision, or its home on the
-// processor. Figures are medians of runs of many launches (device_timer.h) that take their states and weights in turn,
-// so that nothing comes from a cache that a model would not find there. `bound_share` is the time that the measured
-// bounds leave no way below, by the time taken: bytes (each read once, each written once) at the rate of a copy on the
-// device, or floating-point operations at the rate of a large product, whichever takes longer.
+// What is measured is verified as well, at batches of 8 at most: against the op's reference in double precision, or its
+// home on the processor. A wrong result is a line {"failed": NAME, "what", "error", "allowed"}, and makes the exit
+// status 1 when all is done. Figures are medians of runs of many launches (device_timer.h) that take their states and
+// weights in turn, so that nothing comes from a cache that a model would not find there. `bound_share` is the time that
+// the measured bounds leave no way below, by the time taken: bytes (each read once, each written once) at the rate of a
+// copy on the device, or floating-point operations at the rate of a large product, whichever takes longer.
 //
-// --seconds: no measurement begins later than that; `out_of_time` then is true.
+// --seconds: no measurement begins later than that; a line {"out_of_time": true} then tells so.
+// --ceilings_file: the measured bounds of a run before, or where this run puts its own.
 // --tiny: small shapes, few launches; for a test that all this works. Its times mean nothing, nor do those of the
 // emulated device, and are null.
 #include "bench/device_bench.h"
 
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <regex>
@@ -70,7 +74,8 @@ double MeasureProduct(DeviceTimer& timer, cuda::PeakProduct kind) {
 
 }  // namespace
 
-DeviceBench::DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only, int seconds)
+DeviceBench::DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only, int seconds,
+                         const std::string& ceilings_file)
     : timer_(timer),
       emulated_(emulated),
       only_(only),
@@ -81,20 +86,29 @@ DeviceBench::DeviceBench(DeviceTimer& timer, bool emulated, const std::string& o
   blas_ = cuda::Blas::Create(workspace_.data(), kWorkspaceBytes);
   PALIMPSEST_CHECK(blas_ != nullptr);
   const DeviceInfo& info = timer.device().info();
-  results_["device"] = {{"name", info.name},
-                        {"compute_capability", info.compute_capability},
-                        {"multiprocessors", info.multiprocessors},
-                        {"memory_bytes", info.total_bytes}};
-  results_["tiny"] = timer.tiny();
-  results_["emulated"] = emulated;
-  results_["out_of_time"] = false;
-  results_["measurements"] = nlohmann::json::array();
+  PrintRow({{"device",
+             {{"name", info.name},
+              {"compute_capability", info.compute_capability},
+              {"multiprocessors", info.multiprocessors},
+              {"memory_bytes", info.total_bytes}}},
+            {"tiny", timer.tiny()},
+            {"emulated", emulated}});
+  nlohmann::json known;
+  if (std::ifstream file(ceilings_file); file) known = nlohmann::json::parse(file, nullptr, false);
+  if (known.is_object()) {
+    ceilings_ = {.copy_bytes = known.at("copy_bytes_per_second"),
+                 .bf16_flops = known.at("bf16_flops_per_second"),
+                 .tf32_flops = known.at("tf32_flops_per_second")};
+    return;
+  }
   ceilings_ = {.copy_bytes = MeasureCopy(timer),
                .bf16_flops = MeasureProduct(timer, cuda::PeakProduct::kBF16),
                .tf32_flops = MeasureProduct(timer, cuda::PeakProduct::kTF32)};
-  results_["ceilings"] = {{"copy_bytes_per_second", Measured(ceilings_.copy_bytes)},
-                          {"bf16_flops_per_second", Measured(ceilings_.bf16_flops)},
-                          {"tf32_flops_per_second", Measured(ceilings_.tf32_flops)}};
+  const nlohmann::json ceilings = {{"copy_bytes_per_second", Measured(ceilings_.copy_bytes)},
+                                   {"bf16_flops_per_second", Measured(ceilings_.bf16_flops)},
+                                   {"tf32_flops_per_second", Measured(ceilings_.tf32_flops)}};
+  PrintRow({{"ceilings", ceilings}});
+  if (!ceilings_file.empty() && !emulated_ && !timer.tiny()) std::ofstream(ceilings_file) << ceilings.dump();
 }
 
 nlohmann::json DeviceBench::Measured(double value) const {
@@ -104,9 +118,21 @@ nlohmann::json DeviceBench::Measured(double value) const {
 
 bool DeviceBench::Wants(const std::string& name) {
   if (!std::regex_search(name, std::regex(only_.empty() ? "." : only_))) return false;
-  const bool in_time = std::chrono::steady_clock::now() < end_;
-  if (!in_time) results_["out_of_time"] = true;
-  return in_time;
+  if (std::chrono::steady_clock::now() < end_) {
+    std::fprintf(stderr, "%s\n", name.c_str());  // what it was at, if it ends here
+    return true;
+  }
+  if (!out_of_time_) PrintRow({{"out_of_time", true}});
+  out_of_time_ = true;
+  return false;
+}
+
+void DeviceBench::Expect(const std::string& name, std::span<const Difference> differences) {
+  for (const Difference& d : differences) {
+    if (d.near()) continue;
+    ok_ = false;
+    PrintRow({{"failed", name}, {"what", d.what}, {"error", d.error}, {"allowed", d.allowed}});
+  }
 }
 
 void DeviceBench::Add(const std::string& name, nlohmann::json labels, const Work& work, const Timing& timing) {
@@ -124,8 +150,7 @@ void DeviceBench::Add(const std::string& name, nlohmann::json labels, const Work
                         {"bound", bytes_seconds >= flops_seconds ? "bytes" : "flops"},
                         {"bound_share", Measured(std::max(bytes_seconds, flops_seconds) / timing.seconds)}};
   row.update(labels);
-  results_["measurements"].push_back(std::move(row));
-  std::fprintf(stderr, "%s\n", name.c_str());
+  PrintRow(row);
 }
 
 }  // namespace palimpsest
@@ -134,36 +159,38 @@ int main(int argc, char** argv) {
   using namespace palimpsest;
   bool tiny = false;
   int seconds = 24 * 3600;
-  std::string only;
+  std::string only, ceilings_file;
   DeviceOptions options;
+  const auto text_of = [](const char* argument, const char* flag, std::string& value) {
+    if (std::strncmp(argument, flag, std::strlen(flag)) != 0) return false;
+    value = argument + std::strlen(flag);
+    return true;
+  };
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--tiny") == 0) {
       tiny = true;
-    } else if (std::strncmp(argv[i], "--only=", 7) == 0) {
-      only = argv[i] + 7;
-    } else if (std::sscanf(argv[i], "--seconds=%d", &seconds) != 1 &&
+    } else if (!text_of(argv[i], "--only=", only) && !text_of(argv[i], "--ceilings_file=", ceilings_file) &&
+               std::sscanf(argv[i], "--seconds=%d", &seconds) != 1 &&
                std::sscanf(argv[i], "--device=%d", &options.index) != 1) {
-      std::fprintf(stderr, "usage: device_bench [--tiny] [--only=REGEX] [--seconds=N] [--device=N]\n");
+      std::fprintf(stderr,
+                   "usage: device_bench [--tiny] [--only=REGEX] [--seconds=N] [--device=N] [--ceilings_file=FILE]\n");
       return 2;
     }
-  }
-  absl::StatusOr<std::unique_ptr<Device>> device = OpenCudaDevice(options);
-  if (!device.ok()) {
-    std::fprintf(stderr, "device_bench: %s\n", std::string(device.status().message()).c_str());
-    return 1;
   }
   if (kDeviceIsEmulated && !tiny) {
     std::fprintf(stderr, "device_bench: this build emulates the device: only --tiny makes sense\n");
     return 2;
   }
+  absl::StatusOr<std::unique_ptr<Device>> device = OpenCudaDevice(options);
+  if (!device.ok()) EndWith("the device", std::string(device.status().message()));
   DeviceTimer timer(**device, tiny);
-  DeviceBench bench(timer, kDeviceIsEmulated, only, seconds);
+  DeviceBench bench(timer, kDeviceIsEmulated, only, seconds, ceilings_file);
   bench.FastWeights();
   bench.Mixers();
   bench.Projections();
   bench.Layer();
+  bench.Convolutions();
   bench.Sampling();
   bench.Graphs();
-  std::printf("%s\n", bench.results().dump(1).c_str());
-  return 0;
+  return bench.ok() ? 0 : 1;
 }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 
 #include "bench/device_peak.h"
@@ -29,18 +30,22 @@ struct Work {
 
 class DeviceBench {
  public:
-  // Measures what `only` finds, all if it is empty, and begins nothing after so many seconds.
-  DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only, int seconds);
+  // Measures what `only` finds, all if it is empty, and begins nothing after so many seconds. The ceilings are those of
+  // `ceilings_file` if there is such a file; else they are measured, and written there if it has a name.
+  DeviceBench(DeviceTimer& timer, bool emulated, const std::string& only, int seconds,
+              const std::string& ceilings_file);
 
-  // Each measures one group of ops and adds to the results.
+  // Each measures one group of ops and prints a line for each measurement, and one for each result that is wrong.
   void FastWeights();  // device_bench_fast_weight.cc
   void Mixers();       // device_bench_mixer.cc
   void Projections();  // device_bench_layer.cc, as the rest
   void Layer();
+  void Convolutions();
   void Sampling();
   void Graphs();
 
-  const nlohmann::json& results() const { return results_; }
+  // Whether all results were right.
+  bool ok() const { return ok_; }
 
  private:
   struct Ceilings {
@@ -53,6 +58,7 @@ class DeviceBench {
   // Null where times mean nothing.
   nlohmann::json Measured(double value) const;
   bool Wants(const std::string& name);
+  void Expect(const std::string& name, std::span<const Difference> differences);
   void Add(const std::string& name, nlohmann::json labels, const Work& work, const Timing& timing);
   cuda::LinearResources linear_resources() {
     return {.blas = blas_.get(), .scratch = workspace_.data() + kWorkspaceBytes, .scratch_bytes = kWorkspaceBytes};
@@ -71,7 +77,7 @@ class DeviceBench {
   AlignedBytes workspace_;  // of the library, then of what linear rounds
   std::unique_ptr<cuda::Blas> blas_;
   Ceilings ceilings_;
-  nlohmann::json results_;
+  bool ok_ = true, out_of_time_ = false;
 };
 
 }  // namespace palimpsest

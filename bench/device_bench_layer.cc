@@ -51,8 +51,8 @@ struct Matrices {
 };
 
 // Some of y's elements, spread over it, in double precision.
-void VerifyProduct(const Matrices& matrices, std::span<const float> x, std::span<const float> y, int32_t rows,
-                   double tolerance) {
+Difference CompareProduct(const Matrices& matrices, std::span<const float> x, std::span<const float> y, int32_t rows,
+                          double tolerance) {
   const int64_t out = matrices.copies[0].out(), in = matrices.copies[0].in();
   std::vector<float> got, expected;
   for (int64_t i = 0; i < 512; ++i) {
@@ -62,7 +62,7 @@ void VerifyProduct(const Matrices& matrices, std::span<const float> x, std::span
     got.push_back(y[row * out + o]);
     expected.push_back(static_cast<float>(sum));
   }
-  CheckNear("Linear", got, expected, tolerance);
+  return Compare("Linear", got, expected, tolerance);
 }
 
 }  // namespace
@@ -88,21 +88,27 @@ void DeviceBench::Projections() {
                                     {"gate_up", 2 * m.inner, m.hidden},
                                     {"down", m.hidden, m.inner},
                                     {"logits", m.vocabulary, m.hidden}};
-  const std::vector<int32_t> all_rows = tiny ? std::vector{1, 9} : std::vector{1, 2, 4, 8, 16, 32, 64, 128, 256};
+  const std::vector<int32_t> chunk_rows = tiny ? std::vector{9} : std::vector{256, 2048, 8192};
   for (const Kind& kind : kKinds) {
     for (const Projection& projection : projections) {
       const std::string prefix = std::string("linear/") + projection.name + "/" + kind.name;
       std::unique_ptr<Matrices> matrices;
+      // What people run, at every size; the rest where it shows what the kernel is.
+      const std::vector<int32_t> step_rows = tiny                             ? std::vector{1, 9}
+                                             : kind.math == LinearMath::kBF16 ? std::vector{1, 2, 8, 16, 64, 256}
+                                                                              : std::vector{1, 64};
       // Rows as steps, and as parts of chunks, which the vendor's library multiplies.
       for (const bool steps : {true, false}) {
-        for (const int32_t rows : all_rows) {
+        for (const int32_t rows : steps ? step_rows : chunk_rows) {
           const std::string name = prefix + (steps ? "/steps/" : "/chunk_rows/") + std::to_string(rows);
-          if (!Wants(name) || (!steps && rows < all_rows.back())) continue;
+          // Logits are of steps; the library's other arithmetics need no proof at every size.
+          if (!steps && rows > 256 && (projection.out == m.vocabulary || kind.math != LinearMath::kBF16)) continue;
+          if (!Wants(name)) continue;
           if (matrices == nullptr) {
             matrices = std::make_unique<Matrices>(timer_, kind.dtype, projection.out, projection.in);
           }
-          Mirrored<float> x = Put(SomeNormal(rows * projection.in, 8));
-          Mirrored<float> y = Put(std::vector<float>(rows * projection.out, NAN));
+          Mirrored<float> x = Put(SomeNormal(int64_t{rows} * projection.in, 8));
+          Mirrored<float> y = Put(std::vector<float>(int64_t{rows} * projection.out, NAN));
           const auto launch = [&](int i) {
             const LinearParams params{.weights = &matrices->copies[i % matrices->copies.size()],
                                       .math = kind.math,
@@ -116,7 +122,9 @@ void DeviceBench::Projections() {
           };
           CheckCuda(launch(0), "Linear");
           timer_.Synchronize();
-          VerifyProduct(*matrices, std::span(x.host(), x.size()), y.Read(), rows, kind.tolerance);
+          const Difference difference =
+              CompareProduct(*matrices, std::span(x.host(), x.size()), y.Read(), rows, kind.tolerance);
+          Expect(name, {&difference, 1});
           const double elements = static_cast<double>(projection.out) * static_cast<double>(projection.in);
           Add(name,
               {{"group", steps ? "linear_steps" : "linear_chunk"},
@@ -137,7 +145,7 @@ void DeviceBench::Layer() {
   const ModelShape& m = tiny ? kTinyModel : kModel;
   const auto hidden = static_cast<int32_t>(m.hidden), inner = static_cast<int32_t>(m.inner);
   const int64_t width = int64_t{m.heads} * m.dim, channels = 3 * width;
-  for (const int32_t batch : tiny ? std::vector{3} : std::vector{1, 64, 256}) {
+  for (const int32_t batch : tiny ? std::vector{3} : std::vector{1, 64, 256, 4096}) {
     // Buffers are those of one layer, which a step finds in the cache: the layer before has just written them.
     Mirrored<float> x = Put(SomeNormal(batch * m.hidden, 1)), qkv = Put(SomeNormal(batch * channels, 2));
     Mirrored<float> gate_up = Put(SomeNormal(2 * batch * m.inner, 3)), weight = Put(SomeNormal(m.hidden, 4));
@@ -160,7 +168,8 @@ void DeviceBench::Layer() {
       timer_.Synchronize();
       run(false);
       const std::vector<float> got = result.Read();
-      CheckNear(op, std::span(got).first(size), std::span(result.host(), size), kExact);
+      const Difference difference = Compare(op, std::span(got).first(size), std::span(result.host(), size), kExact);
+      Expect(name, {&difference, 1});
       Add(name, {{"group", "layer"}, {"op", op}, {"batch", batch}}, {bytes, 0.0},
           timer_.Time([&](int) { return run(true); }));
     };
@@ -275,11 +284,54 @@ Timing ByHostClock(int runs, const Work& work) {
 
 }  // namespace
 
+// Whole prompts, as a prefill has them.
+void DeviceBench::Convolutions() {
+  const bool tiny = timer_.tiny();
+  const ModelShape& m = tiny ? kTinyModel : kModel;
+  const int64_t channels = 3 * int64_t{m.heads} * m.dim;
+  struct Length {
+    int32_t sequences, tokens;
+  };
+  for (const auto [sequences, tokens] :
+       tiny ? std::vector<Length>{{2, 70}} : std::vector<Length>{{1, 8192}, {8, 1024}}) {
+    const std::string name =
+        "layer/short_conv/tokens/" + std::to_string(tokens) + "/sequences/" + std::to_string(sequences);
+    if (!Wants(name)) continue;
+    const int64_t rows = int64_t{sequences} * tokens;
+    Mirrored<float> x = Put(SomeNormal(rows * channels, 2)), y = Put(std::vector<float>(rows * channels, NAN));
+    Mirrored<float> taps = Put(SomeNormal(kConvWidth * channels, 5));
+    Mirrored<float> tails = Put(SomeNormal(sequences * (kConvWidth - 1) * channels, 7));
+    std::vector<int32_t> begin, slot;
+    for (int32_t s = 0; s <= sequences; ++s) begin.push_back(s * tokens);
+    for (int32_t s = 0; s < sequences; ++s) slot.push_back(s);
+    Mirrored<int32_t> row_begin = Put(begin), slots = Put(slot);
+    const auto params = [&](bool d) {
+      const auto side = [&](auto& array) { return d ? array.device() : array.host(); };
+      return ShortConvParams{.rows = {sequences, side(row_begin), side(slots), 0},
+                             .channels = static_cast<int32_t>(channels),
+                             .width = kConvWidth,
+                             .weight = side(taps),
+                             .tail = {reinterpret_cast<std::byte*>(side(tails)), (kConvWidth - 1) * channels * 4},
+                             .x = side(x),
+                             .ldx = channels,
+                             .y = side(y),
+                             .ldy = channels};
+    };
+    CheckCuda(cuda::Run(params(true), timer_.target()), "ShortConv");
+    timer_.Synchronize();
+    ShortConv({.pool = &pool_}, params(false));
+    const Difference differences[] = {Compare("ShortConv", y.Read(), std::span(y.host(), y.size()), kExact),
+                                      Compare("its tail", tails.Read(), std::span(tails.host(), tails.size()), kExact)};
+    Expect(name, differences);
+    const double floats = static_cast<double>(2 * x.size() + 2 * tails.size() + taps.size());
+    Add(name, {{"group", "layer"}, {"op", "short_conv"}, {"tokens", tokens}, {"sequences", sequences}},
+        {4.0 * floats, 0.0}, timer_.Time([&](int) { return cuda::Run(params(true), timer_.target()); }));
+  }
+}
+
 // By the host's clock: with the requests packed and sent, and the answers back.
 void DeviceBench::Sampling() {
   const bool tiny = timer_.tiny();
-  const int32_t rows = tiny ? 3 : 64, vocabulary = tiny ? 300 : 32000;
-  Mirrored<float> logits = Put(SomeNormal(int64_t{rows} * vocabulary, 1, 3.0f));
   struct Kind {
     const char* name;
     SamplingSettings settings;
@@ -288,27 +340,35 @@ void DeviceBench::Sampling() {
                          {"temperature", {.temperature = 0.8f}},
                          {"top_k_50", {.temperature = 0.8f, .top_k = 50}},
                          {"top_p_0.9", {.temperature = 0.8f, .top_p = 0.9f}}};
-  for (const Kind& kind : kKinds) {
-    const std::string name = std::string("sample/") + kind.name + "/rows/" + std::to_string(rows);
-    if (!Wants(name)) continue;
-    std::vector<SampleRow> requests(rows);
-    for (int32_t r = 0; r < rows; ++r) {
-      requests[r].logits = logits.device() + int64_t{r} * vocabulary;
-      requests[r].settings = &kind.settings;
-      requests[r].position = r;
+  for (const int32_t vocabulary : tiny ? std::vector{300} : std::vector{32000, 65536, 248320}) {
+    for (const int32_t rows : tiny ? std::vector{3} : std::vector{1, 64}) {
+      Mirrored<float> logits = Put(SomeNormal(int64_t{rows} * vocabulary, 1, 3.0f));
+      for (const Kind& kind : kKinds) {
+        const std::string name = std::string("sample/") + kind.name + "/vocabulary/" + std::to_string(vocabulary) +
+                                 "/rows/" + std::to_string(rows);
+        if (!Wants(name)) continue;
+        std::vector<SampleRow> requests(rows);
+        for (int32_t r = 0; r < rows; ++r) {
+          requests[r].logits = logits.device() + int64_t{r} * vocabulary;
+          requests[r].settings = &kind.settings;
+          requests[r].position = r;
+        }
+        Sample({.device = &device()}, requests, vocabulary);
+        for (int32_t r = 0; r < std::min(rows, 8); ++r) {
+          const std::span<const float> row(logits.host() + int64_t{r} * vocabulary, static_cast<size_t>(vocabulary));
+          const int32_t token = requests[r].token;
+          const bool possible = requests[r].finite && token >= 0 && token < vocabulary &&
+                                SamplingDistributionReference(row, kind.settings, {})[token] > 0.0;
+          const Difference difference = {"a token that cannot be drawn", possible ? 0.0 : 1.0, 0.0};
+          Expect(name, {&difference, 1});
+        }
+        Add(name, {{"group", "sample"}, {"kind", kind.name}, {"rows", rows}, {"vocabulary", vocabulary}},
+            {4.0 * rows * vocabulary, 0.0}, ByHostClock(tiny ? 2 : 100, [&] {
+              Sample({.device = &device()}, requests, vocabulary);
+              timer_.Synchronize();
+            }));
+      }
     }
-    Sample({.device = &device()}, requests, vocabulary);
-    for (int32_t r = 0; r < rows; ++r) {
-      const std::span<const float> row(logits.host() + int64_t{r} * vocabulary, static_cast<size_t>(vocabulary));
-      const int32_t token = requests[r].token;
-      PALIMPSEST_CHECK(requests[r].finite && token >= 0 && token < vocabulary);
-      PALIMPSEST_CHECK(SamplingDistributionReference(row, kind.settings, {})[token] > 0.0);
-    }
-    Add(name, {{"group", "sample"}, {"kind", kind.name}, {"rows", rows}, {"vocabulary", vocabulary}},
-        {4.0 * rows * vocabulary, 0.0}, ByHostClock(tiny ? 2 : 200, [&] {
-          Sample({.device = &device()}, requests, vocabulary);
-          timer_.Synchronize();
-        }));
   }
 }
 

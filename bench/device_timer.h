@@ -9,8 +9,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/common/aligned_buffer.h"
@@ -20,10 +22,20 @@
 
 namespace palimpsest {
 
-inline void CheckCuda(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "device_bench: %s: %s\n", what, cudaGetErrorString(error));
+// A line of the results, which is there even if the next moment ends the process.
+inline void PrintRow(const nlohmann::json& row) {
+  std::printf("%s\n", row.dump().c_str());
+  std::fflush(stdout);
+}
+
+// After an error of the device there is nothing left to measure in this process.
+[[noreturn]] inline void EndWith(const std::string& what, const std::string& error) {
+  PrintRow({{"failed", what}, {"error", error}});
   std::exit(1);
+}
+
+inline void CheckCuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) EndWith(what, cudaGetErrorString(error));
 }
 
 struct Timing {
@@ -61,15 +73,14 @@ class DeviceTimer {
 
   void Synchronize() {
     CheckCuda(cudaStreamSynchronize(target_.stream), "work on the stream");
-    const absl::Status status = device_.Synchronize();
-    if (!status.ok()) {
-      std::fprintf(stderr, "device_bench: %s\n", std::string(status.message()).c_str());
-      std::exit(1);
+    if (const absl::Status status = device_.Synchronize(); !status.ok()) {
+      EndWith("work of the device", std::string(status.message()));
     }
   }
 
-  // launch(i) puts the i-th launch on target().stream.
-  Timing Time(const std::function<cudaError_t(int i)>& launch) {
+  // launch(i) puts the i-th launch on target().stream. A run has a multiple of `round` launches: as many as do
+  // everything once that is not done at each.
+  Timing Time(const std::function<cudaError_t(int i)>& launch, int round = 1) {
     constexpr double kRunSeconds = 5e-3;
     constexpr int kRuns = 25, kMostLaunches = 4000;
     const auto launch_all = [&](int n) {
@@ -79,6 +90,7 @@ class DeviceTimer {
     const double once = Between([&] { launch_all(4); }) / 4;
     Timing timing;
     timing.launches = tiny_ ? 3 : static_cast<int>(std::clamp(kRunSeconds / once, 4.0, double{kMostLaunches}));
+    timing.launches = (timing.launches + round - 1) / round * round;
 
     CheckCuda(cudaStreamBeginCapture(target_.stream, cudaStreamCaptureModeThreadLocal), "recording");
     launch_all(timing.launches);
@@ -127,24 +139,46 @@ inline std::vector<float> SomeNormal(int64_t n, uint32_t seed, float deviation =
   return values;
 }
 
-// An array of the host's and one of the device's, which begins as a copy.
+// Fills an array of the device by repeating what its first `filled` bytes hold, which are multiplied there.
+inline void RepeatOnDevice(std::byte* array, int64_t filled, int64_t bytes) {
+  if (filled >= bytes) return;
+  cudaStream_t stream = nullptr;
+  CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  for (; filled < bytes; filled *= 2) {
+    const auto more = static_cast<size_t>(std::min(filled, bytes - filled));
+    CheckCuda(cudaMemcpyAsync(array + filled, array, more, cudaMemcpyDeviceToDevice, stream), "a copy");
+  }
+  CheckCuda(cudaStreamSynchronize(stream), "a copy");
+  cudaStreamDestroy(stream);
+}
+
+// An array of the device and, while it is not too large for that, its values on the host.
 template <typename T>
 class Mirrored {
  public:
   Mirrored() = default;
-  Mirrored(Device& device, std::vector<T> values) : host_(std::move(values)), device_(&device) {
+  Mirrored(Device& device, std::vector<T> values) : Mirrored(device, std::move(values), 0) { host_size_ = size_; }
+  // `size` elements, at least those given, which repeat themselves; the host has none.
+  Mirrored(Device& device, std::vector<T> values, int64_t size)
+      : host_(std::move(values)),
+        size_(std::max(size, static_cast<int64_t>(host_.size()))),
+        device_(&device),
+        on_device_(size_ * int64_t{sizeof(T)}, &device) {
     const auto bytes = static_cast<int64_t>(host_.size() * sizeof(T));
-    on_device_ = AlignedBytes(bytes, &device);
-    PALIMPSEST_CHECK(bytes == 0 || on_device_.data() != nullptr);
+    PALIMPSEST_CHECK(size_ == 0 || on_device_.data() != nullptr);
     device.CopyToDevice(on_device_.data(), host_.data(), bytes);
     PALIMPSEST_CHECK(device.Synchronize().ok());
+    if (bytes > 0) RepeatOnDevice(on_device_.data(), bytes, size_ * int64_t{sizeof(T)});
   }
-  T* host() { return host_.data(); }
+  T* host() {
+    PALIMPSEST_CHECK(host_size_ == size_);
+    return host_.data();
+  }
   T* device() { return reinterpret_cast<T*>(on_device_.data()); }
-  int64_t size() const { return static_cast<int64_t>(host_.size()); }
+  int64_t size() const { return size_; }
   // What the device has now.
   std::vector<T> Read() {
-    std::vector<T> values(host_.size());
+    std::vector<T> values(size_);
     device_->CopyToHost(values.data(), on_device_.data(), static_cast<int64_t>(values.size() * sizeof(T)));
     PALIMPSEST_CHECK(device_->Synchronize().ok());
     return values;
@@ -152,23 +186,35 @@ class Mirrored {
 
  private:
   std::vector<T> host_;
+  int64_t host_size_ = 0, size_ = 0;
   Device* device_ = nullptr;
   AlignedBytes on_device_;
 };
 
-// Exits unless the values are near those expected, by the norm of their difference; NaN never is.
-inline void CheckNear(const char* what, std::span<const float> values, std::span<const float> expected,
-                      double tolerance) {
+// Normal values on the device, many of them repeated, and on the host as well if `mirrored`.
+inline Mirrored<float> NormalOnDevice(Device& device, int64_t n, uint32_t seed, float deviation, bool mirrored) {
+  constexpr int64_t kDrawn = 1 << 20;
+  if (mirrored || n <= kDrawn) return {device, SomeNormal(n, seed, deviation)};
+  return {device, SomeNormal(kDrawn, seed, deviation), n};
+}
+
+// By how much values differ from those expected: by the norm of the difference over that of what is expected.
+struct Difference {
+  const char* what;
+  double error;
+  double allowed;
+  bool near() const { return error <= allowed; }  // NaN is not
+};
+
+inline Difference Compare(const char* what, std::span<const float> values, std::span<const float> expected,
+                          double allowed) {
   PALIMPSEST_CHECK(values.size() == expected.size());
   double difference = 0.0, size = 0.0;
   for (size_t i = 0; i < values.size(); ++i) {
     difference += (double{values[i]} - expected[i]) * (double{values[i]} - expected[i]);
     size += double{expected[i]} * expected[i];
   }
-  if (difference <= tolerance * tolerance * size) return;
-  std::fprintf(stderr, "device_bench: %s is wrong: its error is %g of its size, %g is allowed\n", what,
-               std::sqrt(difference / size), tolerance);
-  std::exit(1);
+  return {what, std::sqrt(difference / size), allowed};
 }
 
 }  // namespace palimpsest

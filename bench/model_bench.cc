@@ -1,18 +1,20 @@
-// Measures a model on this machine against the machine's own bounds, all in one run, and prints JSON.
+// Measures a model on this machine against the machine's own bounds, all in one run. After each measurement it prints a
+// line of JSON with all that it knows by then; the last has everything.
 //
 //   decode   one step for each of B sequences; bound: the larger of (bytes of weights + 2 x bytes of the states) over
-//   the
-//            read bandwidth, and multiply-adds over the float32 peak
+//            the read bandwidth, and multiply-adds over the float32 peak
 //   prefill  chunks of one sequence; bound: multiply-adds over the float32 peak
 //   position the step at position 100 and at position 100,000
 //   engine   B requests through the engine, sampling included, against the bare forward pass at the same batch
 //
-// On a CUDA device (--backend=cuda) the bandwidth is that of copying rows by our own op, and shares of arithmetic are
-// left out: device_bench measures what the device can do.
+// On a CUDA device (--backend=cuda) the bandwidth is that of a copy, as device_bench measured it (--ceilings_file), or
+// else of copying rows of random values by our own op; shares of arithmetic are left out.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <fstream>
 #include <memory>
+#include <random>
 #include <span>
 #include <string>
 #include <thread>
@@ -44,6 +46,8 @@ ABSL_FLAG(std::string, backend, "cpu", "Where: cpu, or cuda if this build has it
 ABSL_FLAG(int32_t, threads, 0, "Threads; 0: one per processor.");
 ABSL_FLAG(double, seconds, 2.0, "Time for each measurement.");
 ABSL_FLAG(std::vector<std::string>, batches, std::vector<std::string>({"1", "8", "32", "64"}), "Decode batch sizes.");
+ABSL_FLAG(std::vector<std::string>, prefill, std::vector<std::string>({"64", "512"}), "Lengths of prompts.");
+ABSL_FLAG(std::string, ceilings_file, "", "What device_bench measured of this device.");
 ABSL_FLAG(int64_t, far_position, 100000, "Position at which the step is measured again; 0: leave it out.");
 ABSL_FLAG(int32_t, engine_streams, 64, "Requests at once through the engine; 0: leave it out.");
 
@@ -154,11 +158,19 @@ Json FlopsShare(double flops, const MachineBounds& machine, double seconds) {
 
 // The device's bandwidth, read and written together.
 MachineBounds MeasureDeviceBounds(Device& device, ThreadPool& pool) {
+  if (std::ifstream file(absl::GetFlag(FLAGS_ceilings_file)); file) {
+    const Json known = Json::parse(file, nullptr, /*allow_exceptions=*/false);
+    if (known.is_object()) return {.read_bytes_per_second = known.value("copy_bytes_per_second", 0.0)};
+  }
   constexpr int32_t kRows = 1 << 14;
   constexpr int64_t kDim = 1 << 13;
   AlignedArray<float> from(kRows * kDim, &device), to(kRows * kDim, &device);
   PALIMPSEST_CHECK(from.data() != nullptr && to.data() != nullptr);
-  device.FillWithZeros(from.data(), from.size() * int64_t{sizeof(float)});
+  // Not zeros, which some devices move faster.
+  std::vector<float> values(from.size());
+  std::minstd_rand random;
+  for (float& value : values) value = static_cast<float>(random());
+  device.CopyToDevice(from.data(), values.data(), from.size() * int64_t{sizeof(float)});
   const double seconds = MedianSeconds([&] {
     CopyRows({.pool = &pool, .device = &device},
              {.rows = kRows, .dim = kDim, .x = from.data(), .ldx = kDim, .y = to.data(), .ldy = kDim});
@@ -313,18 +325,27 @@ int Main() {
                  {"machine",
                   {{"read_gb_per_second", machine.read_bytes_per_second / 1e9},
                    {"f32_gflop_per_second", machine.f32_flops_per_second / 1e9}}}};
+  const auto print = [&result] {
+    std::printf("%s\n", result.dump().c_str());
+    std::fflush(stdout);
+  };
+  const auto count = [](const std::string& text) { return std::max(1, std::atoi(text.c_str())); };
   for (const std::string& batch : absl::GetFlag(FLAGS_batches)) {
-    result["decode"].push_back(MeasureDecode(*model, pool, machine, std::max(1, std::atoi(batch.c_str()))));
+    result["decode"].push_back(MeasureDecode(*model, pool, machine, count(batch)));
+    print();
   }
-  result["prefill"].push_back(MeasurePrefill(*model, pool, machine, 64));
-  result["prefill"].push_back(MeasurePrefill(*model, pool, machine, 512));
+  for (const std::string& tokens : absl::GetFlag(FLAGS_prefill)) {
+    result["prefill"].push_back(MeasurePrefill(*model, pool, machine, count(tokens)));
+    print();
+  }
   if (const int64_t far = absl::GetFlag(FLAGS_far_position); far > 0) {
     result["position"] = MeasurePosition(*model, pool, far);
+    print();
   }
   if (const int32_t streams = absl::GetFlag(FLAGS_engine_streams); streams > 0) {
     result["engine"] = MeasureEngine(model, folder, pool, streams, threads);
+    print();
   }
-  std::printf("%s\n", result.dump(2).c_str());
   return 0;
 }
 
@@ -333,7 +354,7 @@ int Main() {
 
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
-      "Measures a model against the machine's bounds and prints JSON.\n"
+      "Measures a model against the machine's bounds and prints lines of JSON; the last has all.\n"
       "  model_bench --checkpoint=FOLDER [--math=f32] [--batches=1,8]");
   absl::ParseCommandLine(argc, argv);
   return palimpsest::Main();

@@ -210,17 +210,16 @@ def main() -> None:
             say(f"model {size}, {math}")
             # The far position is worth its minutes once.
             far = "100000" if size == "30m" and math == args.math.split(",")[0] else "0"
-            data = json.loads(
-                run(
-                    [
-                        args.bin / "model_bench",
-                        f"--checkpoint={folder}",
-                        f"--math={math}",
-                        f"--seconds={args.seconds}",
-                        f"--far_position={far}",
-                    ]
-                )
+            lines = run(
+                [
+                    args.bin / "model_bench",
+                    f"--checkpoint={folder}",
+                    f"--math={math}",
+                    f"--seconds={args.seconds}",
+                    f"--far_position={far}",
+                ]
             )
+            data = json.loads(lines.splitlines()[-1])
             data["checkpoint"] = str(folder.relative_to(ROOT))
             if not args.no_served and math == args.math.split(",")[-1]:
                 say(f"served {size}")

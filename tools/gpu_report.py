@@ -1,9 +1,11 @@
 """The report of `./dev gpu`: what the stages measured, as people read it. gpu.py writes it."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Row = dict[str, Any]
+WRONG = ("failed", "what", "error", "allowed")
 
 
 def percent(share: float | None) -> str:
@@ -16,13 +18,72 @@ def microseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e6:.1f}"
 
 
-def data_of(results: Row, stage: str) -> Row | None:
-    """What the stage's program printed, if it ran and passed."""
-    for step in results["stages"].get(stage, {}).get("steps", []):
-        if step["passed"] and "data" in step:
-            data: Row = step["data"]
-            return data
-    return None
+def results_of(lines: Iterable[str]) -> Row:
+    """What the lines of one run or several tell: {"runs": [...], "clocks": [...], "stages": {name: {"steps": [...]}}}.
+
+    A step has "name", "rows", and "ended", why it did not pass, or nothing. One that runs again replaces what it was.
+    """
+    results: Row = {"runs": [], "clocks": [], "stages": {}}
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # half a line, the last before a kill
+        if "run" in line:
+            results["runs"].append(line["run"])
+        elif "clocks" in line:
+            results["clocks"].append(line["clocks"])
+        elif "skipped" in line:
+            results["stages"].setdefault(line["stage"], {"steps": []})["skipped"] = line["skipped"]
+        elif "step" in line:
+            stage = results["stages"].setdefault(line["stage"], {"steps": []})
+            steps = {step["name"]: step for step in stage["steps"]}
+            if "begin" in line:
+                steps[line["step"]] = {"name": line["step"], "rows": [], "ended": "was killed", "tail": ""}
+            elif "row" in line:
+                steps[line["step"]]["rows"].append(line["row"])
+            elif "end" in line:
+                steps[line["step"]] |= {"ended": "", **line["end"]}
+            stage["steps"] = list(steps.values())
+    return results
+
+
+def all_passed(results: Row) -> bool:
+    """Whether every step did."""
+    return not any(step["ended"] for stage in results["stages"].values() for step in stage["steps"])
+
+
+def data_of(results: Row, *stages: str) -> Row | None:
+    """What the programs of these stages measured, of those that failed, too.
+
+    Rows that have a group are under "measurements", wrong results under "wrong", all else by its name.
+    """
+    steps = [step for name in stages for step in results["stages"].get(name, {}).get("steps", [])]
+    rows = [row for step in steps if not step["name"].endswith("_before") for row in step["rows"]]
+    data: Row = {"measurements": [row for row in rows if "group" in row]}
+    data["wrong"] = [row for row in rows if "failed" in row]
+    for row in rows:
+        if "group" not in row and "failed" not in row:
+            data |= row
+    return data if rows else None
+
+
+def told_wrong(row: Row) -> str:
+    """What a row says that was not as it should be."""
+    return ", ".join(f"{key} {row[key]}" if key != "failed" else row[key] for key in WRONG if key in row)
+
+
+def failures(stage: Row) -> list[str]:
+    """A line for each step of a stage that did not pass, with the first thing that it found wrong."""
+    lines = []
+    for step in stage["steps"]:
+        if not step["ended"]:
+            continue
+        wrong = next((row for row in step["rows"] if "failed" in row), None)
+        told = [line for line in step["tail"].splitlines() if line.strip() and not line.startswith("[")]
+        first = told_wrong(wrong) if wrong else next((line for line in told if "rror" in line or "ail" in line), "")
+        lines.append(f"- failed: {step['name']}, {step['ended']}" + (f": {first.strip()[:200]}" if first else ""))
+    return lines
 
 
 def late(data: Row) -> list[str]:
@@ -48,6 +109,12 @@ def fla_seconds(fla: Row | None, group: str, **labels: Any) -> float | None:
     return min((row["seconds"] for row in rows_of(fla, group, **labels) if row["seconds"]), default=None)
 
 
+def fla_chunks(fla: Row | None, row: Row) -> float | None:
+    """fla's time for the same chunks."""
+    labels = {key: row[key] for key in ("rule", "sequences", "tokens", "value_heads")}
+    return fla_seconds(fla, "chunks", **labels)
+
+
 # ------------------------------------------------------------------------------------------------------------- goals
 
 
@@ -61,7 +128,7 @@ def verdict(values: list[float], least: float, show: Callable[[float], str]) -> 
 
 def step_shares(results: Row) -> list[float]:
     """Of copy bandwidth, at batch 64 and up."""
-    rows = rows_of(data_of(results, "bench"), "step", states="f32")
+    rows = rows_of(data_of(results, "bench", "core"), "step", states="f32")
     return [row["bound_share"] for row in rows if row["batch"] >= 64 and row["bound_share"]]
 
 
@@ -69,7 +136,7 @@ def step_against_fla(results: Row) -> list[float]:
     """fla's time over ours, at batch 64 and up."""
     fla = data_of(results, "fla")
     ratios = []
-    for row in rows_of(data_of(results, "bench"), "step", states="f32"):
+    for row in rows_of(data_of(results, "bench", "core"), "step", states="f32"):
         other = fla_seconds(fla, "step", rule=row["rule"], batch=row["batch"])
         if other and row["seconds"] and row["batch"] >= 64:
             ratios.append(other / row["seconds"])
@@ -80,8 +147,8 @@ def chunks_against_fla(results: Row) -> list[float]:
     """fla's time over ours, with factors rounded to tf32, as fla's are to bf16."""
     fla = data_of(results, "fla")
     ratios = []
-    for row in rows_of(data_of(results, "bench"), "chunks", products="tf32"):
-        other = fla_seconds(fla, "chunks", rule=row["rule"], sequences=row["sequences"], tokens=row["tokens"])
+    for row in rows_of(data_of(results, "bench", "core"), "chunks", products="tf32"):
+        other = fla_chunks(fla, row)
         if other and row["seconds"]:
             ratios.append(other / row["seconds"])
     return ratios
@@ -92,26 +159,35 @@ def ratio(value: float) -> str:
     return f"{value:.2f}x"
 
 
+def last_rows(results: Row, stage: str) -> dict[str, Row]:
+    """What the programs said last, by step: each line has all that was known by then."""
+    steps = results["stages"].get(stage, {}).get("steps", [])
+    return {step["name"]: step["rows"][-1] for step in steps if step["rows"]}
+
+
 def models_of(results: Row) -> dict[str, Row]:
     """What model_bench said, by model."""
-    steps = results["stages"].get("models", {}).get("steps", [])
-    return {step["name"]: step["data"] for step in steps if step["passed"] and "data" in step}
+    return {name: row for name, row in last_rows(results, "models").items() if "parameters" in row}
 
 
 def large_decode(results: Row) -> list[float]:
     """The time of a step at batch 1 over that of reading the weights."""
-    decode = models_of(results).get("1.3b", {}).get("decode", [])
+    decode = models_of(results).get("1.3b-6-layers", {}).get("decode", [])
     return [1 / row["bytes_share"] for row in decode if row["batch"] == 1]
 
 
 def engine_shares(results: Row) -> list[float]:
     """Of the bare forward pass's rate, through the engine."""
-    return [data["engine"]["share_of_forward"] for data in models_of(results).values() if "engine" in data]
+    return [
+        data["engine"]["share_of_forward"]
+        for data in models_of(results).values()
+        if "share_of_forward" in data.get("engine", {})
+    ]
 
 
 def replay_gain(results: Row) -> list[float]:
     """The plain step's time over the best of the replay form, at batch 64 and up."""
-    data = data_of(results, "bench")
+    data = data_of(results, "bench", "core")
     gains = []
     for row in rows_of(data, "step", states="f32"):
         others = rows_of(data, "replay", states="f32", rule=row["rule"], batch=row["batch"])
@@ -122,7 +198,7 @@ def replay_gain(results: Row) -> list[float]:
 
 def mixer_gain(results: Row) -> list[float]:
     """The time of a step's ops one by one over that of their fused form."""
-    data = data_of(results, "bench")
+    data = data_of(results, "bench", "core")
     gains = []
     for row in rows_of(data, "mixer", form="fused"):
         for other in rows_of(data, "mixer", form="op_by_op", model=row["model"], batch=row["batch"]):
@@ -169,7 +245,7 @@ GOALS: list[tuple[str, Callable[[Row], str]]] = [
 def tests_section(results: Row) -> list[str]:
     """Which programs passed: of tests and of sanitizers."""
     lines = []
-    for name, title in (("tests", "Device tests"), ("sanitizers", "compute-sanitizer")):
+    for name, title in (("smoke", "Tiny shapes"), ("tests", "Device tests"), ("sanitizers", "compute-sanitizer")):
         stage = results["stages"].get(name)
         if stage is None:
             continue
@@ -177,11 +253,9 @@ def tests_section(results: Row) -> list[str]:
         if "skipped" in stage:
             lines += [f"Skipped: {stage['skipped']}.", ""]
             continue
-        steps = stage["steps"]
-        failed = [step for step in steps if not step["passed"]]
-        lines += [f"{len(steps) - len(failed)} of {len(steps)} programs passed.", ""]
-        lines += [f"- failed: {step['name']}, {step['ended']}" for step in failed]
-        lines += [""] if failed else []
+        failed = failures(stage)
+        lines += [f"{len(stage['steps']) - len(failed)} of {len(stage['steps'])} programs passed.", ""]
+        lines += [*failed, ""] if failed else []
     return lines
 
 
@@ -194,13 +268,64 @@ def against_float32(data: Row, row: Row) -> str:
     return ratio(others[0]["seconds"] / row["seconds"]) if others else ""
 
 
+def before_lines(results: Row) -> list[str]:
+    """What another commit's kernels took in the same run."""
+    steps = {step["name"]: step["rows"] for step in results["stages"].get("core", {}).get("steps", [])}
+    times = {row["name"]: row["seconds"] for row in steps.get("core_before", []) if row.get("seconds")}
+    rows = [
+        [
+            row["name"],
+            microseconds(times[row["name"]]),
+            microseconds(row["seconds"]),
+            ratio(times[row["name"]] / row["seconds"]),
+        ]
+        for row in steps.get("core", [])
+        if row.get("seconds") and row.get("name") in times
+    ]
+    if not rows:
+        return []
+    return ["### Against the commit before, in one run", "", *table(["measurement", "before, us", "us", "gain"], rows)]
+
+
+# Times that others publish for their own kernels, in microseconds: the shape's measurement here, and who says so.
+PUBLISHED = [
+    ("mixer/gdn_16_32/fused/batch/1", 3.65, "FlashInfer's decode without convolution and norm, B200, flashinfer#2583"),
+    ("mixer/gdn_16_32/fused/batch/64", 43.0, "the same"),
+    ("mixer/gdn_16_32/fused/batch/256", 159.0, "the same"),
+    ("mixer/gdn_16_32/fused/batch/512", 315.0, "the same"),
+    ("chunks/gated_delta/tf32/heads/16x64/tokens/8192/sequences/1", 397.0, "FlashQLA, bf16, H200"),
+    ("chunks/gated_delta/tf32/heads/16x64/tokens/8192/sequences/1", 814.0, "fla, bf16, H200, FlashQLA's table"),
+    ("chunks/gated_delta/tf32/heads/16x64/tokens/1024/sequences/8", 341.0, "FlashQLA, bf16, H200"),
+    ("chunks/gated_delta/tf32/heads/16x64/tokens/1024/sequences/8", 232.0, "FlashInfer, bf16, H200, FlashQLA's table"),
+]
+
+
+def published_lines(data: Row) -> list[str]:
+    """Beside what others publish. Their GPUs are others: a B200 copies at 8 TB/s, an H200 at 4.8, an H100 at 3.35."""
+    times = {row["name"]: row for row in data["measurements"] if row.get("seconds")}
+    rows = [
+        [name, microseconds(times[name]["seconds"]), percent(times[name]["bound_share"]), f"{other:.1f}", who]
+        for name, other, who in PUBLISHED
+        if name in times
+    ]
+    if not rows:
+        return []
+    return [
+        "### Beside what others publish, on their GPUs",
+        "",
+        *table(["measurement", "us", "share", "theirs", "who"], rows),
+    ]
+
+
 def bench_section(results: Row) -> list[str]:
     """The ops against the bounds."""
-    data = data_of(results, "bench")
-    if data is None:
-        steps = results["stages"].get("bench", {}).get("steps", [])
-        return ["## Ops", "", f"Failed: {steps[0]['ended']}.", ""] if steps else []
+    data = data_of(results, "bench", "core")
+    stages = [results["stages"][name] for name in ("bench", "core") if name in results["stages"]]
+    failed = [line for stage in stages for line in failures(stage)]
+    if data is None or "ceilings" not in data:
+        return ["## Ops", "", *failed, ""] if failed else []
     ceilings = data["ceilings"]
+    wrong = [f"- wrong: {told_wrong(row)}" for row in data["wrong"]]
     lines = [
         "## Ops",
         "",
@@ -209,6 +334,8 @@ def bench_section(results: Row) -> list[str]:
         f"{ceilings['tf32_flops_per_second'] / 1e12:.0f} in tf32. A share is of what these ceilings allow.",
         "",
         *late(data),
+        *([*failed, *wrong, ""] if failed or wrong else []),
+        *before_lines(results),
         "### Fast-weight step, 16 heads of 128 x 128",
         "",
     ]
@@ -232,6 +359,7 @@ def bench_section(results: Row) -> list[str]:
         )
     head = ["rule", "states", "batch", "us", "GB/s", "share", "f32 / bf16", "fla, us", "fla / ours"]
     lines += table(head, step_rows)
+    lines += published_lines(data)
     lines += ["### The same step in the replay form", ""]
     lines += table(
         ["rule", "states", "batch", "interval", "us", "share", "f32 / bf16"],
@@ -264,17 +392,18 @@ def bench_section(results: Row) -> list[str]:
         ],
     )
     lines += [
-        "### Fast-weight chunks, 16 heads of 128 x 128, float32 states",
+        "### Fast-weight chunks, heads of 128 x 128, float32 states",
         "",
         "Channel gated delta and low rank go row by row.",
         "",
     ]
     chunk_rows = []
     for row in rows_of(data, "chunks"):
-        other = fla_seconds(fla, "chunks", rule=row["rule"], sequences=row["sequences"], tokens=row["tokens"])
+        other = fla_chunks(fla, row)
         chunk_rows.append(
             [
                 row["rule"].replace("_", " "),
+                f"{row['heads']}, {row['value_heads']}",
                 row["products"],
                 f"{row['sequences']} x {row['tokens']}",
                 microseconds(row["seconds"]),
@@ -284,7 +413,17 @@ def bench_section(results: Row) -> list[str]:
                 ratio(other / row["seconds"]) if other else "",
             ]
         )
-    head = ["rule", "products", "sequences x tokens", "us", "TFLOP/s", "share", "fla, us", "fla / ours"]
+    head = [
+        "rule",
+        "heads, of values",
+        "products",
+        "sequences x tokens",
+        "us",
+        "TFLOP/s",
+        "share",
+        "fla, us",
+        "fla / ours",
+    ]
     lines += table(head, chunk_rows)
     lines += ["### Projections of a 1.3B model", ""]
     lines += table(
@@ -325,13 +464,13 @@ def models_section(results: Row) -> list[str]:
     if "skipped" in stage:
         return ["## Models", "", f"Skipped: {stage['skipped']}.", ""]
     lines = ["## Models", ""]
-    lines += [f"- failed: {step['name']}, {step['ended']}" for step in stage["steps"] if not step["passed"]]
+    lines += [*failures(stage), ""]
     for name, data in models_of(results).items():
         lines += [
             f"### {name}: {data['parameters'] / 1e6:.0f}M parameters, {data['weight_dtype']}, products {data['math']}",
             "",
-            f"Rows are copied at {data['machine']['read_gb_per_second']:.0f} GB/s by our own op in the same run; "
-            "shares are of the time that the bytes of weights and states take at that rate.",
+            f"Shares are of the time that the bytes of weights and states take at "
+            f"{data['machine']['read_gb_per_second']:.0f} GB/s, the rate of a copy on this device.",
             "",
         ]
         lines += table(
@@ -343,10 +482,10 @@ def models_section(results: Row) -> list[str]:
                     f"{r['tokens_per_second']:.0f}",
                     percent(r["bytes_share"]),
                 ]
-                for r in data["decode"]
+                for r in data.get("decode", [])
             ],
         )
-        lines += [f"- prefill of {r['tokens']}: {r['tokens_per_second']:.0f} tokens/s" for r in data["prefill"]]
+        lines += [f"- prefill of {r['tokens']}: {r['tokens_per_second']:.0f} tokens/s" for r in data.get("prefill", [])]
         if "position" in data:
             far = data["position"]
             lines.append(f"- step at position {far['far_position']} over step at 100: {far['far_over_near']:.3f}")
@@ -427,10 +566,9 @@ def serve_section(results: Row) -> list[str]:
     if stage is None:
         return []
     lines = ["## Served", ""]
-    failed = [step for step in stage["steps"] if not step["passed"]]
-    lines += [f"- failed: {step['name']}: {step.get('data', {}).get('failed', step['ended'])}" for step in failed]
-    lines += [""] if failed else []
-    data = {step["name"]: step["data"] for step in stage["steps"] if "data" in step}
+    failed = failures(stage)
+    lines += [*failed, ""] if failed else []
+    data = last_rows(results, "serve")
     lines += text_lines(data.get("text", {}))
     loads = [line for name, load in data.items() for line in load_lines(name, load)]
     if loads:
@@ -455,8 +593,8 @@ def fla_section(results: Row) -> list[str]:
     if "skipped" in stage:
         return ["## fla", "", f"Skipped: {stage['skipped']}.", ""]
     data = data_of(results, "fla")
-    if data is None:
-        return ["## fla", "", f"Failed: {stage['steps'][0]['ended']}.", ""]
+    if data is None or "versions" not in data:
+        return ["## fla", "", *failures(stage), ""]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     return [
         "## fla",
@@ -469,23 +607,55 @@ def fla_section(results: Row) -> list[str]:
     ]
 
 
+def profiles_section(results: Row) -> list[str]:
+    """What Nsight Compute counted."""
+    stage = results["stages"].get("profiles")
+    if stage is None:
+        return []
+    if "skipped" in stage:
+        return ["## Profiles", "", f"Skipped: {stage['skipped']}.", ""]
+    wanted = [
+        "Duration",
+        "DRAM Throughput",
+        "L2 Cache Throughput",
+        "L1/TEX Cache Throughput",
+        "Compute (SM) Throughput",
+    ]
+    wanted += ["Achieved Occupancy", "Registers Per Thread"]
+    rows = []
+    for step in stage["steps"]:
+        told = {row["metric"]: f"{row['value']} {row['unit']}".strip() for row in step["rows"] if "metric" in row}
+        if told:
+            rows.append([step["name"], *(told.get(metric, "") for metric in wanted)])
+    return ["## Profiles", "", *failures(stage), "", *table(["measurement", *wanted], rows)]
+
+
+def clock_range(results: Row) -> str:
+    """The clock of the multiprocessors while it ran, and the reasons that held it down."""
+    clocks = [int(row["clocks.sm"]) for row in results["clocks"] if row.get("clocks.sm", "").isdigit()]
+    reasons = {row.get("clocks_event_reasons.active", "") for row in results["clocks"]}
+    return f"{min(clocks)} to {max(clocks)} MHz, event reasons {', '.join(sorted(reasons))}" if clocks else "not read"
+
+
 def head_lines(results: Row) -> list[str]:
     """Where the figures come from, and the goals. A rehearsal has none."""
-    gpu = results["gpu"]
+    run = results["runs"][-1]
+    gpu = run["gpu"]
+    commands = "; ".join(f"`{r['command']}` at {r['commit']}" for r in results["runs"])
     if not gpu:
         return [
-            f"# Rehearsal without a GPU, {results['date']}",
+            f"# Rehearsal without a GPU, {run['date']}",
             "",
-            "No GPU was used: what is called the device is a second server on the processor. "
-            f"Commit {results['commit']}, command `{results['command']}`.",
+            "No GPU was used: ops ran on the emulator, what is called the device is a second server on the processor. "
+            f"{commands}.",
             "",
         ]
     return [
-        f"# {gpu['name']}, {results['date']}",
+        f"# {gpu['name']}, {run['date']}",
         "",
-        f"Commit {results['commit']}, driver {gpu['driver_version']}, {gpu['memory.total']}, at most "
-        f"{gpu['clocks.max.sm']} (memory {gpu['clocks.max.memory']}), {gpu['power.limit']}; command "
-        f"`{results['command']}`. Times are medians. Raw numbers: the JSON file beside.",
+        f"Driver {gpu['driver_version']}, {gpu['memory.total']}, at most {gpu['clocks.max.sm']} (memory "
+        f"{gpu['clocks.max.memory']}), {gpu['power.limit']}; while it ran {clock_range(results)}. Ran: {commands}. "
+        "Times are medians. Raw numbers: the lines of JSON beside.",
         "",
         "## Goals",
         "",
@@ -496,6 +666,45 @@ def head_lines(results: Row) -> list[str]:
 def report(results: Row) -> str:
     """The whole report, in Markdown."""
     lines = head_lines(results)
-    for section in (tests_section, bench_section, models_section, serve_section, fla_section):
+    for section in (tests_section, bench_section, profiles_section, models_section, serve_section, fla_section):
         lines += section(results)
     return "\n".join(lines).rstrip() + "\n"
+
+
+# What the table at the end tells, by the name of a measurement.
+FIGURES = [
+    "mixer/gdn_16_32/fused/batch/1",
+    "mixer/gdn_16_32/fused/batch/64",
+    "mixer/gdn_16_32/fused/batch/256",
+    "step/gated_delta/batch/256",
+    "replay/8/gated_delta/batch/256",
+    "chunks/gated_delta/tf32/heads/16x64/tokens/8192/sequences/1",
+    "linear/qkv/bf16/steps/1",
+    "linear/qkv/bf16/steps/64",
+    "linear/qkv/bf16/steps/256",
+    "layer/short_conv/tokens/8192/sequences/1",
+    "sample/top_p_0.9/vocabulary/32000/rows/64",
+]
+
+
+def summary(results: Row) -> list[str]:
+    """A table of fifteen lines, for who reads only the end."""
+    lines = []
+    for name in ("smoke", "tests", "sanitizers"):
+        stage = results["stages"].get(name)
+        if stage is not None and "skipped" not in stage:
+            failed = failures(stage)
+            first = f", first {failed[0][2:]}" if failed else ""
+            lines.append(f"{name}: {len(stage['steps']) - len(failed)} of {len(stage['steps'])} passed{first}")
+    data = data_of(results, "bench", "core") or {"measurements": []}
+    if ceilings := data.get("ceilings"):
+        told = ", ".join(f"{key.split('_')[0]} {value / 1e12:.2f}" for key, value in ceilings.items() if value)
+        lines.append(f"ceilings, T a second: {told or 'none on the emulator'}")
+    rows = {row["name"]: row for row in data["measurements"] if row.get("seconds")}
+    for name in FIGURES:
+        if name in rows:
+            lines.append(f"{microseconds(rows[name]['seconds']):>9} us {percent(rows[name]['bound_share']):>6}  {name}")
+    for name, model in models_of(results).items():
+        steps = "  ".join(f"{r['batch']}: {1e6 * r['seconds']:.0f} us" for r in model.get("decode", []))
+        lines.append(f"{name} decode {steps}")
+    return lines

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""The served system for `./dev gpu`: real servers on loopback, asked by the real command line. Prints JSON.
+"""The served system for `./dev gpu`: real servers on loopback, asked by the real command line.
+
+Prints a line of JSON after each thing that it learns, with all that it knows by then; the last has everything.
 
   gpu_serve.py text --bin FOLDER --checkpoint FOLDER   a server on the device and one on the processor: whether both say
                                                        the same, and whether a session of one goes on at the other
@@ -34,8 +36,6 @@ PROMPTS = [
     "Once upon a time there was a king who",
 ]
 TOKENS = 32  # of each reply that is compared
-STREAMS = [1, 16, 64, 256]
-LOAD_SECONDS = 8  # requests begin for so long, at each number of streams
 
 
 class Failed(Exception):
@@ -45,6 +45,11 @@ class Failed(Exception):
 def say(text: str) -> None:
     """Tells the person who waits."""
     print(text, file=sys.stderr, flush=True)
+
+
+def tell(report: Row) -> None:
+    """What is known by now."""
+    print(json.dumps(report), flush=True)
 
 
 def end_of(log: pathlib.Path, lines: int = 1) -> str:
@@ -193,9 +198,11 @@ def text(programs: Programs, report: Row, checkpoint: pathlib.Path, backend: str
         report |= {"replies": [], "sessions": []}
         for prompt in PROMPTS:
             report["replies"].append({"prompt": prompt, **compare(processor.greedy(prompt), device.greedy(prompt))})
+            tell(report)
         for origin, other in ((processor, device), (device, processor)):
             names = {"begun_on": origin.name, "continued_on": other.name}
             report["sessions"].append(names | moved(origin, other, PROMPTS[0]))
+            tell(report)
         for row in [*report["replies"], *report["sessions"]]:
             say(f"{row['alike']} of {row['tokens']} tokens alike")
 
@@ -203,21 +210,24 @@ def text(programs: Programs, report: Row, checkpoint: pathlib.Path, backend: str
 # -------------------------------------------------------------------------------------------------------------- load
 
 
-def load(programs: Programs, report: Row, checkpoint: pathlib.Path, backend: str) -> None:
+def load(
+    programs: Programs, report: Row, checkpoint: pathlib.Path, backend: str, numbers: list[int], seconds: float
+) -> None:
     """Throughput and latency by number of streams, and what the engine's thread did in that time."""
     report |= {"streams": []}
-    flags = [f"--backend={backend}", f"--slots={max(STREAMS)}"]
+    flags = [f"--backend={backend}", f"--slots={max(numbers)}"]
     with programs.serving(report, "device", checkpoint, *flags) as server:
         model = json.loads(server.ask("models", "list", "--json").splitlines()[0])
         report |= {"backend": model["backend"], "parameters": int(server.metrics()["model_parameters"])}
-        for streams in STREAMS:
+        for streams in numbers:
             bench = ["bench", f"--concurrency={streams}", "--connections=4", "--warmup=0", "--json=-"]
             bench += ["--prompt_tokens=uniform:32:128"]
             server.ask(*bench, f"--requests={streams}", "--output_tokens=fixed:16")  # records graphs of this size
             before = server.metrics()
-            loaded = json.loads(server.ask(*bench, f"--duration={LOAD_SECONDS}s", "--output_tokens=fixed:256"))
+            loaded = json.loads(server.ask(*bench, f"--duration={seconds:g}s", "--output_tokens=fixed:256"))
             after = server.metrics()
             report["streams"].append(row_of(streams, loaded, {name: after[name] - before[name] for name in before}))
+            tell(report)
             say(f"{streams} streams: {loaded['generated_tokens_per_second']:.0f} tokens/s")
             if loaded["errors"]:
                 raise Failed(f"{streams} streams: {loaded['errors']}")
@@ -255,15 +265,21 @@ def main() -> int:
     parser.add_argument("--backend", default="cuda", help="of the server on the device; default %(default)s")
     parser.add_argument("--library_path", default="", help="where the programs find their libraries")
     parser.add_argument("--seconds", type=float, default=600, help="time for all; default %(default)s")
+    parser.add_argument("--streams", default="1,16,64,256", help="numbers of streams of a load; default %(default)s")
+    parser.add_argument("--load_seconds", type=float, default=8, help="requests begin for so long; default %(default)s")
     args = parser.parse_args()
     report: Row = {}
     try:
         programs = Programs(args.bin, args.library_path, args.seconds)
-        {"text": text, "load": load}[args.what](programs, report, args.checkpoint, args.backend)
+        if args.what == "text":
+            text(programs, report, args.checkpoint, args.backend)
+        else:
+            numbers = [int(number) for number in args.streams.split(",")]
+            load(programs, report, args.checkpoint, args.backend, numbers, args.load_seconds)
     except Exception as failure:  # whatever it is: what was measured before is worth telling
         traceback.print_exc()
         report["failed"] = str(failure)
-    print(json.dumps(report))
+    tell(report)
     return 1 if "failed" in report else 0
 
 

@@ -52,6 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "125m": _gated_deltanet(hidden=768, layers=14, heads=6, head_dim=128, inner=2048),
     "350m": _gated_deltanet(hidden=1024, layers=28, heads=8, head_dim=128, inner=2048),
     "1.3b": _gated_deltanet(hidden=2048, layers=22, heads=16, head_dim=128, inner=5632),
+    "1.3b-6-layers": _gated_deltanet(hidden=2048, layers=6, heads=16, head_dim=128, inner=5632),
 }
 
 

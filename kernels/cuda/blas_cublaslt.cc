@@ -1,6 +1,8 @@
 #include <cublasLt.h>
 
+#include <algorithm>
 #include <map>
+#include <span>
 #include <tuple>
 
 #include "kernels/cuda/blas.h"
@@ -8,8 +10,13 @@
 namespace palimpsest::cuda {
 namespace {
 
-// Rows that the choice of a kernel is made for: a prefill's, a few chunks of 64.
-constexpr int64_t kTypicalRows = 256;
+// Rows that the choice of a kernel is made for: a prefill's.
+constexpr int64_t kTypicalRows = 2048;
+// Of the library's first choices for that many, the one that is taken must be able to do these numbers as well: tiles
+// that are just full, one row more, one less, and the most that a pass may have.
+constexpr int64_t kRowLadder[] = {1,  2,  7,   8,   15,  16,  17,  31,   33,   63,
+                                  64, 65, 127, 129, 255, 256, 257, 1000, 4096, 16384};
+constexpr int kCandidates = 8;
 
 cudaError_t ErrorOf(cublasStatus_t status) {
   switch (status) {
@@ -130,14 +137,29 @@ class CublasLt : public Blas {
       PALIMPSEST_RETURN_IF_CUBLAS_ERROR(
           cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &alignment, sizeof alignment));
     }
-    cublasLtMatmulHeuristicResult_t result{};
+    cublasLtMatmulHeuristicResult_t results[kCandidates] = {};
     int found = 0;
     PALIMPSEST_RETURN_IF_CUBLAS_ERROR(cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation.get(), plan.weights.get(),
                                                                      plan.x.get(), plan.y.get(), plan.y.get(),
-                                                                     preference.get(), 1, &result, &found));
-    if (found == 0) return CUBLAS_STATUS_NOT_SUPPORTED;
-    *algorithm = &algorithms_.emplace(key, result.algo).first->second;
-    return CUBLAS_STATUS_SUCCESS;
+                                                                     preference.get(), kCandidates, results, &found));
+    for (const cublasLtMatmulHeuristicResult_t& result : std::span(results).first(found)) {
+      if (result.state != CUBLAS_STATUS_SUCCESS || !DoesAnyRows(p, result.algo)) continue;
+      *algorithm = &algorithms_.emplace(key, result.algo).first->second;
+      return CUBLAS_STATUS_SUCCESS;
+    }
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  }
+
+  // A kernel that refused a row count would do so in the middle of a forward pass.
+  bool DoesAnyRows(const Product& p, const cublasLtMatmulAlgo_t& algorithm) const {
+    return std::ranges::all_of(kRowLadder, [&](int64_t rows) {
+      Plan plan;
+      cublasLtMatmulHeuristicResult_t result{};
+      return plan.Make(p, rows) == CUBLAS_STATUS_SUCCESS &&
+             cublasLtMatmulAlgoCheck(handle_, plan.operation.get(), plan.weights.get(), plan.x.get(), plan.y.get(),
+                                     plan.y.get(), &algorithm, &result) == CUBLAS_STATUS_SUCCESS &&
+             result.workspaceSize <= static_cast<size_t>(workspace_bytes_);
+    });
   }
 
   using Key = std::tuple<DType, int64_t, int64_t, int64_t, int64_t, int64_t, bool>;

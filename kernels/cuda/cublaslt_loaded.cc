@@ -36,6 +36,11 @@ PALIMPSEST_FORWARD(cublasLtMatmul,
                     cudaStream_t stream),
                    (handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algorithm,
                     workspace, workspace_bytes, stream))
+PALIMPSEST_FORWARD(cublasLtMatmulAlgoCheck,
+                   (cublasLtHandle_t handle, cublasLtMatmulDesc_t operation, cublasLtMatrixLayout_t a,
+                    cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                    const cublasLtMatmulAlgo_t* algorithm, cublasLtMatmulHeuristicResult_t* result),
+                   (handle, operation, a, b, c, d, algorithm, result))
 PALIMPSEST_FORWARD(cublasLtMatmulAlgoGetHeuristic,
                    (cublasLtHandle_t handle, cublasLtMatmulDesc_t operation, cublasLtMatrixLayout_t a,
                     cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,

@@ -9,6 +9,13 @@
 //         B, 16 x 8    b0 (2t.., g)   b1 (2t + 8.., g)
 #pragma once
 
+#ifdef PALIMPSEST_CUDA_EMULATED
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#endif
+
 #include "kernels/common/dtype.h"
 #include "kernels/cuda/cuda.h"
 
@@ -24,12 +31,41 @@ struct Fragments {
   const uint32_t* b;
 };
 
-// D += A B for the whole warp: product(A's words, B's words, row, column) is one element's sum.
-template <typename Element>
-inline void Multiply(void* const (&lanes)[32], Element element) {
+// Sums as the unit forms them, as far as is known (Fasi, Higham, Mikaitis and Pranesh 2021; Khattak and Mikaitis 2025):
+// it adds the products of 16 bytes of A at a time to what was there (the H100 perhaps of 32), each cut off below the
+// last of 24 + 2 bits of the greatest among them, and cuts the sum off to 24 bits. Nothing is rounded to nearest, so
+// sums drift towards zero.
+template <int kGroup>
+float AddProducts(float sum, const float* a, const float* b) {
+  double terms[kGroup + 1], total = sum, most = std::abs(sum);
+  terms[kGroup] = sum;
+  for (int k = 0; k < kGroup; ++k) {
+    terms[k] = double{a[k]} * b[k];
+    total += terms[k];
+    most = std::max(most, std::abs(terms[k]));
+  }
+  if (most == 0.0 || !std::isfinite(total)) return static_cast<float>(total);
+  // Exact in double, but for terms so small that they are cut off whole.
+  constexpr int kFractionBits = 52, kLast = 23 + 2;
+  const auto power = [](int64_t exponent) { return std::bit_cast<double>((exponent + 1023) << kFractionBits); };
+  const int64_t exponent = (std::bit_cast<int64_t>(most) >> kFractionBits) - 1023;
+  const double scale = power(kLast - exponent);
+  int32_t units = 0;
+  for (const double term : terms) units += static_cast<int32_t>(term * scale);
+  constexpr int64_t kBelowFloat = (int64_t{1} << (kFractionBits - 23)) - 1;
+  return static_cast<float>(
+      std::bit_cast<double>(std::bit_cast<int64_t>(units * power(exponent - kLast)) & ~kBelowFloat));
+}
+
+// D += A B for the whole warp, B given by columns.
+template <int kGroup, int kDepth>
+void Multiply(void* const (&lanes)[32], const float (&A)[16][kDepth], const float (&B)[8][kDepth]) {
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
-      static_cast<Fragments*>(lanes[lane])->d[i] += element(lane / 4 + i / 2 * 8, 2 * (lane % 4) + i % 2);
+      float& d = static_cast<Fragments*>(lanes[lane])->d[i];
+      const float* const a = A[lane / 4 + i / 2 * 8];
+      const float* const b = B[2 * (lane % 4) + i % 2];
+      for (int k = 0; k < kDepth; k += kGroup) d = AddProducts<kGroup>(d, a + k, b + k);
     }
   }
 }
@@ -46,36 +82,45 @@ inline void MmaTF32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
       const auto* const given = static_cast<const emulated::Fragments*>(lanes[lane]);
       const int g = lane / 4, t = lane % 4;
       for (int i = 0; i < 4; ++i) A[g + i % 2 * 8][t + i / 2 * 4] = value(given->a[i]);
-      for (int i = 0; i < 2; ++i) B[t + 4 * i][g] = value(given->b[i]);
+      for (int i = 0; i < 2; ++i) B[g][t + 4 * i] = value(given->b[i]);
     }
-    emulated::Multiply(lanes, [&](int row, int column) {
-      float sum = 0.0f;
-      for (int k = 0; k < 8; ++k) sum += A[row][k] * B[k][column];
-      return sum;
-    });
+    emulated::Multiply<4>(lanes, A, B);
   });
 }
 
 inline void MmaBF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emulated::Fragments mine{d, a, b};
   emulator::Together(&mine, [](void* const(&lanes)[32]) {
-    float A[16][16], B[16][8];
+    float A[16][16], B[8][16];
     const auto value = [](uint32_t pair, int i) { return FloatFromBF16(static_cast<BF16>(pair >> (16 * i))); };
     for (int lane = 0; lane < 32; ++lane) {
       const auto* const given = static_cast<const emulated::Fragments*>(lanes[lane]);
       const int g = lane / 4, t = lane % 4;
       for (int i = 0; i < 8; ++i) A[g + i / 2 % 2 * 8][2 * t + i / 4 * 8 + i % 2] = value(given->a[i / 2], i % 2);
-      for (int i = 0; i < 4; ++i) B[2 * t + i / 2 * 8 + i % 2][g] = value(given->b[i / 2], i % 2);
+      for (int i = 0; i < 4; ++i) B[g][2 * t + i / 2 * 8 + i % 2] = value(given->b[i / 2], i % 2);
     }
-    emulated::Multiply(lanes, [&](int row, int column) {
-      float sum = 0.0f;
-      for (int k = 0; k < 16; ++k) sum += A[row][k] * B[k][column];
-      return sum;
-    });
+    emulated::Multiply<8>(lanes, A, B);
   });
 }
 
-inline uint32_t ToTF32(float x) { return (__float_as_uint(x) + 0x1000u) & ~0x1FFFu; }
+inline uint32_t ToTF32(float x) { return std::isnan(x) ? 0x7FFFE000u : (__float_as_uint(x) + 0x1000u) & ~0x1FFFu; }
+
+inline void LoadMatrices(const float* row, uint32_t (&words)[4]) {
+  struct Lane {
+    const float* row;
+    uint32_t* words;
+  } mine{row, words};
+  emulator::Together(&mine, [](void* const(&lanes)[32]) {
+    const auto lane_of = [&lanes](int lane) { return static_cast<Lane*>(lanes[lane]); };
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const float* const from = lane_of(8 * i + lane / 4)->row;
+        if (reinterpret_cast<uintptr_t>(from) % 16 != 0) std::abort();
+        lane_of(lane)->words[i] = __float_as_uint(from[lane % 4]);
+      }
+    }
+  });
+}
 
 #else
 
@@ -100,42 +145,109 @@ __device__ __forceinline__ uint32_t ToTF32(float x) {
   return bits;
 }
 
+// Four matrices of 8 rows of 16 bytes from shared memory: lanes 8i to 8i + 7 give the rows of matrix i, and words[i] is
+// its word (lane / 4, lane % 4). PTX ISA, "ldmatrix".
+__device__ __forceinline__ void LoadMatrices(const float* row, uint32_t (&words)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
 #endif
 
 // How products of float32 are formed on tensor cores: once, with operands rounded to tf32 (11 bits); or three times,
 // with what the rounding left behind, which gives 21 bits or so.
 enum class Tf32 : uint8_t { kOnce, kThrice };
 
-// d[n] += A B for `kTiles` tiles of B side by side: A is a(row, k), 16 x depth, B is b(k, column), depth x 8 kTiles.
-// `depth` is a multiple of 8. All lanes of the warp take part.
-template <Tf32 kMath, int kTiles, typename A, typename B>
-__device__ __forceinline__ void MultiplyTiles(float (&d)[kTiles][4], int depth, A a, B b) {
-  const int g = static_cast<int>(threadIdx.x % kWarp) / 4, t = static_cast<int>(threadIdx.x % kWarp) % 4;
-#pragma unroll 2  // more of them in flight take more registers than there are
-  for (int k = 0; k < depth; k += 8) {
-    const float left[4] = {a(g, k + t), a(g + 8, k + t), a(g, k + t + 4), a(g + 8, k + t + 4)};
-    uint32_t large[4], small[4];
+// A factor as it has to be before it becomes one of Factors.
+template <Tf32 kMath>
+__device__ __forceinline__ float AsFactor(float x) {
+  return kMath == Tf32::kOnce ? __uint_as_float(ToTF32(x)) : x;
+}
+
+// Words of a fragment as the unit takes them, from factors.
+template <Tf32 kMath, int kWords>
+struct Factors {
+  static constexpr bool kSplit = kMath == Tf32::kThrice;
+  uint32_t large[kWords];
+  uint32_t small[kSplit ? kWords : 1];
+
+  __device__ __forceinline__ explicit Factors(const uint32_t (&words)[kWords]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      large[i] = ToTF32(left[i]);
-      if constexpr (kMath == Tf32::kThrice) small[i] = ToTF32(left[i] - __uint_as_float(large[i]));
+    for (int i = 0; i < kWords; ++i) {
+      large[i] = words[i];
+      if constexpr (kSplit) {
+        // Rounded, without a care for NaN: what is left of one is NaN. Of that the unit takes all but the last bit.
+        large[i] = (words[i] + 0x1000u) & ~0x1FFFu;
+        small[i] = __float_as_uint(__uint_as_float(words[i]) - __uint_as_float(large[i]));
+      }
     }
+  }
+};
+
+// Sums of products, kTiles tiles of 16 x 8 side by side. The unit drops what a sum has no room for, the more the larger
+// the sum: so the products with what rounding left have sums of their own, and the sums begin as zeros; what they are
+// to be added to is added by whoever takes them.
+template <Tf32 kMath, int kTiles>
+struct TileSums {
+  static constexpr bool kSplit = kMath == Tf32::kThrice;
+  float large[kTiles][4] = {};
+  float small[kSplit ? kTiles : 1][4] = {};
+
+  __device__ __forceinline__ void Add(int n, const Factors<kMath, 4>& a, const Factors<kMath, 2>& b) {
+    if constexpr (kSplit) {
+      MmaTF32(small[n], a.small, b.large);
+      MmaTF32(small[n], a.large, b.small);
+    }
+    MmaTF32(large[n], a.large, b.large);
+  }
+
+  __device__ __forceinline__ float At(int n, int i) const {
+    if constexpr (kSplit) return large[n][i] + small[n][i];
+    return large[n][i];
+  }
+};
+
+// d = A B^T, in kTiles tiles: A is 16 x kDepth, B is 8 kTiles x kDepth, both of factors in shared memory, with rows
+// that begin at 16 bytes. All lanes of the warp take part.
+template <Tf32 kMath, int kTiles, int kDepth, int kOfTiles>
+__device__ __forceinline__ void MultiplyRows(const float* a, int lda, const float* b, int ldb,
+                                             float (&d)[kOfTiles][4]) {
+  static_assert(kTiles % 2 == 0 && kTiles <= kOfTiles && kDepth % 8 == 0);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, row = lane % 8;
+  a += (row + lane / 8 % 2 * 8) * lda + lane / 16 * 4;
+  b += (row + lane / 16 * 8) * ldb + lane / 8 % 2 * 4;
+  // Fragments are fetched while the products of those before them are formed, of which kThrice has enough without that.
+  constexpr int kHeld = kMath == Tf32::kOnce ? 2 : 1;
+  uint32_t left[kHeld][4], right[kHeld][kTiles / 2][4];
+  const auto fetch = [&](int k) {
+    const int to = k / 8 % kHeld;
+    LoadMatrices(a + k, left[to]);
+#pragma unroll
+    for (int pair = 0; pair < kTiles / 2; ++pair) LoadMatrices(b + 16 * pair * ldb + k, right[to][pair]);
+  };
+  TileSums<kMath, kTiles> sums;
+  if (kHeld == 2) fetch(0);
+#pragma unroll 2
+  for (int k = 0; k < kDepth; k += 8) {
+    const int now = k / 8 % kHeld, next = k + 8 * (kHeld - 1);
+    if (next < kDepth) fetch(next);
+    const Factors<kMath, 4> factors(left[now]);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const float right[2] = {b(k + t, 8 * n + g), b(k + t + 4, 8 * n + g)};
-      const uint32_t large_right[2] = {ToTF32(right[0]), ToTF32(right[1])};
-      if constexpr (kMath == Tf32::kThrice) {
-        const uint32_t small_right[2] = {ToTF32(right[0] - __uint_as_float(large_right[0])),
-                                         ToTF32(right[1] - __uint_as_float(large_right[1]))};
-        MmaTF32(d[n], small, large_right);
-        MmaTF32(d[n], large, small_right);
-      }
-      MmaTF32(d[n], large, large_right);
+      const uint32_t(&pair)[4] = right[now][n / 2];
+      sums.Add(n, factors, Factors<kMath, 2>({pair[n % 2 * 2], pair[n % 2 * 2 + 1]}));
     }
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[n][i] = sums.At(n, i);
   }
 }
 
-// Calls give(row, column, value) for this lane's elements of those tiles.
+// Calls give(row, column, value) for this lane's elements of tiles side by side.
 template <int kTiles, typename Give>
 __device__ __forceinline__ void ForTileElements(const float (&d)[kTiles][4], Give give) {
   const int g = static_cast<int>(threadIdx.x % kWarp) / 4, t = static_cast<int>(threadIdx.x % kWarp) % 4;

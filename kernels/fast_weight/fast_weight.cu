@@ -7,14 +7,15 @@
 namespace palimpsest::cuda {
 namespace {
 
-// Whether all vectors over the channels of keys may be read 16 bytes at a time.
-bool AreAligned(const FastWeightParams& p) {
-  const auto aligned = [](const float* pointer, int64_t ld) {
-    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && ld % 4 == 0;
-  };
+// Whether rows may be read and written 16 bytes at a time.
+bool AreAligned(const float* rows, int64_t ld) { return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && ld % 4 == 0; }
+
+// Likewise all vectors over the channels of keys.
+bool AreKeysAligned(const FastWeightParams& p) {
   const int64_t K = p.shape.key_dim;
-  return aligned(p.q, p.ldq) && aligned(p.k, p.ldk) &&
-         (!DecaysChannels(p.rule) || (aligned(p.log_decay, K) && aligned(p.remove, K) && aligned(p.insert, K)));
+  return AreAligned(p.q, p.ldq) && AreAligned(p.k, p.ldk) &&
+         (!DecaysChannels(p.rule) ||
+          (AreAligned(p.log_decay, K) && AreAligned(p.remove, K) && AreAligned(p.insert, K)));
 }
 
 cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, RowsForm form, const Target& target) {
@@ -24,7 +25,7 @@ cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, RowsForm form, c
                                     .taken = taken,
                                     .rows_per_block = config.rows_per_block,
                                     .blocks_per_head = config.blocks_per_head,
-                                    .aligned = AreAligned(p)};
+                                    .aligned = AreKeysAligned(p)};
   const Shape shape{.grid = dim3(static_cast<unsigned>(p.rows.num_sequences),
                                  static_cast<unsigned>(p.shape.value_heads * config.blocks_per_head)),
                     .block = dim3(static_cast<unsigned>(config.threads))};
@@ -44,21 +45,34 @@ cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, RowsForm form, c
 }
 
 cudaError_t RunChunks(const FastWeightParams& p, const Target& target) {
-  const int32_t blocks = static_cast<int32_t>(DivideUp(p.shape.value_dim, FastWeightChunkLayout::kValues));
-  const FastWeightChunksParams params{.p = p, .blocks_per_head = blocks, .aligned = AreAligned(p)};
+  const int32_t values = ChunkValuesOf(p.shape, p.rows.num_sequences);
+  const int32_t blocks = static_cast<int32_t>(DivideUp(p.shape.value_dim, values));
+  const bool aligned = AreAligned(p.q, p.ldq) && AreAligned(p.k, p.ldk) && AreAligned(p.v, p.ldv) &&
+                       AreAligned(p.out, p.ldout) && p.shape.value_dim % 4 == 0;
+  const FastWeightChunksParams params{.p = p, .blocks_per_head = blocks, .aligned = aligned};
   const Shape shape{
       .grid = dim3(static_cast<unsigned>(p.rows.num_sequences), static_cast<unsigned>(p.shape.value_heads * blocks)),
       .block = dim3(FastWeightChunkLayout::kThreads),
-      .shared_bytes = ChunkLayoutOf(p.shape.key_dim).bytes};
+      .shared_bytes = ChunkLayoutOf(p.shape.key_dim, values).bytes};
   return WithRuleAndType(p, [&]<UpdateRule kRule, typename Stored>() {
     if constexpr (DecaysChannels(kRule)) {
       return cudaErrorInvalidValue;
     } else {
-      return WithKeyDim<64, 128, 256>(p.shape.key_dim, [&]<int kK>() {
+      const auto launch = [&]<int kK, int kV>() {
         return p.round_products
-                   ? Launch(FastWeightChunksKernel<kK, kRule, Stored, Tf32::kOnce>, shape, target, params)
-                   : Launch(FastWeightChunksKernel<kK, kRule, Stored, Tf32::kThrice>, shape, target, params);
-      });
+                   ? Launch(FastWeightChunksKernel<kK, kV, kRule, Stored, Tf32::kOnce>, shape, target, params)
+                   : Launch(FastWeightChunksKernel<kK, kV, kRule, Stored, Tf32::kThrice>, shape, target, params);
+      };
+      switch (p.shape.key_dim) {
+        case 64:
+          return launch.template operator()<64, 64>();
+        case 128:
+          return values == 64 ? launch.template operator()<128, 64>() : launch.template operator()<128, 32>();
+        case 256:
+          return launch.template operator()<256, 32>();
+        default:
+          return cudaErrorInvalidValue;
+      }
     }
   });
 }

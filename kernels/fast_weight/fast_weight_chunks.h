@@ -1,13 +1,19 @@
 // Inside fast_weight: chunks in the parallel (WY) form on tensor cores; README.md has the equations.
 //
-// A block has kValues rows of one head's state of one sequence and takes the sequence's chunks one after the other.
-// Values never meet, so blocks of one head share nothing; each forms the scores of q and k anew. For each chunk:
-//   1. k, q to shared memory, rows past its end as zeros; beta; sums of log-decays
-//   2. scores   L_ij = beta_i e^{G_i - G_j} k_i k_j  (j < i)    P_ij = e^{G_i - G_j} q_i k_j  (j <= i)
-//   3. right side   U_i = beta_i (v_i - e^{G_i} S k_i), and e^{G_i} S q_i, kept in registers
-//   4. (I + L) U = right side, by forward substitution: 16 rows at a time, what is before them by the tensor cores
-//   5. out = e^{G} S q + P U
+// A block has kV rows of one head's state of one sequence and takes the sequence's chunks one after the other. Values
+// never meet, so blocks of one head share nothing; each forms the scores of q and k anew, and how many values a block
+// has changes no bit. The state stays in registers; what products take of it, k and q lies in shared memory.
+//
+// Four warps have 16 rows of k each, four 16 rows of q, and both do the same with them. For each chunk:
+//   1. k, q, v to shared memory, rows past its end as zeros; beta; sums G of log-decays
+//   2. scores   X_ij = -beta_i e^{G_i - G_j} k_i k_j  (j < i)    or    e^{G_i - G_j} q_i k_j  (j <= i)
+//   3. Y_i = beta_i (v_i - e^{G_i} S k_i)    or    e^{G_i} S q_i
+//   4. U = Y + X U by blocks of 16 rows: those of k solve theirs, (I - X_bb) U_b = Y_b, then all rows after them, and
+//      those of q, add X U_b to their Y
+//   5. what rows of q have is the output
 //   6. S <- e^{G_n} S + U^T (e^{G_n - G_j} k_j), rounded as it is stored
+// Scores and Y never leave the registers: two columns of an accumulator, 2t and 2t + 1, serve as columns t and t + 4 of
+// the left factor, as long as the right one's rows are taken in the same order.
 // A NaN of one row may reach the rows of its chunk that come before it: a product with zero keeps it.
 #pragma once
 
@@ -20,223 +26,448 @@ namespace palimpsest::cuda {
 struct FastWeightChunksParams {
   FastWeightParams p;
   int32_t blocks_per_head = 0;
-  bool aligned = false;  // q and k may be read 16 bytes at a time
+  bool aligned = false;  // q, k and v may be read 16 bytes at a time, out be written 8 bytes at a time
 };
 
-// Four values from `at` on.
-__device__ __forceinline__ float4 LoadFour(const float* at, bool aligned) {
-  return aligned ? *reinterpret_cast<const float4*>(at) : make_float4(at[0], at[1], at[2], at[3]);
-}
-__device__ __forceinline__ float4 LoadFour(const BF16* at, bool) {
-  const uint2 pairs = *reinterpret_cast<const uint2*>(at);
-  return make_float4(FloatFromBF16(static_cast<BF16>(pairs.x)), FloatFromBF16(static_cast<BF16>(pairs.x >> 16)),
-                     FloatFromBF16(static_cast<BF16>(pairs.y)), FloatFromBF16(static_cast<BF16>(pairs.y >> 16)));
+__device__ __forceinline__ float2 LoadPair(const float* at) { return *reinterpret_cast<const float2*>(at); }
+__device__ __forceinline__ float2 LoadPair(const BF16* at) {
+  const uint32_t pair = *reinterpret_cast<const uint32_t*>(at);
+  return make_float2(FloatFromBF16(static_cast<BF16>(pair)), FloatFromBF16(static_cast<BF16>(pair >> 16)));
 }
 
-__device__ __forceinline__ void StoreFour(float4 four, float* at) { *reinterpret_cast<float4*>(at) = four; }
-__device__ __forceinline__ void StoreFour(float4 four, BF16* at) {
-  *reinterpret_cast<uint2*>(at) = make_uint2(PackBF16(four.x, four.y), PackBF16(four.z, four.w));
+__device__ __forceinline__ void StorePair(float x, float y, float* at) {
+  *reinterpret_cast<float2*>(at) = make_float2(x, y);
+}
+__device__ __forceinline__ void StorePair(float x, float y, BF16* at) {
+  *reinterpret_cast<uint32_t*>(at) = PackBF16(x, y);
 }
 
-// Fills kRows rows of kK floats in shared memory, kKeys apart, four values a thread in turn; zeros from `rows` on.
-template <int kK, int kRows, int kKeys, typename Stored>
-__device__ __forceinline__ void LoadTile(const Stored* from, int64_t ld, int rows, bool aligned, float* to) {
-  constexpr int kFours = kK / 4;
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * kFours; i += FastWeightChunkLayout::kThreads) {
-    const int r = i / kFours, c = i % kFours * 4;
-    StoreFour(r < rows ? LoadFour(from + r * ld + c, aligned) : make_float4(0.0f, 0.0f, 0.0f, 0.0f),
-              to + r * kKeys + c);
+// kRows rows of kColumns values on their way to shared memory, four values a thread in turn; zeros where there are no
+// more. All of a thread's loads are under way before the first is waited for. Rows begin at 16 bytes.
+template <int kRows, int kColumns>
+struct HeldTile {
+  static constexpr int kFours = kColumns / 4;
+  static constexpr int kHeld = kRows * kFours / FastWeightChunkLayout::kThreads;
+  static constexpr int kRowsApart = FastWeightChunkLayout::kThreads / kFours;
+  static_assert(kRows * kFours % FastWeightChunkLayout::kThreads == 0 && FastWeightChunkLayout::kThreads % kFours == 0);
+  float4 held[kHeld];
+
+  // `columns` is a multiple of 4.
+  __device__ __forceinline__ void Load(const float* from, int64_t ld, int rows, int columns = kColumns) {
+    if (Column() >= columns) rows = 0;
+    from += Row() * ld + Column();
+#pragma unroll
+    for (int n = 0; n < kHeld; ++n) {
+      held[n] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (Row() + n * kRowsApart < rows) held[n] = *reinterpret_cast<const float4*>(from);
+      from += kRowsApart * ld;
+    }
+  }
+
+  template <typename Convert>
+  __device__ __forceinline__ void Store(float* to, int stride, Convert convert) const {
+    to += Row() * stride + Column();
+#pragma unroll
+    for (int n = 0; n < kHeld; ++n) {
+      const float4& four = held[n];
+      *reinterpret_cast<float4*>(to + n * kRowsApart * stride) =
+          make_float4(convert(four.x), convert(four.y), convert(four.z), convert(four.w));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static int Row() { return static_cast<int>(threadIdx.x) / kFours; }
+  __device__ __forceinline__ static int Column() { return static_cast<int>(threadIdx.x) % kFours * 4; }
+};
+
+// The same for rows that begin anywhere, one value after the other.
+template <int kRows, int kColumns, typename Convert>
+__device__ __forceinline__ void CopyTile(const float* from, int64_t ld, int rows, int columns, float* to, int stride,
+                                         Convert convert) {
+#pragma unroll 1  // registers are for what comes often
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * kColumns; i += FastWeightChunkLayout::kThreads) {
+    const int r = i / kColumns, c = i % kColumns;
+    to[r * stride + c] = r < rows && c < columns ? convert(from[r * ld + c]) : 0.0f;
   }
 }
 
-// One chunk's arrays in shared memory.
-template <int kK>
-struct ChunkMemory {
-  static constexpr FastWeightChunkLayout kLayout = ChunkLayoutOf(kK);
-  float* const k = Shared<float>() + kLayout.k;                                      // [kChunk][key_stride]
-  float* const q = Shared<float>() + kLayout.q;                                      // [kChunk][key_stride]
-  float* const state = Shared<float>() + kLayout.state;                              // [kValues][key_stride]
-  float* const key_scores = Shared<float>() + kLayout.key_scores;                    // [kChunk][kScoreStride]
-  float* const query_scores = Shared<float>() + kLayout.query_scores;                // [kChunk][kScoreStride]
-  float* const u = Shared<float>() + kLayout.u;                                      // [kChunk][kValueStride]
-  float* const beta = Shared<float>() + kLayout.beta;                                // [kChunk]
-  double* const decay = reinterpret_cast<double*>(Shared<float>() + kLayout.decay);  // [kChunk] G
+// The sum of a warp's values up to each lane's own.
+__device__ __forceinline__ double SumUpToLane(double value) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (unsigned apart = 1; apart < kWarp; apart *= 2) {
+    const double before = __shfl_up_sync(kAllLanes, value, apart);
+    if (lane >= static_cast<int>(apart)) value += before;
+  }
+  return value;
+}
 
-  // e^{G_i - G_j}: subtracted first, in double.
-  __device__ __forceinline__ float Decay(int i, int j) const { return expf(static_cast<float>(decay[i] - decay[j])); }
+// One chunk's arrays in shared memory.
+template <int kK, int kV>
+struct ChunkMemory {
+  using Layout = FastWeightChunkLayout;
+  static constexpr Layout kLayout = ChunkLayoutOf(kK, kV);
+  static constexpr int kKeys = kLayout.key_stride, kValues = kLayout.value_stride;
+  static constexpr int kU = Layout::kRowStride, kInverse = Layout::kInverseStride;
+  float* const k = Shared<float>() + kLayout.k;                                    // [kChunk][kKeys]
+  float* const q = Shared<float>() + kLayout.q;                                    // [kChunk][kKeys]
+  float* const state = Shared<float>() + kLayout.state;                            // [kV][kKeys]
+  float* const v = Shared<float>() + kLayout.v;                                    // [kChunk][kValues]
+  float* const u = Shared<float>() + kLayout.u;                                    // [kV][kU], by values
+  float* const inverse = Shared<float>() + kLayout.inverse;                        // [kChunk][kInverse]
+  float* const beta = Shared<float>() + kLayout.beta;                              // [kChunk]
+  float* const from_start = Shared<float>() + kLayout.from_start;                  // [kChunk] e^{G_i}
+  float* const to_end = Shared<float>() + kLayout.to_end;                          // [kChunk] e^{G_n - G_i}
+  float2* const decay = reinterpret_cast<float2*>(Shared<float>() + kLayout.sum);  // [kChunk] G in two parts
 };
 
-template <int kK, UpdateRule kRule, typename Stored, Tf32 kMath>
-__global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, ChunkBlocksOf(kK))
+// The inverse of I - X for the 16 x 16 block below whose diagonal X lies at `block`, which it replaces. By
+// substitution, a column a lane. A column is what one row's value adds to the later ones' corrections; for keys of
+// length one and beta up to two no element is larger than that, so nothing grows that a solve would have kept small.
+__device__ __forceinline__ void InvertBlock(float* block, int stride) {
+  const int column = static_cast<int>(threadIdx.x) % kWarp;
+  float x[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) x[i] = i == column ? 1.0f : 0.0f;
+#pragma unroll
+  for (int i = 1; i < 16; ++i) {
+#pragma unroll
+    for (int j = 0; j < i; j += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(block + i * stride + j);
+      x[i] = fmaf(four.x, x[j], x[i]);
+      if (j + 1 < i) x[i] = fmaf(four.y, x[j + 1], x[i]);
+      if (j + 2 < i) x[i] = fmaf(four.z, x[j + 2], x[i]);
+      if (j + 3 < i) x[i] = fmaf(four.w, x[j + 3], x[i]);
+    }
+  }
+  __syncwarp();
+  if (column < 16) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) block[i * stride + column] = x[i];
+  }
+  __syncwarp();
+}
+
+template <int kK, int kV, UpdateRule kRule, typename Stored, Tf32 kMath>
+__global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
     FastWeightChunksKernel(FastWeightChunksParams params) {
-  using Layout = FastWeightChunkLayout;
-  constexpr int kC = Layout::kChunk, kV = Layout::kValues, kS = Layout::kScoreStride, kU = Layout::kValueStride;
-  constexpr int kKeys = ChunkMemory<kK>::kLayout.key_stride;
-  constexpr bool kGated = kRule == UpdateRule::kGatedDelta;
+  using Memory = ChunkMemory<kK, kV>;
+  constexpr int kC = FastWeightChunkLayout::kChunk, kKeys = Memory::kKeys, kU = Memory::kU;
+  constexpr int kTiles = kV / 8;  // of a row's values
+  constexpr bool kGated = kRule == UpdateRule::kGatedDelta, kCorrects = kRule != UpdateRule::kSum;
   const FastWeightParams& p = params.p;
   const int32_t slot = p.rows.slot[blockIdx.x];
   const int64_t begin = p.rows.row_begin[blockIdx.x];
-  int64_t length = p.rows.row_begin[blockIdx.x + 1] - begin;
+  int length = p.rows.row_begin[blockIdx.x + 1] - static_cast<int>(begin);
   if (length % kC == 1) --length;  // a step, which another kernel takes
   if (slot < 0 || length == 0) return;
 
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  const int g = lane / 4, t = lane % 4;
   const int value_head = static_cast<int>(blockIdx.y) / params.blocks_per_head;
-  const int v_begin = static_cast<int>(blockIdx.y) % params.blocks_per_head * kV;
-  const int values = p.shape.value_dim - v_begin < kV ? p.shape.value_dim - v_begin : kV;
+  const int first_of_block = static_cast<int>(blockIdx.y) % params.blocks_per_head * kV;
+  const int values = p.shape.value_dim - first_of_block < kV ? p.shape.value_dim - first_of_block : kV;
   const int64_t head = int64_t{value_head} * p.shape.heads / p.shape.value_heads;
-  const int64_t value_column = int64_t{value_head} * p.shape.value_dim + v_begin;
-  const ChunkMemory<kK> m;
-  Stored* const state = p.state.At<Stored>(slot) + value_column * kK;
-  LoadTile<kK, kV, kKeys>(state, kK, values, true, m.state);
+  const int64_t value_column = int64_t{value_head} * p.shape.value_dim + first_of_block;
+  const Memory m;
+  const auto as_factor = [](float x) { return AsFactor<kMath>(x); };
 
-  for (int64_t chunk = 0; chunk < length; chunk += kC) {
-    const int64_t row = begin + chunk;
-    const int n = static_cast<int>(length - chunk < kC ? length - chunk : kC);
+  // A thread's elements of the state: a warp has half the values and a quarter of the keys.
+  constexpr int kStateRows = kV / 32, kStateTiles = kK / 32;
+  const int first_value = warp % 2 * (kV / 2), first_key = warp / 2 * (kK / 4);
+  float state[kStateRows][kStateTiles][4];
+  const auto for_state_pairs = [&](auto give) {
+#pragma unroll
+    for (int r = 0; r < kStateRows; ++r) {
+#pragma unroll
+      for (int n = 0; n < kStateTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+          give(first_value + 16 * r + 4 * i + g, first_key + 8 * n + 2 * t, state[r][n][i], state[r][n][i + 1]);
+        }
+      }
+    }
+  };
+  Stored* const kept = p.state.At<Stored>(slot) + value_column * kK;
+  for_state_pairs([&](int value, int key, float& x, float& y) {
+    const float2 pair = value < values ? LoadPair(kept + value * kK + key) : make_float2(0.0f, 0.0f);
+    x = pair.x;
+    y = pair.y;
+  });
+  const auto share_state = [&] {
+    for_state_pairs([&](int value, int key, float x, float y) {
+      StorePair(as_factor(x), as_factor(y), m.state + value * kKeys + key);
+    });
+  };
+  share_state();
+
+  // The next chunk's inputs, loaded while the one before it is in work, unless they are too many for the registers.
+  // After the last there are none: zeros, and not what was held before, which would then be held all the time.
+  constexpr bool kAhead = kK <= 128 && (kCorrects || kMath == Tf32::kOnce);
+  constexpr int kDecayWarp = 0, kBetaWarp = 1;  // have two rows' gates a lane
+  HeldTile<kC, kK> k, q;
+  HeldTile<kC, kV> v;
+  float gates[2];
+  const float* const k_begin = p.k + begin * p.ldk + head * kK;
+  const float* const q_begin = p.q + begin * p.ldq + head * kK;
+  const float* const v_begin = p.v + begin * p.ldv + value_column;
+  const auto rows_of = [&](int chunk) { return length - chunk < kC ? length - chunk : kC; };
+  const auto load_ahead = [&](int chunk) {
+    const int n = rows_of(chunk);
+    const float* const from = warp == kDecayWarp ? p.log_decay : p.beta;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = 2 * lane + i;
+      gates[i] = 0.0f;
+      if (r < n && ((kGated && warp == kDecayWarp) || (kCorrects && warp == kBetaWarp))) {
+        gates[i] = from[(begin + chunk + r) * p.shape.value_heads + value_head];
+      }
+    }
+    if constexpr (kAhead) {
+      const int held = params.aligned ? n : 0;
+      k.Load(k_begin + chunk * p.ldk, p.ldk, held);
+      q.Load(q_begin + chunk * p.ldq, p.ldq, held);
+      v.Load(v_begin + chunk * p.ldv, p.ldv, held, values);
+    }
+  };
+  load_ahead(0);
+
+  const bool queries = warp >= 4;
+  const int block = warp % 4, top = 16 * block;  // the warp's rows
+  for (int chunk = 0; chunk < length; chunk += kC) {
+    const int n = rows_of(chunk);
     // 1.
     __syncthreads();
-    LoadTile<kK, kC, kKeys>(p.k + row * p.ldk + head * kK, p.ldk, n, params.aligned, m.k);
-    LoadTile<kK, kC, kKeys>(p.q + row * p.ldq + head * kK, p.ldq, n, params.aligned, m.q);
-    if (thread < kC) {
-      const int64_t gate = (row + thread) * p.shape.value_heads + value_head;
-      m.beta[thread] = kRule == UpdateRule::kSum || thread >= n ? 0.0f : p.beta[gate];
-      if constexpr (kGated) {
-        const float log_decay = thread < n ? p.log_decay[gate] : 0.0f;
-        m.decay[thread] = log_decay < -1e4f ? -1e4 : double{log_decay};
+    const auto as_is = [](float x) { return x; };
+    if (!params.aligned) {
+      CopyTile<kC, kK>(k_begin + chunk * p.ldk, p.ldk, n, kK, m.k, kKeys, as_factor);
+      CopyTile<kC, kK>(q_begin + chunk * p.ldq, p.ldq, n, kK, m.q, kKeys, as_factor);
+      CopyTile<kC, kV>(v_begin + chunk * p.ldv, p.ldv, n, values, m.v, Memory::kValues, as_is);
+    } else if constexpr (kAhead) {
+      k.Store(m.k, kKeys, as_factor);
+      q.Store(m.q, kKeys, as_factor);
+      v.Store(m.v, Memory::kValues, as_is);
+    } else {
+#pragma unroll 1
+      for (int first = 0; first < kC; first += kC / 2) {
+        HeldTile<kC / 2, kK> half;
+        half.Load(k_begin + (chunk + first) * p.ldk, p.ldk, n - first);
+        half.Store(m.k + first * kKeys, kKeys, as_factor);
+        half.Load(q_begin + (chunk + first) * p.ldq, p.ldq, n - first);
+        half.Store(m.q + first * kKeys, kKeys, as_factor);
       }
+      v.Load(v_begin + chunk * p.ldv, p.ldv, n, values);
+      v.Store(m.v, Memory::kValues, as_is);
     }
-    __syncthreads();
-    if constexpr (kGated) {
-      if (thread == 0) {
-        for (int i = 1; i < kC; ++i) m.decay[i] += m.decay[i - 1];
-      }
-      __syncthreads();
-    }
-    // 2. A warp has 16 rows and half the columns of both.
-    {
-      const int top = warp % 4 * 16, left = warp / 4 * 32;
-      const auto k_of = [&](int c, int j) { return m.k[(left + j) * kKeys + c]; };
-      float scores[4][4] = {};
-      if constexpr (kRule != UpdateRule::kSum) {
-        MultiplyTiles<kMath>(
-            scores, kK, [&](int i, int c) { return m.k[(top + i) * kKeys + c]; }, k_of);
-        ForTileElements(scores, [&](int i, int j, float score) {
-          i += top;
-          j += left;
-          if constexpr (kGated) score *= j < i ? m.Decay(i, j) : 0.0f;
-          m.key_scores[i * kS + j] = j < i ? m.beta[i] * score : 0.0f;
-        });
+    if (kGated && warp == kDecayWarp) {
+      double sums[2];
 #pragma unroll
-        for (auto& tile : scores) tile[0] = tile[1] = tile[2] = tile[3] = 0.0f;
+      for (int i = 0; i < 2; ++i) sums[i] = gates[i] < -1e4f ? -1e4 : double{gates[i]};
+      sums[1] += sums[0];
+      const double through = SumUpToLane(sums[1]);
+      const double before = __shfl_up_sync(kAllLanes, through, 1), last = __shfl_sync(kAllLanes, through, kWarp - 1);
+      if (lane > 0) sums[0] += before;
+      sums[1] = through;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float large = static_cast<float>(sums[i]);
+        m.decay[2 * lane + i] = make_float2(large, static_cast<float>(sums[i] - large));
+        m.from_start[2 * lane + i] = expf(large);
+        m.to_end[2 * lane + i] = expf(static_cast<float>(last - sums[i]));
       }
-      MultiplyTiles<kMath>(
-          scores, kK, [&](int i, int c) { return m.q[(top + i) * kKeys + c]; }, k_of);
-      ForTileElements(scores, [&](int i, int j, float score) {
-        i += top;
-        j += left;
-        if constexpr (kGated) score *= j <= i ? m.Decay(i, j) : 0.0f;
-        m.query_scores[i * kS + j] = j <= i ? score : 0.0f;
-      });
     }
-    // 3. A warp has 16 rows and 16 values.
-    const int top = warp % 4 * 16, left = warp / 4 * 16;
-    const auto state_of = [&](int c, int v) { return m.state[(left + v) * kKeys + c]; };
-    const auto value_of = [&](int i, int v) {
-      return i < n && v < values ? p.v[(row + i) * p.ldv + value_column + v] : 0.0f;
-    };
-    float read[2][4] = {};
-    if constexpr (kRule != UpdateRule::kSum) {
-      MultiplyTiles<kMath>(
-          read, kK, [&](int i, int c) { return m.k[(top + i) * kKeys + c]; }, state_of);
+    if (kCorrects && warp == kBetaWarp) StorePair(gates[0], gates[1], m.beta + 2 * lane);
+    __syncthreads();
+
+    const float* const rows = (queries ? m.q : m.k) + top * kKeys;
+    float scores[kC / 8][4] = {}, y[kTiles][4];
+    float beta[2] = {1.0f, 1.0f}, from_start[2] = {1.0f, 1.0f};  // of rows g and g + 8
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (kCorrects && !queries) beta[i] = m.beta[top + g + 8 * i];
+      if (kGated) from_start[i] = m.from_start[top + g + 8 * i];
     }
-    ForTileElements(read, [&](int i, int v, float sum) {
-      i += top;
-      v += left;
-      if constexpr (kRule == UpdateRule::kSum) {
-        m.u[i * kU + v] = value_of(i, v);
+    if (kCorrects || queries) {
+      // 2. What lies above the diagonal is left as it comes: nobody reads it.
+      if (block < 2) {
+        MultiplyRows<kMath, kC / 16, kK>(rows, kKeys, m.k, kKeys, scores);
       } else {
-        if constexpr (kGated) sum *= expf(static_cast<float>(m.decay[i]));
-        m.u[i * kU + v] = m.beta[i] * (value_of(i, v) - sum);
+        MultiplyRows<kMath, kC / 8, kK>(rows, kKeys, m.k, kKeys, scores);
       }
-    });
-    float out[2][4] = {};
-    MultiplyTiles<kMath>(
-        out, kK, [&](int i, int c) { return m.q[(top + i) * kKeys + c]; }, state_of);
-    if constexpr (kGated) {
-      const int g = thread % kWarp / 4;
-      const float lower = expf(static_cast<float>(m.decay[top + g]));
-      const float upper = expf(static_cast<float>(m.decay[top + g + 8]));
+      float* const inverse = m.inverse + top * Memory::kInverse;
 #pragma unroll
-      for (auto& tile : out) {
-        tile[0] *= lower;
-        tile[1] *= lower;
-        tile[2] *= upper;
-        tile[3] *= upper;
-      }
-    }
-    __syncthreads();
-    // 4.
-    if constexpr (kRule != UpdateRule::kSum) {
-      for (int first = 0; first < kC; first += 16) {
-        if (first > 0) {
-          if (warp < kV / 8) {  // 16 rows and 8 values each
-            float before[1][4] = {};
-            MultiplyTiles<kMath>(
-                before, first, [&](int i, int j) { return m.key_scores[(first + i) * kS + j]; },
-                [&](int j, int v) { return m.u[j * kU + 8 * warp + v]; });
-            ForTileElements(before, [&](int i, int v, float sum) { m.u[(first + i) * kU + 8 * warp + v] -= sum; });
+      for (int tile = 0; tile < kC / 8; ++tile) {
+        if (tile / 2 > block) continue;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& x = scores[tile][i];
+          if constexpr (kGated) {
+            // Subtracted first.
+            const float2 to = m.decay[top + g + i / 2 * 8], from = m.decay[8 * tile + 2 * t + i % 2];
+            x *= expf((to.x - from.x) + (to.y - from.y));
           }
-          __syncthreads();
+          if (!queries) x *= -beta[i / 2];
         }
-        if (thread < kV) {
-          float u[16];
+        if (tile / 2 == block) {
 #pragma unroll
-          for (int i = 0; i < 16; ++i) {
-            u[i] = m.u[(first + i) * kU + thread];
-#pragma unroll
-            for (int j = 0; j < i; ++j) u[i] = fmaf(-m.key_scores[(first + i) * kS + first + j], u[j], u[i]);
-            m.u[(first + i) * kU + thread] = u[i];
+          for (int i = 0; i < 4; ++i) {
+            const int r = g + i / 2 * 8, j = tile % 2 * 8 + 2 * t + i % 2;
+            float& x = scores[tile][i];
+            if (queries ? j > r : j >= r) x = 0.0f;
+            if (!queries) inverse[r * Memory::kInverse + j] = x;
           }
         }
-        __syncthreads();
+#pragma unroll
+        for (float& x : scores[tile]) x = as_factor(x);
+      }
+      if (!queries) {
+        __syncwarp();
+        InvertBlock(inverse, Memory::kInverse);
+      }
+      // 3.
+      MultiplyRows<kMath, kTiles, kK>(rows, kKeys, m.state, kKeys, y);
+#pragma unroll
+      for (auto& tile : y) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) tile[i] *= from_start[i / 2];
       }
     }
-    // 5.
-    MultiplyTiles<kMath>(
-        out, kC, [&](int i, int j) { return m.query_scores[(top + i) * kS + j]; },
-        [&](int j, int v) { return m.u[j * kU + left + v]; });
-    ForTileElements(out, [&](int i, int v, float sum) {
-      i += top;
-      v += left;
-      if (i < n && v < values) p.out[(row + i) * p.ldout + value_column + v] = sum;
-    });
-    // 6. A warp has 16 values and a quarter of the keys.
-    {
-      constexpr int kTiles = kK / 32;
-      const int value = warp % 2 * 16, key = warp / 2 * (kK / 4);
-      float sum[kTiles][4];
-      const int g = thread % kWarp / 4, t = thread % kWarp % 4;
-      const float total = kGated ? expf(static_cast<float>(m.decay[kC - 1])) : 1.0f;
+    if (!queries) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+          const float2 pair = LoadPair(m.v + (top + g + 4 * i) * Memory::kValues + 8 * tile + 2 * t);
+          y[tile][i] = kCorrects ? beta[i / 2] * (pair.x - y[tile][i]) : pair.x;
+          y[tile][i + 1] = kCorrects ? beta[i / 2] * (pair.y - y[tile][i + 1]) : pair.y;
+        }
+      }
+    }
+    // 4. A pair is of rows 2t and 2t + 1 of eight, of value g of eight.
+    const auto u_pair = [&](int tile, int first_row) {
+      return LoadPair(m.u + (8 * tile + g) * kU + first_row + 2 * t);
+    };
+    const auto share_block = [&](auto element) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          sum[tile][i] = total * m.state[(value + g + i / 2 * 8) * kKeys + key + 8 * tile + 2 * t + i % 2];
+          m.u[(8 * tile + 2 * t + i % 2) * kU + top + g + i / 2 * 8] = element(tile, i);
         }
       }
-      MultiplyTiles<kMath>(
-          sum, kC, [&](int v, int j) { return m.u[j * kU + value + v] * (kGated ? m.Decay(kC - 1, j) : 1.0f); },
-          [&](int j, int c) { return m.k[j * kKeys + key + c]; });
-      ForTileElements(sum, [&](int v, int c, float value_now) {
-        m.state[(value + v) * kKeys + key + c] = RoundedTo<Stored>(value_now);
-      });
+    };
+    const auto y_at = [&](int tile, int i) { return y[tile][i]; };
+#pragma unroll
+    for (int b = 0; b < kC / 16; ++b) {
+      if constexpr (kCorrects) {
+        if (!queries && block == b) {
+          share_block(y_at);
+          __syncwarp();
+          constexpr Tf32 kExact = Tf32::kThrice;
+          const float* const inverse = m.inverse + (top + g) * Memory::kInverse + 2 * t;
+          TileSums<kExact, kTiles> sums;
+#pragma unroll
+          for (int k8 = 0; k8 < 16; k8 += 8) {
+            const float2 lower = LoadPair(inverse + k8), upper = LoadPair(inverse + 8 * Memory::kInverse + k8);
+            const Factors<kExact, 4> left({__float_as_uint(lower.x), __float_as_uint(upper.x), __float_as_uint(lower.y),
+                                           __float_as_uint(upper.y)});
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile) {
+              const float2 pair = u_pair(tile, top + k8);
+              sums.Add(tile, left, Factors<kExact, 2>({__float_as_uint(pair.x), __float_as_uint(pair.y)}));
+            }
+          }
+          __syncwarp();
+          share_block([&](int tile, int i) { return sums.At(tile, i); });
+        }
+        __syncthreads();
+      } else if (b == 0) {
+        if (!queries) share_block(y_at);
+        __syncthreads();
+      }
+      if (queries ? block >= b : kCorrects && block > b) {
+        TileSums<kMath, kTiles> sums;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float(&x)[4] = scores[2 * b + half];
+          const Factors<kMath, 4> left(
+              {__float_as_uint(x[0]), __float_as_uint(x[2]), __float_as_uint(x[1]), __float_as_uint(x[3])});
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            const float2 pair = u_pair(tile, 16 * b + 8 * half);
+            sums.Add(tile, left,
+                     Factors<kMath, 2>({__float_as_uint(as_factor(pair.x)), __float_as_uint(as_factor(pair.y))}));
+          }
+        }
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) y[tile][i] += sums.At(tile, i);
+        }
+      }
     }
+    // 5.
+    if (queries) {
+      float* const out = p.out + (begin + chunk + top + g) * p.ldout + value_column + 2 * t;
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        if (top + g + 4 * i >= n) continue;
+        float* const of_row = out + (i == 0 ? 0 : 8 * p.ldout);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const int there = values - 8 * tile - 2 * t;
+          if (params.aligned) {
+            if (there > 0) StorePair(y[tile][i], y[tile][i + 1], of_row + 8 * tile);
+          } else {
+            if (there > 0) of_row[8 * tile] = y[tile][i];
+            if (there > 1) of_row[8 * tile + 1] = y[tile][i + 1];
+          }
+        }
+      }
+    }
+    load_ahead(chunk + kC);
+    // 6.
+    TileSums<kMath, kStateTiles> written[kStateRows];
+#pragma unroll 2
+    for (int j = 0; j < kC; j += 8) {
+      const float2 to_end = kGated ? LoadPair(m.to_end + j + 2 * t) : make_float2(1.0f, 1.0f);
+      uint32_t right[kStateTiles][2];
+#pragma unroll
+      for (int tile = 0; tile < kStateTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          right[tile][i] = __float_as_uint(m.k[(j + 2 * t + i) * kKeys + first_key + 8 * tile + g]);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kStateRows; ++r) {
+        const float* const u = m.u + (first_value + 16 * r + g) * kU + j + 2 * t;
+        const float2 lower = LoadPair(u), upper = LoadPair(u + 8 * kU);
+        const Factors<kMath, 4> left(
+            {__float_as_uint(as_factor(lower.x * to_end.x)), __float_as_uint(as_factor(upper.x * to_end.x)),
+             __float_as_uint(as_factor(lower.y * to_end.y)), __float_as_uint(as_factor(upper.y * to_end.y))});
+#pragma unroll
+        for (int tile = 0; tile < kStateTiles; ++tile) written[r].Add(tile, left, Factors<kMath, 2>(right[tile]));
+      }
+    }
+    const float total = kGated ? m.from_start[kC - 1] : 1.0f;
+#pragma unroll
+    for (int r = 0; r < kStateRows; ++r) {
+#pragma unroll
+      for (int tile = 0; tile < kStateTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          // Not by the unit, which drops digits at each addition: a large state would shrink from chunk to chunk.
+          float& s = state[r][tile][i];
+          s = RoundedTo<Stored>(fmaf(total, s, written[r].At(tile, i)));
+        }
+      }
+    }
+    share_state();
   }
-  __syncthreads();
-  constexpr int kFours = kK / 4;
-  for (int i = thread; i < values * kFours; i += Layout::kThreads) {
-    StoreFour(LoadFour(m.state + i / kFours * kKeys + i % kFours * 4, true), state + 4 * i);
-  }
+  for_state_pairs([&](int value, int key, float x, float y) {
+    if (value < values) StorePair(x, y, kept + value * kK + key);
+  });
 }
 
 }  // namespace palimpsest::cuda

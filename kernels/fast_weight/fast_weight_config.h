@@ -48,50 +48,53 @@ constexpr FastWeightRowsConfig ChooseRowsConfig(const FastWeightShape& shape) {
   return config;
 }
 
-// The parallel form of a chunk: a block has a head's whole chunk of q and k, and kValues rows of its state, in shared
-// memory. Strides are padded so that the lanes of a warp, which read 8 rows at 4 neighbouring columns, meet no bank
-// twice.
+// The parallel form of a chunk: a block has a head's whole chunk of q and k, and some of the rows of its state
+// (values), in shared memory. Strides are such that the lanes of a warp meet no bank twice: they read 16 bytes of each
+// of 8 rows at a time, or 8 bytes at 4 neighbouring columns of each of 4 rows.
 struct FastWeightChunkLayout {
   static constexpr int32_t kChunk = FastWeightParams::kChunk;
-  static constexpr int32_t kValues = 32;
   static constexpr int32_t kThreads = 256;
-  // Shared memory of a multiprocessor of compute capability 9.0; of 8.0 it is a quarter less.
-  static constexpr int64_t kMultiprocessorBytes = 227 << 10;
-  static constexpr int32_t kScoreStride = kChunk + 4;
-  static constexpr int32_t kValueStride = kValues + 8;
+  static constexpr int32_t kRowStride = kChunk + 8;
+  static constexpr int32_t kInverseStride = 16 + 8;
 
-  int32_t key_stride = 0;
-  // In floats from the start of shared memory; the sums of log-decays are doubles.
-  int32_t k = 0, q = 0, state = 0, key_scores = 0, query_scores = 0, u = 0, beta = 0, decay = 0;
+  int32_t key_stride = 0, value_stride = 0;
+  // In floats from the start of shared memory; the sums of log-decays are pairs.
+  int32_t k = 0, q = 0, state = 0, v = 0, u = 0, inverse = 0, beta = 0, from_start = 0, to_end = 0, sum = 0;
   int64_t bytes = 0;
 };
 
-constexpr FastWeightChunkLayout ChunkLayoutOf(int32_t key_dim) {
+constexpr FastWeightChunkLayout ChunkLayoutOf(int32_t key_dim, int32_t values) {
   using Layout = FastWeightChunkLayout;
   Layout layout;
   layout.key_stride = key_dim + 4;
+  layout.value_stride = values + 8;
   layout.k = 0;
   layout.q = layout.k + Layout::kChunk * layout.key_stride;
   layout.state = layout.q + Layout::kChunk * layout.key_stride;
-  layout.key_scores = layout.state + Layout::kValues * layout.key_stride;
-  layout.query_scores = layout.key_scores + Layout::kChunk * Layout::kScoreStride;
-  layout.u = layout.query_scores + Layout::kChunk * Layout::kScoreStride;
-  layout.beta = layout.u + Layout::kChunk * Layout::kValueStride;
-  layout.decay = layout.beta + Layout::kChunk;
-  layout.bytes = int64_t{4} * (layout.decay + 2 * Layout::kChunk);
+  layout.v = layout.state + values * layout.key_stride;
+  layout.u = layout.v + Layout::kChunk * layout.value_stride;
+  layout.inverse = layout.u + values * Layout::kRowStride;
+  layout.beta = layout.inverse + Layout::kChunk * Layout::kInverseStride;
+  layout.from_start = layout.beta + Layout::kChunk;
+  layout.to_end = layout.from_start + Layout::kChunk;
+  layout.sum = layout.to_end + Layout::kChunk;
+  layout.bytes = int64_t{4} * (layout.sum + 2 * Layout::kChunk);
   return layout;
 }
 
-// Blocks that a multiprocessor has room for, at least one: how many registers a thread may take follows from it.
-constexpr int32_t ChunkBlocksOf(int32_t key_dim) {
-  return static_cast<int32_t>(
-      std::max<int64_t>(1, FastWeightChunkLayout::kMultiprocessorBytes / ChunkLayoutOf(key_dim).bytes));
+// Values of a block, of which more share the scores: as many as registers and shared memory hold, unless that would
+// leave multiprocessors without a block. Which it is changes no bit.
+constexpr int32_t ChunkValuesOf(const FastWeightShape& shape, int32_t num_sequences) {
+  constexpr int64_t kMultiprocessors = 132;  // of an H100
+  if (shape.key_dim == 64) return 64;
+  const int64_t blocks_of_32 = int64_t{num_sequences} * shape.value_heads * ((shape.value_dim + 31) / 32);
+  return shape.key_dim == 128 && blocks_of_32 > kMultiprocessors ? 64 : 32;
 }
 
 // Else chunks are taken row by row, with the state kept in registers.
 constexpr bool HasChunkForm(int32_t key_dim, UpdateRule rule, int64_t shared_bytes_per_block) {
   return (key_dim == 64 || key_dim == 128 || key_dim == 256) && !DecaysChannels(rule) &&
-         ChunkLayoutOf(key_dim).bytes <= shared_bytes_per_block;
+         ChunkLayoutOf(key_dim, key_dim == 256 ? 32 : 64).bytes <= shared_bytes_per_block;
 }
 
 }  // namespace palimpsest

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
 #include <vector>
 
 namespace palimpsest {
@@ -26,19 +27,30 @@ TEST(FastWeightConfig, EveryRowOfAStateHasOneThreadGroup) {
 }
 
 TEST(FastWeightConfig, AChunksArraysLieApartAndFitTheDevicesTheyAreFor) {
-  for (const int32_t K : {64, 128, 256}) {
-    const FastWeightChunkLayout layout = ChunkLayoutOf(K);
-    const std::vector<int32_t> begins = {layout.k, layout.q,    layout.state, layout.key_scores, layout.query_scores,
-                                         layout.u, layout.beta, layout.decay};
-    for (size_t i = 1; i < begins.size(); ++i) EXPECT_GT(begins[i], begins[i - 1]);
-    EXPECT_EQ(layout.decay % 2, 0) << "of doubles";
+  for (const auto& [K, values] : {std::pair{64, 64}, {128, 32}, {128, 64}, {256, 32}}) {
+    const FastWeightChunkLayout layout = ChunkLayoutOf(K, values);
+    const std::vector<int32_t> begins = {layout.k,       layout.q,    layout.state,      layout.v,      layout.u,
+                                         layout.inverse, layout.beta, layout.from_start, layout.to_end, layout.sum};
+    for (size_t i = 1; i < begins.size(); ++i) {
+      EXPECT_GT(begins[i], begins[i - 1]);
+      EXPECT_EQ(begins[i] % 4, 0) << "read 16 bytes at a time";
+    }
     EXPECT_EQ(layout.key_stride % 32, 4) << "lanes of 8 rows and 4 columns meet no bank twice";
+    EXPECT_EQ(layout.value_stride % 32, 8) << "nor do those of 4 rows and 4 pairs";
     EXPECT_LE(layout.bytes, 227 << 10) << "a block of compute capability 9.0";
   }
   EXPECT_TRUE(HasChunkForm(128, UpdateRule::kDelta, 163 << 10)) << "a block of compute capability 8.0";
   EXPECT_FALSE(HasChunkForm(256, UpdateRule::kDelta, 163 << 10));
   EXPECT_FALSE(HasChunkForm(48, UpdateRule::kDelta, 227 << 10));
   EXPECT_FALSE(HasChunkForm(128, UpdateRule::kChannelGatedDelta, 227 << 10));
+}
+
+TEST(FastWeightConfig, ManyHeadsHaveMoreValuesToABlock) {
+  const FastWeightShape few{.heads = 16, .value_heads = 16, .key_dim = 128, .value_dim = 128};
+  const FastWeightShape many{.heads = 16, .value_heads = 64, .key_dim = 128, .value_dim = 128};
+  EXPECT_EQ(ChunkValuesOf(few, 1), 32);
+  EXPECT_EQ(ChunkValuesOf(few, 8), 64);
+  EXPECT_EQ(ChunkValuesOf(many, 1), 64);
 }
 
 }  // namespace

@@ -14,6 +14,24 @@ namespace palimpsest::cuda {
 // A log-decay below -10^4, infinity included, counts as -10^4 (README.md); NaN stays.
 __device__ __forceinline__ float DecayOf(float log_decay) { return expf(log_decay < -1e4f ? -1e4f : log_decay); }
 
+// 16 bytes of memory. Streamed: of a state, which nobody reads again before all others of its size have passed through
+// the caches, so that it need not push out what is.
+template <bool kStreamed, typename Bytes>
+__device__ __forceinline__ Bytes LoadBytes(const void* from) {
+  const auto* const at = static_cast<const Bytes*>(from);
+  if constexpr (kStreamed) return __ldcs(at);
+  return *at;
+}
+template <bool kStreamed, typename Bytes>
+__device__ __forceinline__ void StoreBytes(const Bytes& bytes, void* to) {
+  auto* const at = static_cast<Bytes*>(to);
+  if constexpr (kStreamed) {
+    __stcs(at, bytes);
+  } else {
+    *at = bytes;
+  }
+}
+
 // Where the values of a lane are in a row of K that is stored as Stored.
 template <int kK, typename Stored>
 struct Spread {
@@ -24,13 +42,14 @@ struct Spread {
 
   static constexpr int kApart = kLanes * kRun;  // runs of a lane
 
+  template <bool kStreamed = false>
   static __device__ __forceinline__ void Load(const float* row, int lane, bool aligned, float (&to)[kFloats]) {
     row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kFloats; i += 4) {
       const float* const at = row + (i / kRun * kApart + i % kRun);
       if (aligned) {
-        const float4 four = *reinterpret_cast<const float4*>(at);
+        const float4 four = LoadBytes<kStreamed, float4>(at);
         to[i] = four.x;
         to[i + 1] = four.y;
         to[i + 2] = four.z;
@@ -42,21 +61,23 @@ struct Spread {
     }
   }
 
+  template <bool kStreamed = false>
   static __device__ __forceinline__ void Store(const float (&from)[kFloats], int lane, float* row) {
     row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kFloats; i += 4) {
-      *reinterpret_cast<float4*>(row + (i / kRun * kApart + i % kRun)) =
-          make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
+      StoreBytes<kStreamed>(make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]),
+                            row + (i / kRun * kApart + i % kRun));
     }
   }
 
   // bfloat16, two to a word.
+  template <bool kStreamed = false>
   static __device__ __forceinline__ void Load(const BF16* row, int lane, bool, float (&to)[kFloats]) {
     row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kRuns; ++i) {
-      const uint4 run = *reinterpret_cast<const uint4*>(row + i * kApart);
+      const uint4 run = LoadBytes<kStreamed, uint4>(row + i * kApart);
       const uint32_t words[] = {run.x, run.y, run.z, run.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -66,6 +87,7 @@ struct Spread {
     }
   }
 
+  template <bool kStreamed = false>
   static __device__ __forceinline__ void Store(const float (&from)[kFloats], int lane, BF16* row) {
     row += lane * kRun;
 #pragma unroll
@@ -76,7 +98,7 @@ struct Spread {
         const float* const pair = from + i * kRun + 2 * j;
         words[j] = PackBF16(pair[0], pair[1]);
       }
-      *reinterpret_cast<uint4*>(row + i * kApart) = make_uint4(words[0], words[1], words[2], words[3]);
+      StoreBytes<kStreamed>(make_uint4(words[0], words[1], words[2], words[3]), row + i * kApart);
     }
   }
 };
@@ -123,7 +145,7 @@ struct RowsInRegisters {
 #pragma unroll
     for (int n = 0; n < kRows; ++n) {
       if (n < rows) {
-        In::Load(state + n * kK, lane, true, S[n]);
+        In::template Load<true>(state + n * kK, lane, true, S[n]);
       } else {
 #pragma unroll
         for (float& value : S[n]) value = 0.0f;
@@ -134,7 +156,7 @@ struct RowsInRegisters {
   __device__ __forceinline__ void Store(int lane, int rows, Stored* state) const {
 #pragma unroll
     for (int n = 0; n < kRows; ++n) {
-      if (n < rows) In::Store(S[n], lane, state + n * kK);
+      if (n < rows) In::template Store<true>(S[n], lane, state + n * kK);
     }
   }
 

@@ -214,6 +214,7 @@ std::vector<std::string> Targets() {
 }
 
 constexpr FastWeightShape kShape24x40 = {.heads = 2, .value_heads = 2, .key_dim = 24, .value_dim = 40};
+constexpr FastWeightShape kShape64 = {.heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 64};
 constexpr FastWeightShape kShape128 = {.heads = 1, .value_heads = 1, .key_dim = 128, .value_dim = 128};
 constexpr FastWeightShape kShape16 = {.heads = 3, .value_heads = 3, .key_dim = 16, .value_dim = 16};
 constexpr FastWeightShape kShapeShared = {.heads = 2, .value_heads = 6, .key_dim = 32, .value_dim = 48};
@@ -537,32 +538,45 @@ TEST(FastWeightTest, TouchesOnlyTheSlotsOfItsSequences) {
 }
 
 TEST(FastWeightTest, RowsMayLieFurtherApartThanTheyAreLong) {
-  const Case c = {.name = "", .rule = kGated, .shape = kShape24x40, .lengths = {1, 67}};
-  Call dense(c);
-  dense.Run();
-  Call wide(c);
-  const int64_t rows = wide.row_begin.back(), apart = 301;
-  const auto spread = [&](const std::vector<float>& values) {
-    std::vector<float> result(rows * apart, kNaN);
-    const int64_t width = values.size() / rows;
-    for (int64_t row = 0; row < rows; ++row) std::copy_n(&values[row * width], width, &result[row * apart]);
-    return result;
-  };
-  wide.q = spread(wide.q);
-  wide.k = spread(wide.k);
-  wide.v = spread(wide.v);
-  wide.out.assign(rows * apart, -7.0f);
-  FastWeightParams params = wide.Params();
-  params.ldq = params.ldk = params.ldv = params.ldout = apart;
-  ThreadPool pool(2);
-  FastWeight(On(pool), params);
-  EXPECT_TRUE(SameBits(wide.states, dense.states));
-  const int64_t width = dense.out.size() / rows;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t i = 0; i < apart; ++i) {
-      ASSERT_EQ(wide.out[row * apart + i], i < width ? dense.out[row * width + i] : -7.0f) << row << ", " << i;
+  for (const FastWeightShape& shape : {kShape24x40, kShape64}) {
+    const Case c = {.name = "", .rule = kGated, .shape = shape, .lengths = {1, 67}};
+    Call dense(c);
+    dense.Run();
+    Call wide(c);
+    const int64_t rows = wide.row_begin.back(), apart = 301;
+    const auto spread = [&](const std::vector<float>& values) {
+      std::vector<float> result(rows * apart, kNaN);
+      const int64_t width = values.size() / rows;
+      for (int64_t row = 0; row < rows; ++row) std::copy_n(&values[row * width], width, &result[row * apart]);
+      return result;
+    };
+    wide.q = spread(wide.q);
+    wide.k = spread(wide.k);
+    wide.v = spread(wide.v);
+    wide.out.assign(rows * apart, -7.0f);
+    FastWeightParams params = wide.Params();
+    params.ldq = params.ldk = params.ldv = params.ldout = apart;
+    ThreadPool pool(2);
+    FastWeight(On(pool), params);
+    EXPECT_TRUE(SameBits(wide.states, dense.states));
+    const int64_t width = dense.out.size() / rows;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < apart; ++i) {
+        ASSERT_EQ(wide.out[row * apart + i], i < width ? dense.out[row * width + i] : -7.0f) << row << ", " << i;
+      }
     }
   }
+}
+
+TEST(FastWeightTest, ManySequencesGiveTheBitsOfEachAlone) {
+  // So many that a device shares its work out otherwise.
+  const FastWeightShape shape = {.heads = 1, .value_heads = 4, .key_dim = 128, .value_dim = 128};
+  const Case c = {.name = "", .rule = kGated, .shape = shape, .lengths = {66, 3, 2, 2, 2, 2, 2, 2, 2}};
+  Call together(c), alone(c);
+  together.Run();
+  alone.RunInCallsOf(1 << 20);
+  EXPECT_TRUE(SameBits(together.out, alone.out));
+  EXPECT_TRUE(SameBits(together.states, alone.states));
 }
 
 // Steps of several sequences, now and then a chunk of some of them, with and without the replay form.

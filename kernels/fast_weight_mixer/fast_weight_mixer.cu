@@ -39,9 +39,8 @@ struct MixerPart {
   int values;
 
   __device__ __forceinline__ explicit MixerPart(const MixerStepParams& p)
-      : head(static_cast<int>(blockIdx.y) / p.config.parts),
-        first_piece(static_cast<int>(blockIdx.y) % p.config.parts * p.config.pieces) {
-    const int left = p.config.value_heads * p.config.pieces_per_head - first_piece;
+      : head(static_cast<int>(blockIdx.y)), first_piece(static_cast<int>(blockIdx.z) * p.config.pieces) {
+    const int left = p.config.value_heads * p.config.pieces_per_head.divisor - first_piece;
     const bool last = left <= p.config.pieces;
     pieces = last ? left : p.config.pieces;
     begin = Column(p, first_piece);
@@ -52,8 +51,9 @@ struct MixerPart {
     return p.config.value_heads * p.mixer.memory.shape.value_dim;
   }
   static __device__ __forceinline__ int Column(const MixerStepParams& p, int piece) {
-    return piece / p.config.pieces_per_head * p.mixer.memory.shape.value_dim +
-           piece % p.config.pieces_per_head * MixerStepConfig::kPieceRows;
+    const int value_head = p.config.pieces_per_head.Quotient(piece);
+    return value_head * p.mixer.memory.shape.value_dim +
+           (piece - value_head * p.config.pieces_per_head.divisor) * MixerStepConfig::kPieceRows;
   }
 };
 
@@ -161,8 +161,8 @@ __global__ void __launch_bounds__(MixerStepConfig::kMostThreads, MixerStepConfig
   const int state_lane = thread % In::kLanes;
   const bool has_piece = thread / In::kLanes < part.pieces;
   const int piece = part.first_piece + (has_piece ? thread / In::kLanes : 0);
-  const int head = first_head + piece / config.pieces_per_head;
-  const int first = piece % config.pieces_per_head * MixerStepConfig::kPieceRows;
+  const int value_head = config.pieces_per_head.Quotient(piece), head = first_head + value_head;
+  const int first = (piece - value_head * config.pieces_per_head.divisor) * MixerStepConfig::kPieceRows;
   const int count = has_piece ? V - first : 0;  // rows that there are, if less than a piece's
   Stored* const state = memory.state.At<Stored>(slot) + int64_t{head * V + first} * kK;
   Rows rows;
@@ -271,7 +271,7 @@ cudaError_t Run(const FastWeightMixerParams& mixer, const Target& target) {
                                .v = static_cast<int32_t>(values - first)};
   const auto steps = static_cast<unsigned>(std::max(memory.rows.num_steps, 0));
   const auto heads = static_cast<unsigned>(memory.shape.heads);
-  const Shape step{.grid = dim3(steps, heads * static_cast<unsigned>(params.config.parts)),
+  const Shape step{.grid = dim3(steps, heads, static_cast<unsigned>(params.config.parts)),
                    .block = dim3(static_cast<unsigned>(params.config.threads)),
                    .shared_bytes = params.config.bytes};
   const Shape finish{.grid = dim3(steps, heads), .block = dim3(kFinishThreads)};

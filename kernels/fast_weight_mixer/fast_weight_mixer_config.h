@@ -4,9 +4,25 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/common/host_device.h"
 #include "kernels/fast_weight/fast_weight_config.h"
 
 namespace palimpsest {
+
+// Divides by a number that only the host knows, without a division: that would be what a small batch waits for first.
+// Of numbers and divisors below 2^15.
+struct KnownDivisor {
+  int32_t divisor = 1;
+  uint32_t reciprocal = 0;
+
+  constexpr KnownDivisor() = default;
+  constexpr explicit KnownDivisor(int32_t by)
+      : divisor(by), reciprocal((uint32_t{1} << 31) / static_cast<uint32_t>(by) + 1) {}
+
+  PALIMPSEST_HOST_DEVICE constexpr int32_t Quotient(int32_t n) const {
+    return static_cast<int32_t>(uint64_t{static_cast<uint32_t>(n)} * reciprocal >> 31);
+  }
+};
 
 // A block has one head of one sequence, with its value heads, or, where their states are more than its threads hold, a
 // part of their rows. Parts each make q and k anew, and leave the norm and the tail of q and k, which they all read, to
@@ -21,7 +37,7 @@ struct MixerStepConfig {
   int32_t value_heads = 0;  // of a head
   // The rows of a value head's state come in pieces, the last one perhaps short. K / kRowFloats lanes have a piece
   // (fast_weight_config.h).
-  int32_t pieces_per_head = 0;
+  KnownDivisor pieces_per_head;
   int32_t pieces = 0;  // of a block; of the last part, those that are left
   int32_t parts = 0;
   int32_t threads = 0;
@@ -36,9 +52,9 @@ constexpr MixerStepConfig ChooseMixerStepConfig(const FastWeightShape& shape) {
   using Config = MixerStepConfig;
   Config config;
   config.value_heads = shape.value_heads / shape.heads;
-  config.pieces_per_head = (shape.value_dim + Config::kPieceRows - 1) / Config::kPieceRows;
+  config.pieces_per_head = KnownDivisor((shape.value_dim + Config::kPieceRows - 1) / Config::kPieceRows);
   const int32_t lanes = shape.key_dim / FastWeightRowsConfig::kRowFloats;
-  const int32_t all_pieces = config.value_heads * config.pieces_per_head;
+  const int32_t all_pieces = config.value_heads * config.pieces_per_head.divisor;
   config.parts = (all_pieces * lanes + Config::kMostThreads - 1) / Config::kMostThreads;
   config.pieces = (all_pieces + config.parts - 1) / config.parts;
   const int32_t values = config.pieces * Config::kPieceRows;

@@ -10,6 +10,13 @@
 namespace palimpsest {
 namespace {
 
+TEST(KnownDivisor, IsADivision) {
+  for (const int32_t by : {1, 2, 3, 5, 31, 32, 33, 127, 128, 1000, 32767}) {
+    const KnownDivisor divisor(by);
+    for (int32_t n = 0; n < 1 << 15; ++n) ASSERT_EQ(divisor.Quotient(n), n / by) << n << " by " << by;
+  }
+}
+
 TEST(MixerStepConfig, EveryRowOfAStateHasItsLanesInOneBlock) {
   for (const int32_t K : {16, 32, 64, 128, 256}) {
     for (const int32_t V : {1, 5, 16, 40, 64, 128, 200, 512, 1024}) {
@@ -19,10 +26,11 @@ TEST(MixerStepConfig, EveryRowOfAStateHasItsLanesInOneBlock) {
         ASSERT_EQ(config.threads % 32, 0);
         ASSERT_GE(config.threads, 32);
         ASSERT_LE(config.threads, MixerStepConfig::kMostThreads);
-        ASSERT_GE(config.pieces_per_head * MixerStepConfig::kPieceRows, V);
+        ASSERT_GE(config.pieces_per_head.divisor * MixerStepConfig::kPieceRows, V);
         ASSERT_GE(config.threads, config.pieces * K / FastWeightRowsConfig::kRowFloats);
-        ASSERT_GE(config.parts * config.pieces, shared_by * config.pieces_per_head);
-        ASSERT_LT((config.parts - 1) * config.pieces, shared_by * config.pieces_per_head) << "a part without work";
+        ASSERT_GE(config.parts * config.pieces, shared_by * config.pieces_per_head.divisor);
+        ASSERT_LT((config.parts - 1) * config.pieces, shared_by * config.pieces_per_head.divisor)
+            << "a part without work";
       }
     }
   }

@@ -142,9 +142,14 @@ __global__ void __launch_bounds__(kThreads, 2) LinearF32Kernel(RowsParams params
 
 // bf16 arithmetic cuts `in` into kParts parts, the same for every launch over a matrix. The sum of a part takes its
 // products in ascending order, kDepth values by two matrix instructions at a time; the sum of the whole takes those of
-// the parts in their order. What lies beyond a row's end is zeros, which change no sum.
+// the parts in their order, and begins with another part for every kOutsInStep outputs: blocks that walk through `in`
+// are then at different places of x, and not all of them ask for the same few lines of memory at a time. What lies
+// beyond a row's end is zeros, which change no sum.
 constexpr int kParts = 8;
 constexpr int kDepth = 32;
+constexpr int kOutsInStep = 128;
+
+__device__ __forceinline__ int FirstPart(int64_t o) { return static_cast<int>(o / kOutsInStep % kParts); }
 
 // A multiple of 2 kDepth, the depth of the tiles of many rows.
 __device__ __forceinline__ int PartOf(int64_t stride) {
@@ -196,11 +201,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
   const int stride = static_cast<int>(params.stride), in = static_cast<int>(params.in);
   MyStage* const stages = Shared<MyStage>() + warp * kStages;
 
-  // A lane copies every eighth row of W and every fourth of x; in place of those behind the last one that one again.
+  // A lane copies every eighth row of W and every fourth of x. In place of W's rows behind the last one that one again;
+  // in place of x's, zeros: with few rows, all blocks would ask for the same lines of memory eight times.
   const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
   const float* const x = params.p.x + first_row * params.p.ldx;
   const int x_row = lane / 8, piece = lane % 8;
   int w_from[2 * kOutTiles], x_from[2 * kRowTiles];
+  bool x_there[2 * kRowTiles];
 #pragma unroll
   for (int i = 0; i < 2 * kOutTiles; ++i) {
     const int last = static_cast<int>(params.out - 1 - first_out);
@@ -208,8 +215,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
   }
 #pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) {
-    const int last = static_cast<int>(params.p.rows - 1 - first_row);
-    x_from[i] = (4 * i + x_row < last ? 4 * i + x_row : last) * static_cast<int>(params.p.ldx);
+    x_there[i] = first_row + 4 * i + x_row < params.p.rows;
+    x_from[i] = x_there[i] ? (4 * i + x_row) * static_cast<int>(params.p.ldx) : 0;
   }
   const auto copy = [&](int at, MyStage& stage) {
     const int w_at = at + 8 * t, x_at = at + 4 * piece;
@@ -222,14 +229,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
     if (params.aligned) {
       const float* const from = x + (x_at < in ? x_at : 0);
 #pragma unroll
-      for (int i = 0; i < 2 * kRowTiles; ++i) CopyAsync16(place(i), from + x_from[i], x_at < in);
+      for (int i = 0; i < 2 * kRowTiles; ++i) CopyAsync16(place(i), from + x_from[i], x_there[i] && x_at < in);
     } else {
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
         const float* const from = x + (x_at + v < in ? x_at + v : 0);
 #pragma unroll
         for (int i = 0; i < 2 * kRowTiles; ++i) {
-          CopyAsync4(reinterpret_cast<float*>(place(i)) + v, from + x_from[i], x_at + v < in);
+          CopyAsync4(reinterpret_cast<float*>(place(i)) + v, from + x_from[i], x_there[i] && x_at + v < in);
         }
       }
     }
@@ -294,17 +301,25 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
     if (r >= kRows) break;
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kParts; ++w) total += parts[w * kWarpFloats + r * kPitch + o];
+    for (int part = 0; part < kParts; ++part) {
+      const int w = (FirstPart(first_out + o) + part) % kParts;
+      total += parts[w * kWarpFloats + r * kPitch + o];
+    }
     Store(params, first_row + r, first_out + o, total, addends[i]);
   }
 }
 
 // Many rows, already rounded, with W's stride. A block's warps share a tile of kOuts outputs by kRows rows, two of them
 // along the outputs and four along the rows; what they read of W and x, twice kDepth values of each row at a time, goes
-// through shared memory. They walk through `in` from one end to the other and put a part's sum aside at its end.
+// through shared memory. They walk through `in`, part by part, and put a part's sum aside at its end. Where there are
+// too few tiles to keep all multiprocessors busy, blocks share out the parts of a tile, too (blockIdx.z), and leave the
+// sums to JoinPartsKernel: the same sums in the same order.
 struct TileParams {
   RowsParams rows;
   const BF16* x = nullptr;
+  int parts_each = kParts;
+  float* parts = nullptr;  // [kParts][rows][ld_parts] in the order of sums, if parts_each < kParts
+  int64_t ld_parts = 0;
 };
 
 template <int kOuts, int kRows>
@@ -313,9 +328,10 @@ struct TileStage {  // piece p of row r is at p ^ (4 * (r % 2)): so that a read 
   uint4 x[kRows][8];
 };
 
-template <int kOuts, int kRows, int kStages, int kBlocks>
+template <int kOuts, int kRows, int kStages, int kBlocks, bool kApart>
 __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TileParams tile) {
   using MyStage = TileStage<kOuts, kRows>;
+  static_assert(kOutsInStep % kOuts == 0);
   constexpr int kStep = 2 * kDepth, kCopied = kThreads / 8;  // rows that the block copies at a time
   constexpr int kOutTiles = kOuts / 2 / 16, kRowTiles = kRows / 4 / 8;
   const RowsParams& params = tile.rows;
@@ -325,7 +341,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
   const int stride = static_cast<int>(params.stride);
   MyStage* const stages = Shared<MyStage>();
 
-  // In place of rows behind the last one, that one again.
+  // In place of W's rows behind the last one, that one again; in place of x's, zeros.
   const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
   const BF16* const x = tile.x + first_row * params.stride;
   const int copy_row = thread / 8, piece = thread % 8, place = piece ^ (4 * (copy_row % 2));
@@ -337,10 +353,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
   }
 #pragma unroll
   for (int i = 0; i < kRows / kCopied; ++i) {
-    const int row = i * kCopied + copy_row, last = static_cast<int>(params.p.rows - 1 - first_row);
-    x_from[i] = (row < last ? row : last) * stride;
+    const int row = i * kCopied + copy_row;
+    x_from[i] = first_row + row < params.p.rows ? row * stride : -1;
   }
-  const auto copy = [&](int step, MyStage& stage) {
+  // The block's steps, of all of them from the tile's first part to the one before it.
+  const int part_steps = PartOf(params.stride) / kStep, all_steps = kParts * part_steps;
+  const int steps = tile.parts_each * part_steps;
+  const int first_step = (FirstPart(first_out) * part_steps + static_cast<int>(blockIdx.z) * steps) % all_steps;
+  const auto copy = [&](int s, MyStage& stage) {
+    const int step = first_step + s < all_steps ? first_step + s : first_step + s - all_steps;
     const int at = step * kStep + 8 * piece;
     const bool there = at < stride;
 #pragma unroll
@@ -349,12 +370,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
     }
 #pragma unroll
     for (int i = 0; i < kRows / kCopied; ++i) {
-      CopyAsync16(&stage.x[i * kCopied + copy_row][place], x + (there ? at : 0) + x_from[i], there);
+      const bool x_there = there && x_from[i] >= 0;
+      CopyAsync16(&stage.x[i * kCopied + copy_row][place], x + (x_there ? at + x_from[i] : 0), x_there);
     }
   };
 
   const int warp_out = warp / 4 * (kOuts / 2), warp_row = warp % 4 * (kRows / 4);
-  float sum[kOutTiles][kRowTiles][4] = {}, total[kOutTiles][kRowTiles][4] = {};
+  float sum[kOutTiles][kRowTiles][4] = {};
+  [[maybe_unused]] float total[kOutTiles][kRowTiles][4] = {};
   const auto multiply = [&](const MyStage& stage) {
 #pragma unroll
     for (int depth = 0; depth < 2; ++depth) {
@@ -381,9 +404,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
     }
   };
 
-  const int steps = (stride + kStep - 1) / kStep, part_steps = PartOf(params.stride) / kStep;
   // Step by step, kStages - 1 of them behind the copies.
-  int from = 0, to = 0, left = part_steps;
+  int from = 0, to = 0, left = part_steps, part = static_cast<int>(blockIdx.z) * tile.parts_each;
 #pragma unroll 1
   for (int s = 1 - kStages; s < steps; ++s) {
     if (s >= 0) {
@@ -396,22 +418,55 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
     if (s < 0) continue;
     multiply(stages[from]);
     from = from + 1 == kStages ? 0 : from + 1;
-    if (--left > 0 && s + 1 < steps) continue;
+    if (--left > 0) continue;
     left = part_steps;
+    [[maybe_unused]] float* const parts = tile.parts + part++ * int64_t{params.p.rows} * tile.ld_parts;
 #pragma unroll
     for (int m = 0; m < kOutTiles; ++m) {
-      for_mine(m, [&](int n, int i, int, int) {
-        total[m][n][i] += sum[m][n][i];
+      for_mine(m, [&](int n, int i, int row, int o) {
+        if constexpr (kApart) {
+          if (Exists(params, row, o)) parts[row * tile.ld_parts + o] = sum[m][n][i];
+        } else {
+          total[m][n][i] += sum[m][n][i];
+        }
         sum[m][n][i] = 0.0f;
       });
     }
   }
+  if constexpr (!kApart) {
 #pragma unroll
-  for (int m = 0; m < kOutTiles; ++m) {
-    Addends addends[kRowTiles][4];
-    for_mine(m, [&](int n, int i, int row, int o) { addends[n][i] = LoadAddends(params, row, o); });
-    for_mine(m, [&](int n, int i, int row, int o) { Store(params, row, o, total[m][n][i], addends[n][i]); });
+    for (int m = 0; m < kOutTiles; ++m) {
+      Addends addends[kRowTiles][4];
+      for_mine(m, [&](int n, int i, int row, int o) { addends[n][i] = LoadAddends(params, row, o); });
+      for_mine(m, [&](int n, int i, int row, int o) { Store(params, row, o, total[m][n][i], addends[n][i]); });
+    }
   }
+}
+
+// y from the sums of parts, four outputs a thread; a row for each blockIdx.x.
+__global__ void __launch_bounds__(kThreads) JoinPartsKernel(TileParams tile) {
+  const RowsParams& params = tile.rows;
+  const int64_t row = blockIdx.x, o = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * 4;
+  if (o >= params.out) return;
+  float4 sums[kParts];
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    sums[part] =
+        *reinterpret_cast<const float4*>(tile.parts + (part * int64_t{params.p.rows} + row) * tile.ld_parts + o);
+  }
+  Addends addends[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) addends[i] = LoadAddends(params, row, o + i);
+  float total[4] = {};
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    total[0] += sums[part].x;
+    total[1] += sums[part].y;
+    total[2] += sums[part].z;
+    total[3] += sums[part].w;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) Store(params, row, o + i, total[i], addends[i]);
 }
 
 struct RoundParams {
@@ -463,15 +518,40 @@ cudaError_t LaunchBF16(const RowsParams& params, const Target& target) {
                 target, params);
 }
 
+// So many tiles are left whole: they leave few multiprocessors idle, and parts cost a launch and their way through the
+// cache.
+constexpr int64_t kManyTiles = 90;
+
+// Device memory that may be used until the product is done.
+struct Scratch {
+  std::byte* memory;
+  int64_t bytes;
+};
+
 template <int kOuts, int kRows, int kStages, int kBlocks>
-cudaError_t LaunchTiles(const TileParams& params, const Target& target) {
+cudaError_t LaunchTiles(TileParams params, const Scratch& left, const Target& target) {
+  const int64_t rows = params.rows.p.rows, row_tiles = DivideUp(rows, kRows);
+  const int64_t tiles = row_tiles * DivideUp(params.rows.out, kOuts);
+  params.ld_parts = DivideUp(params.rows.out, 4) * 4;
+  if (left.bytes >= kParts * rows * params.ld_parts * int64_t{sizeof(float)}) {
+    while (params.parts_each > 1 && tiles * (kParts / params.parts_each) < kManyTiles) params.parts_each /= 2;
+  }
+  if (params.parts_each < kParts) params.parts = reinterpret_cast<float*>(left.memory);
   // Blocks that share a piece of W are neighbours, so that it is read from memory once.
-  return Launch(LinearBF16TileKernel<kOuts, kRows, kStages, kBlocks>,
-                {.grid = dim3(static_cast<unsigned>(DivideUp(params.rows.p.rows, kRows)),
-                              static_cast<unsigned>(DivideUp(params.rows.out, kOuts))),
-                 .block = dim3(kThreads),
-                 .shared_bytes = kStages * int64_t{sizeof(TileStage<kOuts, kRows>)}},
-                target, params);
+  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(DivideUp(params.rows.out, kOuts)),
+                  static_cast<unsigned>(kParts / params.parts_each));
+  const bool apart = params.parts != nullptr;
+  const cudaError_t error = Launch(
+      apart ? LinearBF16TileKernel<kOuts, kRows, kStages, kBlocks, true>
+            : LinearBF16TileKernel<kOuts, kRows, kStages, kBlocks, false>,
+      {.grid = grid, .block = dim3(kThreads), .shared_bytes = kStages * int64_t{sizeof(TileStage<kOuts, kRows>)}},
+      target, params);
+  if (error != cudaSuccess || !apart) return error;
+  return Launch(
+      JoinPartsKernel,
+      {.grid = dim3(static_cast<unsigned>(rows), static_cast<unsigned>(DivideUp(params.ld_parts, 4 * kThreads))),
+       .block = dim3(kThreads)},
+      target, params);
 }
 
 // So few outputs that they make few blocks, one to a multiprocessor, even in small tiles.
@@ -487,13 +567,11 @@ cudaError_t LaunchFewRows(const RowsParams& params, const Target& target) {
   return few ? LaunchBF16<2, 4, 3, 1>(params, target) : LaunchBF16<3, 4, 2, 2>(params, target);
 }
 
-cudaError_t LaunchManyRows(const TileParams& params, const Target& target) {
+cudaError_t LaunchManyRows(const TileParams& params, const Scratch& left, const Target& target) {
   const int rows = params.rows.p.rows;
-  if (HasFewOutputs(params.rows) && rows <= 256) {
-    return rows <= 64 ? LaunchTiles<32, 64, 6, 2>(params, target) : LaunchTiles<64, 64, 5, 2>(params, target);
-  }
-  if (rows <= 64) return LaunchTiles<64, 64, 5, 2>(params, target);
-  return rows <= 128 ? LaunchTiles<64, 128, 4, 2>(params, target) : LaunchTiles<128, 128, 5, 1>(params, target);
+  if (rows <= 64) return LaunchTiles<64, 64, 5, 2>(params, left, target);
+  return rows <= 128 ? LaunchTiles<64, 128, 4, 2>(params, left, target)
+                     : LaunchTiles<128, 128, 5, 1>(params, left, target);
 }
 
 bool IsAligned(const void* pointer, int64_t stride_bytes) {
@@ -550,7 +628,9 @@ cudaError_t RunRows(const LinearParams& p, const LinearResources& resources, con
   if (p.math == LinearMath::kBF16) {
     if (p.rows <= kFewRows || RoundedRows(p, resources) == 0) return LaunchFewRows(params, target);
     return ForRoundedRows(p, resources, target, [&](const LinearParams& some) {
-      return LaunchManyRows({RowsOf(some), reinterpret_cast<const BF16*>(resources.scratch)}, target);
+      const int64_t rounded = some.rows * p.weights->row_stride() * int64_t{sizeof(BF16)};
+      const Scratch left{resources.scratch + DivideUp(rounded, 16) * 16, resources.scratch_bytes - rounded - 16};
+      return LaunchManyRows({RowsOf(some), reinterpret_cast<const BF16*>(resources.scratch)}, left, target);
     });
   }
   if (p.weights->dtype() == DType::kBF16) {

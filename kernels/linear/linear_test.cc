@@ -41,12 +41,14 @@ testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector
 
 // Said where a sum is too far from the truth.
 constexpr const char* kBound =
-    "\n(The bound is made for roundings to nearest. A GPU's tensor cores truncate, an instruction's 16 products at a "
-    "time: "
-    "should a sum be a little outside, that is why; far outside, or in f32 arithmetic, a product is wrong.)";
+    "\n(A GPU's tensor cores truncate, an instruction's 16 products at a time: should a sum be a little outside, that "
+    "is "
+    "why; far outside, or in f32 arithmetic, a product is wrong.)";
 
-// What the rows of calls are on a device.
-bool rows_are_steps = true;
+// Of the sum of the products' sizes. The vendor's library, which chunks go through, lets the tensor cores add up all of
+// `in` without a rounding: on an H100 the truncations came to 3.5e-7 for 5632 products, ours to less than 3e-7.
+bool rows_are_steps = true;  // of calls on a device
+double Allowed() { return rows_are_steps ? 3e-7 : 7e-7; }
 int32_t StepRows(int32_t rows) { return rows_are_steps ? rows : 0; }
 
 bool UseTarget(const std::string& target) {
@@ -161,7 +163,8 @@ TEST_P(LinearCase, AgreesWithTheReferenceOnEveryTarget) {
         // A chain of n roundings to 24 bits: the error grows like sqrt(n) times the sum's size, at worst like n.
         double size = 0.0;
         for (int64_t i = 0; i < c.in; ++i) size += std::abs(double{x[r * c.in + i]} * double{weights_[o * c.in + i]});
-        ASSERT_NEAR(y[r * c.out + o], expected[r * c.out + o], size * 3e-7) << "row " << r << " output " << o << kBound;
+        ASSERT_NEAR(y[r * c.out + o], expected[r * c.out + o], size * Allowed())
+            << "row " << r << " output " << o << kBound;
       }
     }
   }
@@ -229,7 +232,11 @@ TEST_P(LinearCase, ABiasIsAddedLast) {
       p.y = y.data();
       p.bias = bias.data();
       Linear(On(pool), p);
-      ASSERT_TRUE(SameBits(y, expected));
+      if (rows_are_steps) {
+        ASSERT_TRUE(SameBits(y, expected));
+      } else {  // the vendor's library has more digits of the sum when it adds the bias
+        for (size_t i = 0; i < y.size(); ++i) ASSERT_FLOAT_EQ(y[i], expected[i]) << "value " << i;
+      }
     }
   }
 }
@@ -358,7 +365,8 @@ TEST(LinearTest, ARowHasTheSameBitsAmongAnyNumberOfRows) {
           expected += product;
           magnitude += std::abs(product);
         }
-        ASSERT_NEAR(most[r * size.out + o], expected, magnitude * 3e-7) << "row " << r << " output " << o << kBound;
+        ASSERT_NEAR(most[r * size.out + o], expected, magnitude * Allowed())
+            << "row " << r << " output " << o << kBound;
       }
     }
   }

@@ -88,6 +88,7 @@ bool DeviceSampler::Pack(std::span<const SampleRow> rows, int32_t vocabulary) {
       memory_ = {};
       return false;
     }
+    device_.FillWithZeros(memory_.data(), memory_.size());  // gaps between arrays are copied, too
   }
   Put(tasks_, pinned_.get());
   Put(biases, pinned_.get() + bias_at);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <numeric>
 #include <set>
@@ -231,6 +232,91 @@ TEST_P(SamplingTest, TopPKeepsExactlyTheTokensThatReachIt) {
   EXPECT_THAT(support(0.6f), ElementsAre(1, 2));
   EXPECT_THAT(support(0.8f), ElementsAre(0, 1, 2));
   EXPECT_THAT(support(0.9f), ElementsAre(0, 1, 2, 3));
+}
+
+// What a device draws: sums of integers, whose order does not show.
+int32_t DrawFromIntegers(const std::vector<float>& logits, const SamplingSettings& settings, int64_t position) {
+  const auto n = static_cast<int32_t>(logits.size());
+  const auto scale = static_cast<float>(1.0 / double{settings.temperature});
+  std::vector<int32_t> ranked(n);
+  std::iota(ranked.begin(), ranked.end(), 0);
+  std::stable_sort(ranked.begin(), ranked.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  const float max = logits[ranked[0]];
+  const auto relative = [&](int32_t id) { return std::exp((logits[id] - max) * scale); };
+  const auto weight = [&](int32_t id) { return static_cast<uint64_t>(double{relative(id)} * 0x1p40 + 0.5); };
+  size_t kept = settings.top_k > 0 && settings.top_k < n ? settings.top_k : n;
+  if (settings.top_p < 1.0f) {
+    uint64_t total = 0, sum = 0;
+    for (size_t i = 0; i < kept; ++i) total += weight(ranked[i]);
+    const auto goal = static_cast<uint64_t>(static_cast<double>(total) * double{settings.top_p});
+    size_t nucleus = 0;
+    while (sum < std::max<uint64_t>(goal, 1)) sum += weight(ranked[nucleus++]);
+    kept = nucleus;
+  }
+  std::vector<uint64_t> shares(n, 0);
+  uint64_t total = 0;
+  for (size_t i = 0; i < kept; ++i) {
+    if (relative(ranked[i]) < settings.min_p) continue;
+    total += shares[ranked[i]] = weight(ranked[i]);
+  }
+  const auto product = static_cast<unsigned __int128>(total) * UniformBits(settings.seed, position);
+  const auto point = static_cast<uint64_t>(product >> 64);
+  uint64_t sum = 0;
+  for (int32_t id = 0;; ++id) {
+    sum += shares[id];
+    if (sum > point) return id;
+  }
+}
+
+TEST_P(SamplingTest, ADeviceKeepsExactlyTheRanksThatItShould) {
+  if (TestDevice() == nullptr) GTEST_SKIP() << "the processor sums in floating point";
+  const std::pair<const char*, void (*)(std::vector<float>&)> kChanges[] = {
+      {"normal", [](std::vector<float>&) {}},
+      {"all equal", [](std::vector<float>& logits) { std::fill(logits.begin(), logits.end(), -2.5f); }},
+      {"ties",
+       [](std::vector<float>& logits) {
+         for (float& x : logits) x = std::round(x);
+       }},
+      {"nearly equal",
+       [](std::vector<float>& logits) {
+         for (float& x : logits) x = 7.0f + 1e-3f * x;
+       }},
+      {"far apart",
+       [](std::vector<float>& logits) {
+         for (float& x : logits) x *= 300.0f;
+       }},
+      {"one huge", [](std::vector<float>& logits) { logits[logits.size() / 3] = 1e30f; }},
+      {"one very small", [](std::vector<float>& logits) { logits[logits.size() / 3] = -kHuge; }},
+  };
+  const SamplingSettings kSettings[] = {
+      {},
+      {.temperature = 0.8f, .top_k = 50},
+      {.temperature = 0.8f, .top_p = 0.9f},
+      {.temperature = 0.8f, .top_k = 50, .top_p = 0.9f},
+      {.temperature = 3.0f, .top_k = 2500, .top_p = 0.999f},
+      {.temperature = 0.02f, .top_k = 1100, .top_p = 0.5f},
+      {.temperature = 50.0f, .top_p = 0.7f, .min_p = 0.9f},
+  };
+  int draws = 0, others = 0;
+  for (const int32_t vocabulary : {4000, 32001, 248320}) {
+    for (const auto& [name, change] : kChanges) {
+      std::vector<float> logits = Normal(vocabulary, 7, 3.0f);
+      change(logits);
+      for (const SamplingSettings& settings : kSettings) {
+        for (int64_t position = 0; position < (vocabulary < 100000 ? 5 : 1); ++position) {
+          const int32_t expected = DrawFromIntegers(logits, settings, position);
+          const int32_t drawn = DrawAt(logits, settings, position);
+          ++draws;
+          if (drawn == expected) continue;
+          ++others;
+          std::printf("%s, %d tokens, settings %d, position %d: %d, expected %d\n", name, vocabulary,
+                      static_cast<int>(&settings - kSettings), static_cast<int>(position), drawn, expected);
+        }
+      }
+    }
+  }
+  // A device's exponential may round otherwise, which moves a draw only where it lies next to a border.
+  EXPECT_LE(others, draws / 50);
 }
 
 TEST_P(SamplingTest, TemperatureZeroTakesTheLowestIdOfTheGreatestLogit) {
