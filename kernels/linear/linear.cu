@@ -342,36 +342,36 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
   MyStage* const stages = Shared<MyStage>();
 
   // In place of W's rows behind the last one, that one again; in place of x's, zeros.
-  const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
-  const BF16* const x = tile.x + first_row * params.stride;
   const int copy_row = thread / 8, piece = thread % 8, place = piece ^ (4 * (copy_row % 2));
+  const auto* const W = Kept(reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride + 8 * piece);
+  const BF16* const x = Kept(tile.x + first_row * params.stride + 8 * piece);
+  const int rows_left = Kept(params.p.rows - first_row - copy_row);
   int w_from[kOuts / kCopied], x_from[kRows / kCopied];
 #pragma unroll
   for (int i = 0; i < kOuts / kCopied; ++i) {
     const int row = i * kCopied + copy_row, last = static_cast<int>(params.out - 1 - first_out);
-    w_from[i] = (row < last ? row : last) * stride;
+    w_from[i] = Kept((row < last ? row : last) * stride);
   }
 #pragma unroll
   for (int i = 0; i < kRows / kCopied; ++i) {
-    const int row = i * kCopied + copy_row;
-    x_from[i] = first_row + row < params.p.rows ? row * stride : -1;
+    x_from[i] = Kept(i * kCopied < rows_left ? (i * kCopied + copy_row) * stride : 0);
   }
+
   // The block's steps, of all of them from the tile's first part to the one before it.
   const int part_steps = PartOf(params.stride) / kStep, all_steps = kParts * part_steps;
   const int steps = tile.parts_each * part_steps;
   const int first_step = (FirstPart(first_out) * part_steps + static_cast<int>(blockIdx.z) * steps) % all_steps;
   const auto copy = [&](int s, MyStage& stage) {
     const int step = first_step + s < all_steps ? first_step + s : first_step + s - all_steps;
-    const int at = step * kStep + 8 * piece;
-    const bool there = at < stride;
+    const bool there = step * kStep + 8 * piece < stride;
+    const int at = there ? step * kStep : -8 * piece;
 #pragma unroll
     for (int i = 0; i < kOuts / kCopied; ++i) {
-      CopyAsync16(&stage.w[i * kCopied + copy_row][place], W + (there ? at : 0) + w_from[i], there);
+      CopyAsync16(&stage.w[i * kCopied + copy_row][place], W + (at + w_from[i]), there);
     }
 #pragma unroll
     for (int i = 0; i < kRows / kCopied; ++i) {
-      const bool x_there = there && x_from[i] >= 0;
-      CopyAsync16(&stage.x[i * kCopied + copy_row][place], x + (x_there ? at + x_from[i] : 0), x_there);
+      CopyAsync16(&stage.x[i * kCopied + copy_row][place], x + (at + x_from[i]), there && i * kCopied < rows_left);
     }
   };
 
@@ -570,7 +570,7 @@ cudaError_t LaunchFewRows(const RowsParams& params, const Target& target) {
 cudaError_t LaunchManyRows(const TileParams& params, const Scratch& left, const Target& target) {
   const int rows = params.rows.p.rows;
   if (rows <= 64) return LaunchTiles<64, 64, 5, 2>(params, left, target);
-  return rows <= 128 ? LaunchTiles<64, 128, 4, 2>(params, left, target)
+  return rows <= 128 ? LaunchTiles<64, 128, 5, 1>(params, left, target)
                      : LaunchTiles<128, 128, 5, 1>(params, left, target);
 }
 
