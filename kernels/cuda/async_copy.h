@@ -66,6 +66,11 @@ inline void WaitForCopies() {
   }
 }
 
+template <typename T>
+inline T Kept(T value) {
+  return value;
+}
+
 #else
 
 // Copies 16 bytes, past the first-level cache; or writes zeros, if they are not there. Both addresses are multiples
@@ -98,6 +103,18 @@ __device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_g
 template <int kPending>
 __device__ __forceinline__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// The value, for the compiler from nowhere: what copies in a loop are from is else computed anew for each of them.
+__device__ __forceinline__ int Kept(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+template <typename T>
+__device__ __forceinline__ const T* Kept(const T* value) {
+  asm volatile("" : "+l"(value));
+  return value;
 }
 
 #endif

@@ -30,11 +30,28 @@ struct RowsParams {
   bool aligned = false;  // x is made of pieces of 16 bytes, each at a multiple of that
 };
 
-__device__ __forceinline__ void Store(const RowsParams& params, int64_t row, int64_t o, float sum) {
-  float* const y = params.p.y + row * params.p.ldy + o;
-  if (params.p.accumulate) sum += *y;
-  if (params.p.bias != nullptr) sum += params.p.bias[o];
-  *y = sum;
+// What is added to the sum of an output. It is loaded before the sums are there, and for all of a thread's outputs
+// before the first of them is stored, which the compiler may not do: a store could be to what is loaded next.
+struct Addends {
+  float y = 0.0f;
+  float bias = 0.0f;
+};
+
+__device__ __forceinline__ bool Exists(const RowsParams& params, int64_t row, int64_t o) {
+  return row < params.p.rows && o < params.out;
+}
+
+__device__ __forceinline__ Addends LoadAddends(const RowsParams& params, int64_t row, int64_t o) {
+  return {.y = params.p.accumulate && Exists(params, row, o) ? params.p.y[row * params.p.ldy + o] : 0.0f,
+          .bias = params.p.bias != nullptr && o < params.out ? params.p.bias[o] : 0.0f};
+}
+
+__device__ __forceinline__ void Store(const RowsParams& params, int64_t row, int64_t o, float sum,
+                                      const Addends& addends) {
+  if (!Exists(params, row, o)) return;
+  if (params.p.accumulate) sum += addends.y;
+  if (params.p.bias != nullptr) sum += addends.bias;
+  params.p.y[row * params.p.ldy + o] = sum;
 }
 
 // What a lane reads of a row at a time. `to` beyond the row's end, whose values number a multiple of four, is zeros.
@@ -117,18 +134,22 @@ __global__ void __launch_bounds__(kThreads, 2) LinearF32Kernel(RowsParams params
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const float total = GroupSum<kWarp>(sum[o][r]);
-      if (lane == 0 && first_out + o < params.out && first_row + r < params.p.rows) {
-        Store(params, first_row + r, first_out + o, total);
-      }
+      if (lane != 0) continue;
+      Store(params, first_row + r, first_out + o, total, LoadAddends(params, first_row + r, first_out + o));
     }
   }
 }
 
 // bf16 arithmetic cuts `in` into kParts parts, the same for every launch over a matrix. The sum of a part takes its
 // products in ascending order, kDepth values by two matrix instructions at a time; the sum of the whole takes those of
-// the parts in their order. What lies beyond a row's end is zeros, which change no sum.
+// the parts in their order, and begins with another part for every kOutsInStep outputs: blocks that walk through `in`
+// are then at different places of x, and not all of them ask for the same few lines of memory at a time. What lies
+// beyond a row's end is zeros, which change no sum.
 constexpr int kParts = 8;
 constexpr int kDepth = 32;
+constexpr int kOutsInStep = 128;
+
+__device__ __forceinline__ int FirstPart(int64_t o) { return static_cast<int>(o / kOutsInStep % kParts); }
 
 // A multiple of 2 kDepth, the depth of the tiles of many rows.
 __device__ __forceinline__ int PartOf(int64_t stride) {
@@ -235,6 +256,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
     }
   };
 
+  constexpr int kMine = (kOuts * kRows + kThreads - 1) / kThreads;  // outputs that the thread will store
+  const auto mine = [&](int i) { return static_cast<int>(threadIdx.x) + i * kThreads; };
+  Addends addends[kMine];
+  const auto load_addends = [&] {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      addends[i] = LoadAddends(params, first_row + mine(i) / kOuts, first_out + mine(i) % kOuts);
+    }
+  };
+  if (kMine == 1) load_addends();  // later, where they would take too many registers
+
   const int part = PartOf(params.stride), begin = warp * part;
   const int left = stride - begin < part ? stride - begin : part;
   const int steps = left > 0 ? (left + kDepth - 1) / kDepth : 0;
@@ -261,27 +293,32 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
     ForTileElements(sum[m],
                     [&](int o, int r, float value) { parts[warp * kWarpFloats + r * kPitch + 16 * m + o] = value; });
   }
+  if (kMine > 1) load_addends();
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kOuts * kRows; i += kThreads) {
-    const int64_t o = first_out + i % kOuts, row = first_row + i / kOuts;
-    if (o >= params.out || row >= params.p.rows) continue;
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int o = mine(i) % kOuts, r = mine(i) / kOuts;
+    if (r >= kRows) break;
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kParts; ++w) total += parts[w * kWarpFloats + i / kOuts * kPitch + i % kOuts];
-    Store(params, row, o, total);
+    for (int part = 0; part < kParts; ++part) {
+      const int w = (FirstPart(first_out + o) + part) % kParts;
+      total += parts[w * kWarpFloats + r * kPitch + o];
+    }
+    Store(params, first_row + r, first_out + o, total, addends[i]);
   }
 }
 
 // Many rows, already rounded, with W's stride. A block's warps share a tile of kOuts outputs by kRows rows, two of them
 // along the outputs and four along the rows; what they read of W and x, twice kDepth values of each row at a time, goes
-// through shared memory. They walk through `in` from one end to the other and put a part's sum aside at its end. Where
-// there are too few tiles to keep all multiprocessors busy, blocks share out the parts of a tile, too (blockIdx.z), and
-// leave the sums to JoinPartsKernel: the same sums in the same order.
+// through shared memory. They walk through `in`, part by part, and put a part's sum aside at its end. Where there are
+// too few tiles to keep all multiprocessors busy, blocks share out the parts of a tile, too (blockIdx.z), and leave the
+// sums to JoinPartsKernel: the same sums in the same order.
 struct TileParams {
   RowsParams rows;
   const BF16* x = nullptr;
   int parts_each = kParts;
-  float* parts = nullptr;  // [kParts][rows][ld_parts], if parts_each < kParts
+  float* parts = nullptr;  // [kParts][rows][ld_parts] in the order of sums, if parts_each < kParts
   int64_t ld_parts = 0;
 };
 
@@ -294,45 +331,53 @@ struct TileStage {  // piece p of row r is at p ^ (4 * (r % 2)): so that a read 
 template <int kOuts, int kRows, int kStages, int kBlocks, bool kApart>
 __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TileParams tile) {
   using MyStage = TileStage<kOuts, kRows>;
+  static_assert(kOutsInStep % kOuts == 0);
   constexpr int kStep = 2 * kDepth, kCopied = kThreads / 8;  // rows that the block copies at a time
   constexpr int kOutTiles = kOuts / 2 / 16, kRowTiles = kRows / 4 / 8;
   const RowsParams& params = tile.rows;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const int g = lane / 4, t = lane % 4;
-  const int64_t first_row = int64_t{blockIdx.x} * kRows, first_out = int64_t{blockIdx.y} * kOuts;
+  const int first_row = static_cast<int>(blockIdx.x) * kRows, first_out = static_cast<int>(blockIdx.y) * kOuts;
   const int stride = static_cast<int>(params.stride);
   MyStage* const stages = Shared<MyStage>();
 
-  // In place of rows behind the last one, that one again.
-  const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
-  const BF16* const x = tile.x + first_row * params.stride;
+  // In place of W's rows behind the last one, that one again; in place of x's, zeros.
   const int copy_row = thread / 8, piece = thread % 8, place = piece ^ (4 * (copy_row % 2));
+  const auto* const W = Kept(reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride + 8 * piece);
+  const BF16* const x = Kept(tile.x + first_row * params.stride + 8 * piece);
+  const int rows_left = Kept(params.p.rows - first_row - copy_row);
   int w_from[kOuts / kCopied], x_from[kRows / kCopied];
 #pragma unroll
   for (int i = 0; i < kOuts / kCopied; ++i) {
     const int row = i * kCopied + copy_row, last = static_cast<int>(params.out - 1 - first_out);
-    w_from[i] = (row < last ? row : last) * stride;
+    w_from[i] = Kept((row < last ? row : last) * stride);
   }
 #pragma unroll
   for (int i = 0; i < kRows / kCopied; ++i) {
-    const int row = i * kCopied + copy_row, last = static_cast<int>(params.p.rows - 1 - first_row);
-    x_from[i] = (row < last ? row : last) * stride;
+    x_from[i] = Kept(i * kCopied < rows_left ? (i * kCopied + copy_row) * stride : 0);
   }
-  const auto copy = [&](int step, MyStage& stage) {
-    const int at = step * kStep + 8 * piece;
-    const bool there = at < stride;
+
+  // The block's steps, of all of them from the tile's first part to the one before it.
+  const int part_steps = PartOf(params.stride) / kStep, all_steps = kParts * part_steps;
+  const int steps = tile.parts_each * part_steps;
+  const int first_step = (FirstPart(first_out) * part_steps + static_cast<int>(blockIdx.z) * steps) % all_steps;
+  const auto copy = [&](int s, MyStage& stage) {
+    const int step = first_step + s < all_steps ? first_step + s : first_step + s - all_steps;
+    const bool there = step * kStep + 8 * piece < stride;
+    const int at = there ? step * kStep : -8 * piece;
 #pragma unroll
     for (int i = 0; i < kOuts / kCopied; ++i) {
-      CopyAsync16(&stage.w[i * kCopied + copy_row][place], W + (there ? at : 0) + w_from[i], there);
+      CopyAsync16(&stage.w[i * kCopied + copy_row][place], W + (at + w_from[i]), there);
     }
 #pragma unroll
     for (int i = 0; i < kRows / kCopied; ++i) {
-      CopyAsync16(&stage.x[i * kCopied + copy_row][place], x + (there ? at : 0) + x_from[i], there);
+      CopyAsync16(&stage.x[i * kCopied + copy_row][place], x + (at + x_from[i]), there && i * kCopied < rows_left);
     }
   };
 
   const int warp_out = warp / 4 * (kOuts / 2), warp_row = warp % 4 * (kRows / 4);
-  float sum[kOutTiles][kRowTiles][4] = {}, total[kOutTiles][kRowTiles][4] = {};
+  float sum[kOutTiles][kRowTiles][4] = {};
+  [[maybe_unused]] float total[kOutTiles][kRowTiles][4] = {};
   const auto multiply = [&](const MyStage& stage) {
 #pragma unroll
     for (int depth = 0; depth < 2; ++depth) {
@@ -348,56 +393,52 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
     }
   };
 
-  const int part_steps = PartOf(params.stride) / kStep, all_steps = (stride + kStep - 1) / kStep;
-  int part = static_cast<int>(blockIdx.z) * tile.parts_each;
-  const int first_step = part * part_steps, block_end = first_step + tile.parts_each * part_steps;
-  if (first_step >= all_steps) return;
-  const int steps = block_end < all_steps ? block_end : all_steps;
+  // Calls give(n, i, row, o) for element i of each tile (m, n) of the lane.
+  const auto for_mine = [&](int m, auto give) {
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        give(n, i, first_row + warp_row + 8 * n + 2 * t + i % 2, first_out + warp_out + 16 * m + g + i / 2 * 8);
+      }
+    }
+  };
+
   // Step by step, kStages - 1 of them behind the copies.
-  int from = 0, to = 0, left = part_steps;
+  int from = 0, to = 0, left = part_steps, part = static_cast<int>(blockIdx.z) * tile.parts_each;
 #pragma unroll 1
-  for (int s = first_step + 1 - kStages; s < steps; ++s) {
-    if (s >= first_step) {
+  for (int s = 1 - kStages; s < steps; ++s) {
+    if (s >= 0) {
       WaitForCopies<kStages - 2>();
       __syncthreads();  // everybody's copies are there, and everybody has read what the next ones overwrite
     }
     if (s + kStages - 1 < steps) copy(s + kStages - 1, stages[to]);
     CommitCopies();
     to = to + 1 == kStages ? 0 : to + 1;
-    if (s < first_step) continue;
+    if (s < 0) continue;
     multiply(stages[from]);
     from = from + 1 == kStages ? 0 : from + 1;
-    if (--left > 0 && s + 1 < steps) continue;
+    if (--left > 0) continue;
     left = part_steps;
-    if constexpr (kApart) {
-      float* const parts = tile.parts + (part++ * int64_t{params.p.rows} + first_row) * tile.ld_parts + first_out;
-#pragma unroll
-      for (int m = 0; m < kOutTiles; ++m) {
-        ForTileElements(sum[m], [&](int o, int r, float value) {
-          const int out = warp_out + 16 * m + o, row = warp_row + r;
-          if (first_out + out < params.out && first_row + row < params.p.rows) parts[row * tile.ld_parts + out] = value;
-        });
-      }
-    }
+    [[maybe_unused]] float* const parts = tile.parts + part++ * int64_t{params.p.rows} * tile.ld_parts;
 #pragma unroll
     for (int m = 0; m < kOutTiles; ++m) {
-#pragma unroll
-      for (int n = 0; n < kRowTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if constexpr (!kApart) total[m][n][i] += sum[m][n][i];
-          sum[m][n][i] = 0.0f;
+      for_mine(m, [&](int n, int i, int row, int o) {
+        if constexpr (kApart) {
+          if (Exists(params, row, o)) parts[row * tile.ld_parts + o] = sum[m][n][i];
+        } else {
+          total[m][n][i] += sum[m][n][i];
         }
-      }
+        sum[m][n][i] = 0.0f;
+      });
     }
   }
   if constexpr (!kApart) {
 #pragma unroll
     for (int m = 0; m < kOutTiles; ++m) {
-      ForTileElements(total[m], [&](int o, int r, float value) {
-        const int64_t out = first_out + warp_out + 16 * m + o, row = first_row + warp_row + r;
-        if (out < params.out && row < params.p.rows) Store(params, row, out, value);
-      });
+      Addends addends[kRowTiles][4];
+      for_mine(m, [&](int n, int i, int row, int o) { addends[n][i] = LoadAddends(params, row, o); });
+      for_mine(m, [&](int n, int i, int row, int o) { Store(params, row, o, total[m][n][i], addends[n][i]); });
     }
   }
 }
@@ -407,13 +448,15 @@ __global__ void __launch_bounds__(kThreads) JoinPartsKernel(TileParams tile) {
   const RowsParams& params = tile.rows;
   const int64_t row = blockIdx.x, o = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * 4;
   if (o >= params.out) return;
-  const int count = static_cast<int>(DivideUp(params.stride, PartOf(params.stride)));
   float4 sums[kParts];
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
-    const float* const from = tile.parts + (part * int64_t{params.p.rows} + row) * tile.ld_parts + o;
-    sums[part] = part < count ? *reinterpret_cast<const float4*>(from) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    sums[part] =
+        *reinterpret_cast<const float4*>(tile.parts + (part * int64_t{params.p.rows} + row) * tile.ld_parts + o);
   }
+  Addends addends[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) addends[i] = LoadAddends(params, row, o + i);
   float total[4] = {};
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
@@ -423,9 +466,7 @@ __global__ void __launch_bounds__(kThreads) JoinPartsKernel(TileParams tile) {
     total[3] += sums[part].w;
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (o + i < params.out) Store(params, row, o + i, total[i]);
-  }
+  for (int i = 0; i < 4; ++i) Store(params, row, o + i, total[i], addends[i]);
 }
 
 struct RoundParams {
@@ -477,8 +518,9 @@ cudaError_t LaunchBF16(const RowsParams& params, const Target& target) {
                 target, params);
 }
 
-// Blocks that keep the multiprocessors of a large device busy.
-constexpr int64_t kManyBlocks = 200;
+// So many tiles are left whole: they leave few multiprocessors idle, and parts cost a launch and their way through the
+// cache.
+constexpr int64_t kManyTiles = 90;
 
 // Device memory that may be used until the product is done.
 struct Scratch {
@@ -492,7 +534,7 @@ cudaError_t LaunchTiles(TileParams params, const Scratch& left, const Target& ta
   const int64_t tiles = row_tiles * DivideUp(params.rows.out, kOuts);
   params.ld_parts = DivideUp(params.rows.out, 4) * 4;
   if (left.bytes >= kParts * rows * params.ld_parts * int64_t{sizeof(float)}) {
-    while (params.parts_each > 1 && tiles * (kParts / params.parts_each) < kManyBlocks) params.parts_each /= 2;
+    while (params.parts_each > 1 && tiles * (kParts / params.parts_each) < kManyTiles) params.parts_each /= 2;
   }
   if (params.parts_each < kParts) params.parts = reinterpret_cast<float*>(left.memory);
   // Blocks that share a piece of W are neighbours, so that it is read from memory once.
@@ -528,7 +570,7 @@ cudaError_t LaunchFewRows(const RowsParams& params, const Target& target) {
 cudaError_t LaunchManyRows(const TileParams& params, const Scratch& left, const Target& target) {
   const int rows = params.rows.p.rows;
   if (rows <= 64) return LaunchTiles<64, 64, 5, 2>(params, left, target);
-  return rows <= 128 ? LaunchTiles<64, 128, 4, 2>(params, left, target)
+  return rows <= 128 ? LaunchTiles<64, 128, 5, 1>(params, left, target)
                      : LaunchTiles<128, 128, 5, 1>(params, left, target);
 }
 
