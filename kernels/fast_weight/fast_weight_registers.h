@@ -4,6 +4,7 @@
 // (fast_weight_config.h). A lane's values lie in runs of 16 bytes, as memory is read.
 #pragma once
 
+#include "kernels/cuda/async_copy.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/group.h"
 #include "kernels/cuda/math.h"
@@ -237,8 +238,42 @@ class ReplayEntries {
 
   // Adds what steps before have left out to `count` rows of the state, from `row` on.
   __device__ __forceinline__ void AddTo(Rows& rows, int lane, int row, int count) const {
-    const float* entry = first_;
-    for (int32_t e = 0; e < pending_; ++e, entry += floats_) {
+    Add(first_, floats_, row, rows, lane, count);
+  }
+
+  // The same by way of shared memory, so that a block waits once for all of them: Fetch asks for rows [begin, end) of
+  // each, and after WaitForFetched and a barrier they are added. `begin` is a multiple of 4. All threads take part.
+  static constexpr int FetchedFloats(int rows) { return kK + 4 + (rows + 3) / 4 * 4; }
+  __device__ __forceinline__ void Fetch(int begin, int end, float* to) const {
+    constexpr int kKey = kK / 4 + 1;  // copies for k and the decay
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int warps = static_cast<int>(blockDim.x) / kWarp, stride = FetchedFloats(end - begin);
+#pragma unroll 1
+    for (int e = warp; e < pending_; e += warps) {
+      for (int i = lane; i < stride / 4; i += kWarp) {
+        CopyAsync16(to + e * stride + 4 * i, first_ + e * floats_ + 4 * i + (i < kKey ? 0 : begin), true);
+      }
+    }
+    CommitCopies();
+  }
+  static __device__ __forceinline__ void WaitForFetched() { WaitForCopies<0>(); }
+  __device__ __forceinline__ void AddFetched(const float* fetched, int begin, int end, Rows& rows, int lane, int row,
+                                             int count) const {
+    Add(fetched, FetchedFloats(end - begin), row - begin, rows, lane, count);
+  }
+
+  // What a step leaves out: k and decay, and where u of the rows from `row` on goes.
+  __device__ __forceinline__ void Keep(const RowInputs<kK, kRule, Stored>& in, int lane) const {
+    float* const entry = first_ + pending_ * floats_;
+    Rows::In::Store(in.k, lane, entry);
+    if (lane == 0) entry[kK] = DecaysHeads(kRule) ? in.decay : 1.0f;
+  }
+  __device__ __forceinline__ float* Written(int row) const { return first_ + pending_ * floats_ + kK + 4 + row; }
+
+ private:
+  __device__ __forceinline__ void Add(const float* entry, int stride, int row, Rows& rows, int lane, int count) const {
+#pragma unroll 1
+    for (int32_t e = 0; e < pending_; ++e, entry += stride) {
       float k[Rows::In::kFloats];
       Rows::In::Load(entry, lane, true, k);
       const float decay = entry[kK];
@@ -254,15 +289,6 @@ class ReplayEntries {
     }
   }
 
-  // What a step leaves out: k and decay, and where u of the rows from `row` on goes.
-  __device__ __forceinline__ void Keep(const RowInputs<kK, kRule, Stored>& in, int lane) const {
-    float* const entry = first_ + pending_ * floats_;
-    Rows::In::Store(in.k, lane, entry);
-    if (lane == 0) entry[kK] = DecaysHeads(kRule) ? in.decay : 1.0f;
-  }
-  __device__ __forceinline__ float* Written(int row) const { return first_ + pending_ * floats_ + kK + 4 + row; }
-
- private:
   int32_t floats_, pending_;
   float* first_;
 };
