@@ -21,14 +21,19 @@ bool AreKeysAligned(const FastWeightParams& p) {
 cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, RowsForm form, const Target& target) {
   if (p.rows.num_sequences == 0) return cudaSuccess;
   const FastWeightRowsConfig config = ChooseRowsConfig(p.shape);
-  const FastWeightRowsParams params{.p = p,
-                                    .taken = taken,
-                                    .rows_per_block = config.rows_per_block,
-                                    .blocks_per_head = config.blocks_per_head,
-                                    .aligned = AreKeysAligned(p)};
-  const Shape shape{.grid = dim3(static_cast<unsigned>(p.rows.num_sequences),
-                                 static_cast<unsigned>(p.shape.value_heads * config.blocks_per_head)),
-                    .block = dim3(static_cast<unsigned>(config.threads))};
+  FastWeightRowsParams params{.p = p,
+                              .taken = taken,
+                              .rows_per_block = config.rows_per_block,
+                              .blocks_per_head = config.blocks_per_head,
+                              .aligned = AreKeysAligned(p)};
+  Shape shape{.grid = dim3(static_cast<unsigned>(p.rows.num_sequences),
+                           static_cast<unsigned>(p.shape.value_heads * config.blocks_per_head)),
+              .block = dim3(static_cast<unsigned>(config.threads))};
+  if (form == RowsForm::kReplayStep) {
+    const int64_t bytes = FetchedEntriesBytes(p, config.rows_per_block);
+    params.fetches = bytes <= kMostFetchedBytes;
+    if (params.fetches) shape.shared_bytes = bytes;
+  }
   return WithRuleAndType(p, [&]<UpdateRule kRule, typename Stored>() {
     if (config.key_dim == 0) return Launch(FastWeightAnyRowsKernel<kRule, Stored>, shape, target, params);
     return WithKeyDim<16, 32, 64, 128, 256>(config.key_dim, [&]<int kK>() {

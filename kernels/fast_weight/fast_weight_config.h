@@ -48,6 +48,12 @@ constexpr FastWeightRowsConfig ChooseRowsConfig(const FastWeightShape& shape) {
   return config;
 }
 
+// What a block fetches of the replay form's entries to shared memory, if it has `rows` of a head's state.
+inline constexpr int64_t kMostFetchedBytes = 32 << 10;  // else it reads them from where they are
+constexpr int64_t FetchedEntriesBytes(const FastWeightParams& p, int32_t rows) {
+  return int64_t{4} * (p.replay.interval - 1) * (p.shape.key_dim + 4 + (rows + 3) / 4 * 4);
+}
+
 // The parallel form of a chunk: a block has a head's whole chunk of q and k, and some of the rows of its state
 // (values), in shared memory. Strides are such that the lanes of a warp meet no bank twice: they read 16 bytes of each
 // of 8 rows at a time, or 8 bytes at 4 neighbouring columns of each of 4 rows.

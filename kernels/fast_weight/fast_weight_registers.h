@@ -4,6 +4,7 @@
 // (fast_weight_config.h). A lane's values lie in runs of 16 bytes, as memory is read.
 #pragma once
 
+#include "kernels/cuda/async_copy.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/group.h"
 #include "kernels/cuda/math.h"
@@ -13,24 +14,6 @@ namespace palimpsest::cuda {
 
 // A log-decay below -10^4, infinity included, counts as -10^4 (README.md); NaN stays.
 __device__ __forceinline__ float DecayOf(float log_decay) { return expf(log_decay < -1e4f ? -1e4f : log_decay); }
-
-// 16 bytes of memory. Streamed: of a state, which nobody reads again before all others of its size have passed through
-// the caches, so that it need not push out what is.
-template <bool kStreamed, typename Bytes>
-__device__ __forceinline__ Bytes LoadBytes(const void* from) {
-  const auto* const at = static_cast<const Bytes*>(from);
-  if constexpr (kStreamed) return __ldcs(at);
-  return *at;
-}
-template <bool kStreamed, typename Bytes>
-__device__ __forceinline__ void StoreBytes(const Bytes& bytes, void* to) {
-  auto* const at = static_cast<Bytes*>(to);
-  if constexpr (kStreamed) {
-    __stcs(at, bytes);
-  } else {
-    *at = bytes;
-  }
-}
 
 // Where the values of a lane are in a row of K that is stored as Stored.
 template <int kK, typename Stored>
@@ -42,14 +25,13 @@ struct Spread {
 
   static constexpr int kApart = kLanes * kRun;  // runs of a lane
 
-  template <bool kStreamed = false>
   static __device__ __forceinline__ void Load(const float* row, int lane, bool aligned, float (&to)[kFloats]) {
     row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kFloats; i += 4) {
       const float* const at = row + (i / kRun * kApart + i % kRun);
       if (aligned) {
-        const float4 four = LoadBytes<kStreamed, float4>(at);
+        const float4 four = *reinterpret_cast<const float4*>(at);
         to[i] = four.x;
         to[i + 1] = four.y;
         to[i + 2] = four.z;
@@ -61,23 +43,21 @@ struct Spread {
     }
   }
 
-  template <bool kStreamed = false>
   static __device__ __forceinline__ void Store(const float (&from)[kFloats], int lane, float* row) {
     row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kFloats; i += 4) {
-      StoreBytes<kStreamed>(make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]),
-                            row + (i / kRun * kApart + i % kRun));
+      *reinterpret_cast<float4*>(row + (i / kRun * kApart + i % kRun)) =
+          make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
     }
   }
 
   // bfloat16, two to a word.
-  template <bool kStreamed = false>
   static __device__ __forceinline__ void Load(const BF16* row, int lane, bool, float (&to)[kFloats]) {
     row += lane * kRun;
 #pragma unroll
     for (int i = 0; i < kRuns; ++i) {
-      const uint4 run = LoadBytes<kStreamed, uint4>(row + i * kApart);
+      const uint4 run = *reinterpret_cast<const uint4*>(row + i * kApart);
       const uint32_t words[] = {run.x, run.y, run.z, run.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -87,7 +67,6 @@ struct Spread {
     }
   }
 
-  template <bool kStreamed = false>
   static __device__ __forceinline__ void Store(const float (&from)[kFloats], int lane, BF16* row) {
     row += lane * kRun;
 #pragma unroll
@@ -98,7 +77,7 @@ struct Spread {
         const float* const pair = from + i * kRun + 2 * j;
         words[j] = PackBF16(pair[0], pair[1]);
       }
-      StoreBytes<kStreamed>(make_uint4(words[0], words[1], words[2], words[3]), row + i * kApart);
+      *reinterpret_cast<uint4*>(row + i * kApart) = make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
 };
@@ -145,7 +124,7 @@ struct RowsInRegisters {
 #pragma unroll
     for (int n = 0; n < kRows; ++n) {
       if (n < rows) {
-        In::template Load<true>(state + n * kK, lane, true, S[n]);
+        In::Load(state + n * kK, lane, true, S[n]);
       } else {
 #pragma unroll
         for (float& value : S[n]) value = 0.0f;
@@ -156,7 +135,7 @@ struct RowsInRegisters {
   __device__ __forceinline__ void Store(int lane, int rows, Stored* state) const {
 #pragma unroll
     for (int n = 0; n < kRows; ++n) {
-      if (n < rows) In::template Store<true>(S[n], lane, state + n * kK);
+      if (n < rows) In::Store(S[n], lane, state + n * kK);
     }
   }
 
@@ -237,8 +216,42 @@ class ReplayEntries {
 
   // Adds what steps before have left out to `count` rows of the state, from `row` on.
   __device__ __forceinline__ void AddTo(Rows& rows, int lane, int row, int count) const {
-    const float* entry = first_;
-    for (int32_t e = 0; e < pending_; ++e, entry += floats_) {
+    Add(first_, floats_, row, rows, lane, count);
+  }
+
+  // The same by way of shared memory, so that a block waits once for all of them: Fetch asks for rows [begin, end) of
+  // each, and after WaitForFetched and a barrier they are added. `begin` is a multiple of 4. All threads take part.
+  static constexpr int FetchedFloats(int rows) { return kK + 4 + (rows + 3) / 4 * 4; }
+  __device__ __forceinline__ void Fetch(int begin, int end, float* to) const {
+    constexpr int kKey = kK / 4 + 1;  // copies for k and the decay
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int warps = static_cast<int>(blockDim.x) / kWarp, stride = FetchedFloats(end - begin);
+#pragma unroll 1
+    for (int e = warp; e < pending_; e += warps) {
+      for (int i = lane; i < stride / 4; i += kWarp) {
+        CopyAsync16(to + e * stride + 4 * i, first_ + e * floats_ + 4 * i + (i < kKey ? 0 : begin), true);
+      }
+    }
+    CommitCopies();
+  }
+  static __device__ __forceinline__ void WaitForFetched() { WaitForCopies<0>(); }
+  __device__ __forceinline__ void AddFetched(const float* fetched, int begin, int end, Rows& rows, int lane, int row,
+                                             int count) const {
+    Add(fetched, FetchedFloats(end - begin), row - begin, rows, lane, count);
+  }
+
+  // What a step leaves out: k and decay, and where u of the rows from `row` on goes.
+  __device__ __forceinline__ void Keep(const RowInputs<kK, kRule, Stored>& in, int lane) const {
+    float* const entry = first_ + pending_ * floats_;
+    Rows::In::Store(in.k, lane, entry);
+    if (lane == 0) entry[kK] = DecaysHeads(kRule) ? in.decay : 1.0f;
+  }
+  __device__ __forceinline__ float* Written(int row) const { return first_ + pending_ * floats_ + kK + 4 + row; }
+
+ private:
+  __device__ __forceinline__ void Add(const float* entry, int stride, int row, Rows& rows, int lane, int count) const {
+#pragma unroll 1
+    for (int32_t e = 0; e < pending_; ++e, entry += stride) {
       float k[Rows::In::kFloats];
       Rows::In::Load(entry, lane, true, k);
       const float decay = entry[kK];
@@ -254,15 +267,6 @@ class ReplayEntries {
     }
   }
 
-  // What a step leaves out: k and decay, and where u of the rows from `row` on goes.
-  __device__ __forceinline__ void Keep(const RowInputs<kK, kRule, Stored>& in, int lane) const {
-    float* const entry = first_ + pending_ * floats_;
-    Rows::In::Store(in.k, lane, entry);
-    if (lane == 0) entry[kK] = DecaysHeads(kRule) ? in.decay : 1.0f;
-  }
-  __device__ __forceinline__ float* Written(int row) const { return first_ + pending_ * floats_ + kK + 4 + row; }
-
- private:
   int32_t floats_, pending_;
   float* first_;
 };

@@ -28,6 +28,7 @@ struct FastWeightRowsParams {
   int32_t rows_per_block = 0;
   int32_t blocks_per_head = 0;
   bool aligned = false;  // q and k may be read 16 bytes at a time
+  bool fetches = false;  // entries of the replay form go by way of shared memory
 };
 
 // One block's place in the work.
@@ -74,7 +75,16 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, RowsBlocks
   float* written = nullptr;
   const ReplayEntries<kK, kRule, Stored> entries(p, task.slot, task.value_head, pending);
   if constexpr (kReplay) {
-    entries.AddTo(rows, lane, first, count);
+    if (params.fetches) {
+      const int v_end = task.v_begin + params.rows_per_block < V ? task.v_begin + params.rows_per_block : V;
+      float* const fetched = Shared<float>();
+      entries.Fetch(task.v_begin, v_end, fetched);
+      entries.WaitForFetched();
+      __syncthreads();
+      entries.AddFetched(fetched, task.v_begin, v_end, rows, lane, first, count);
+    } else {
+      entries.AddTo(rows, lane, first, count);
+    }
     write = task.row_begin == task.row_end || pending == p.replay.interval - 1;
     if (!write) written = entries.Written(first);
   }

@@ -27,6 +27,8 @@ struct MixerStepParams {
   const float* x = nullptr;
   int64_t ldx = 0;
   int32_t q = 0, k = 0, v = 0;
+  // Where in shared memory the replay form's entries go; -1: they are read from where they are.
+  int32_t entries = -1;
 };
 
 // What a block has of its head.
@@ -54,6 +56,43 @@ struct MixerPart {
     const int value_head = p.config.pieces_per_head.Quotient(piece);
     return value_head * p.mixer.memory.shape.value_dim +
            (piece - value_head * p.config.pieces_per_head.divisor) * MixerStepConfig::kPieceRows;
+  }
+};
+
+// The replay form's entries that a block has in shared memory: of some of the head's value heads, one after the other,
+// with rows [begin, end) of each.
+struct MixerEntries {
+  int first_head;
+  int heads;
+  int begin;
+  int end;
+
+  __device__ __forceinline__ MixerEntries(const MixerStepParams& p, const MixerPart& part) {
+    const bool one = p.config.value_heads == 1;
+    const KnownDivisor& per_head = p.config.pieces_per_head;
+    first_head = one ? 0 : per_head.Quotient(part.first_piece);
+    heads = one ? 1 : per_head.Quotient(part.first_piece + part.pieces - 1) - first_head + 1;
+    begin = one ? part.begin : 0;
+    end = one ? part.begin + part.values : p.mixer.memory.shape.value_dim;
+  }
+
+  static int64_t Bytes(const MixerStepParams& p) {
+    const MixerStepConfig& config = p.config;
+    const int32_t per_head = config.pieces_per_head.divisor;
+    if (config.value_heads == 1) {
+      return FetchedEntriesBytes(p.mixer.memory, config.pieces * MixerStepConfig::kPieceRows);
+    }
+    // A block may begin and end in the middle of a head.
+    const int32_t touched =
+        config.pieces % per_head == 0 ? config.pieces / per_head : (config.pieces - 1) / per_head + 2;
+    const int32_t heads = touched < config.value_heads ? touched : config.value_heads;
+    return heads * FetchedEntriesBytes(p.mixer.memory, p.mixer.memory.shape.value_dim);
+  }
+
+  template <typename Entries>
+  __device__ __forceinline__ float* At(const MixerStepParams& p, int value_head) const {
+    const int entries = p.mixer.memory.replay.interval - 1;
+    return Shared<float>() + p.entries + (value_head - first_head) * entries * Entries::FetchedFloats(end - begin);
   }
 };
 
@@ -167,6 +206,14 @@ __global__ void __launch_bounds__(MixerStepConfig::kMostThreads, MixerStepConfig
   Stored* const state = memory.state.At<Stored>(slot) + int64_t{head * V + first} * kK;
   Rows rows;
   rows.Load(state, state_lane, count);
+  using Entries = ReplayEntries<kK, kRule, Stored>;
+  const MixerEntries fetched(p, part);
+  if (kReplay && p.entries >= 0) {
+#pragma unroll 1
+    for (int h = fetched.first_head; h < fetched.first_head + fetched.heads; ++h) {
+      Entries(memory, slot, first_head + h, pending).Fetch(fetched.begin, fetched.end, fetched.At<Entries>(p, h));
+    }
+  }
 
   // 2.
   for (int i = thread;;) {
@@ -193,11 +240,19 @@ __global__ void __launch_bounds__(MixerStepConfig::kMostThreads, MixerStepConfig
       gain[i] = NormGain(*p.mixer.norm, row, first_head * V + i / V * V, i % V);
     }
   }
+  if (kReplay) Entries::WaitForFetched();
   __syncthreads();
 
   // 4.
-  const ReplayEntries<kK, kRule, Stored> entries(memory, slot, head, pending);
-  if constexpr (kReplay) entries.AddTo(rows, state_lane, first, count);
+  const Entries entries(memory, slot, head, pending);
+  if constexpr (kReplay) {
+    if (p.entries >= 0) {
+      entries.AddFetched(fetched.At<Entries>(p, value_head), fetched.begin, fetched.end, rows, state_lane, first,
+                         count);
+    } else {
+      entries.AddTo(rows, state_lane, first, count);
+    }
+  }
   const bool write = !kReplay || pending == memory.replay.interval - 1;
   In::Load(k, state_lane, true, in.k);
   float* written = nullptr;
@@ -262,18 +317,23 @@ cudaError_t Run(const FastWeightMixerParams& mixer, const Target& target) {
   const FastWeightParams& memory = mixer.memory;
   const float* const values = mixer.value ? mixer.value->x : memory.v;
   const float* const first = mixer.conv ? mixer.conv->y : mixer.query.x;
-  const MixerStepParams params{.mixer = mixer,
-                               .config = ChooseMixerStepConfig(memory.shape),
-                               .x = mixer.conv ? mixer.conv->x : mixer.query.x,
-                               .ldx = mixer.conv ? mixer.conv->ldx : mixer.query.ldx,
-                               .q = static_cast<int32_t>(mixer.query.x - first),
-                               .k = static_cast<int32_t>(mixer.key.x - first),
-                               .v = static_cast<int32_t>(values - first)};
+  MixerStepParams params{.mixer = mixer,
+                         .config = ChooseMixerStepConfig(memory.shape),
+                         .x = mixer.conv ? mixer.conv->x : mixer.query.x,
+                         .ldx = mixer.conv ? mixer.conv->ldx : mixer.query.ldx,
+                         .q = static_cast<int32_t>(mixer.query.x - first),
+                         .k = static_cast<int32_t>(mixer.key.x - first),
+                         .v = static_cast<int32_t>(values - first)};
   const auto steps = static_cast<unsigned>(std::max(memory.rows.num_steps, 0));
   const auto heads = static_cast<unsigned>(memory.shape.heads);
+  int64_t bytes = params.config.bytes;
+  if (memory.replay.interval > 1 && MixerEntries::Bytes(params) <= kMostFetchedBytes) {
+    params.entries = static_cast<int32_t>(bytes / int64_t{sizeof(float)});
+    bytes += MixerEntries::Bytes(params);
+  }
   const Shape step{.grid = dim3(steps, heads, static_cast<unsigned>(params.config.parts)),
                    .block = dim3(static_cast<unsigned>(params.config.threads)),
-                   .shared_bytes = params.config.bytes};
+                   .shared_bytes = bytes};
   const Shape finish{.grid = dim3(steps, heads), .block = dim3(kFinishThreads)};
   return WithRuleAndType(memory, [&]<UpdateRule kRule, typename Stored>() {
     if constexpr (DecaysChannels(kRule)) {
