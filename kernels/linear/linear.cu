@@ -164,8 +164,11 @@ struct WeightFragment {
   uint32_t second[4];
 };
 
-__device__ __forceinline__ WeightFragment FragmentOf(const uint4& low, const uint4& high) {
-  return {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
+// A matrix instruction wants its four words in neighbouring registers. Words that were merely moved there the compiler
+// moves again for every instruction that takes them; those of an operation, if only with zero, it keeps.
+__device__ __forceinline__ WeightFragment FragmentOf(const uint4& low, const uint4& high, uint32_t zero = 0) {
+  return {{low.x ^ zero, high.x ^ zero, low.y ^ zero, high.y ^ zero},
+          {low.z ^ zero, high.z ^ zero, low.w ^ zero, high.w ^ zero}};
 }
 
 // sum[m] += the products of fragment m of W and x's four pairs.
@@ -320,6 +323,7 @@ struct TileParams {
   int parts_each = kParts;
   float* parts = nullptr;  // [kParts][rows][ld_parts] in the order of sums, if parts_each < kParts
   int64_t ld_parts = 0;
+  uint32_t zero = 0;  // which the compiler does not know: see FragmentOf
 };
 
 template <int kOuts, int kRows>
@@ -386,7 +390,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
 #pragma unroll
       for (int m = 0; m < kOutTiles; ++m) {
         const int row = warp_out + 16 * m + g;
-        w[m] = FragmentOf(stage.w[row][at], stage.w[row + 8][at]);
+        w[m] = FragmentOf(stage.w[row][at], stage.w[row + 8][at], tile.zero);
       }
 #pragma unroll
       for (int n = 0; n < kRowTiles; ++n) MultiplyDepth(sum, n, w, stage.x[warp_row + 8 * n + g][at]);
