@@ -289,7 +289,17 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
       if (kCorrects && !queries) beta[i] = m.beta[top + g + 8 * i];
       if (kGated) from_start[i] = m.from_start[top + g + 8 * i];
     }
+    const auto read_state = [&] {
+      MultiplyRows<kMath, kTiles, kK>(rows, kKeys, m.state, kKeys, y);
+#pragma unroll
+      for (auto& tile : y) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) tile[i] *= from_start[i / 2];
+      }
+    };
     if (kCorrects || queries) {
+      // 3. comes first for the rows of q, so that some warps read and multiply while others decay and invert.
+      if (queries) read_state();
       // 2. What lies above the diagonal is left as it comes: nobody reads it.
       if (block < 2) {
         MultiplyRows<kMath, kC / 16, kK>(rows, kKeys, m.k, kKeys, scores);
@@ -326,15 +336,9 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
         __syncwarp();
         InvertBlock(inverse, Memory::kInverse);
       }
-      // 3.
-      MultiplyRows<kMath, kTiles, kK>(rows, kKeys, m.state, kKeys, y);
-#pragma unroll
-      for (auto& tile : y) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) tile[i] *= from_start[i / 2];
-      }
+      if (!queries) read_state();
     }
-    if (!queries) {
+    if (!queries) {  // 3.
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -434,7 +438,7 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
 #pragma unroll
     for (int first = 0; first < kStateRows; first += kTogether) {
       TileSums<kMath, kStateTiles> written[kTogether];
-#pragma unroll 2
+#pragma unroll(kMath == Tf32::kOnce ? 2 : 1)
       for (int j = 0; j < kC; j += 8) {
         const float2 to_end = kGated ? LoadPair(m.to_end + j + 2 * t) : make_float2(1.0f, 1.0f);
         uint32_t right[kStateTiles][2];
