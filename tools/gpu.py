@@ -188,7 +188,8 @@ def sanitizer_steps(machine: Machine) -> list[Step] | str:
     steps = []
     for tool in ("racecheck", "memcheck", "synccheck", "initcheck"):
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-name", "kernel_substring=palimpsest"]
-        command += [*machine.bench("^(step|mixer|chunks|linear/.*/steps|layer|sample|replay)/"), "--tiny"]
+        ours = "^(step|mixer|chunks|linear/.*/steps|layer|sample|replay)/"
+        command += [*machine.bench(machine.only or ours), "--tiny"]
         steps.append(Step(tool, command, 70, environment=machine.environment()))
     return steps
 
