@@ -204,7 +204,11 @@ __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
 
   // The next chunk's inputs, loaded while the one before it is in work, unless they are too many for the registers.
   // After the last there are none: zeros, and not what was held before, which would then be held all the time.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  constexpr bool kAhead = false;  // the same registers, of which the compiler would spill some here
+#else
   constexpr bool kAhead = kK <= 128 && kCorrects;
+#endif
   constexpr int kDecayWarp = 0, kBetaWarp = 1;  // have two rows' gates a lane
   HeldTile<kC, kK> k, q;
   HeldTile<kC, kV> v;
