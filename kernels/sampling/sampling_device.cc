@@ -27,6 +27,17 @@ int64_t BytesOf(int64_t count) {
   return RoundUp(count * int64_t{sizeof(T)});
 }
 
+// Which phases a row needs beside the first and the last.
+uint32_t PhasesOf(const SampleTask& task) {
+  const auto bit = [](SamplePhase phase) { return uint32_t{1} << static_cast<int>(phase); };
+  const bool draws = task.draws != 0 && task.scale != 0.0f, top_k = task.top_k > 0, top_p = task.top_p < 1.0f;
+  uint32_t phases = 0;
+  if (draws || task.want_logprob != 0 || task.top_end > task.top_begin) phases |= bit(SamplePhase::kSum);
+  if (draws && (top_k || top_p)) phases |= bit(SamplePhase::kCount) | bit(SamplePhase::kListFirst);
+  if (draws && top_k && top_p) phases |= bit(SamplePhase::kListSecond);
+  return phases;
+}
+
 }  // namespace
 
 bool DeviceSampler::Pack(std::span<const SampleRow> rows, int32_t vocabulary) {
@@ -35,6 +46,7 @@ bool DeviceSampler::Pack(std::span<const SampleRow> rows, int32_t vocabulary) {
   tasks_.clear();
   int32_t tops = 0;
   int64_t adjusted = 0;
+  uint32_t phases = 0;
   for (const SampleRow& row : rows) {
     SampleTask task{};
     task.logits = row.logits;
@@ -62,6 +74,7 @@ bool DeviceSampler::Pack(std::span<const SampleRow> rows, int32_t vocabulary) {
     tops += std::clamp(row.top_logprobs, 0, vocabulary);
     task.top_end = tops;
     if (task.bias_end > task.bias_begin || task.recent_end > task.recent_begin) adjusted += vocabulary;
+    phases |= PhasesOf(task);
     tasks_.push_back(task);
   }
   if (adjusted_.size() < adjusted) {
@@ -90,6 +103,13 @@ bool DeviceSampler::Pack(std::span<const SampleRow> rows, int32_t vocabulary) {
     }
     device_.FillWithZeros(memory_.data(), memory_.size());  // gaps between arrays are copied, too
   }
+  const auto count = static_cast<int32_t>(rows.size());
+  const int32_t parts = SamplePartsOf(count, vocabulary);
+  if (scratch_.size() < SampleScratchBytes(count, parts)) {
+    scratch_ = {};
+    scratch_ = AlignedBytes(SampleScratchBytes(count, parts), &device_);
+    if (scratch_.data() == nullptr) return false;
+  }
   Put(tasks_, pinned_.get());
   Put(biases, pinned_.get() + bias_at);
   Put(recent, pinned_.get() + recent_at);
@@ -99,8 +119,11 @@ bool DeviceSampler::Pack(std::span<const SampleRow> rows, int32_t vocabulary) {
              .recent = reinterpret_cast<const int32_t*>(memory_.data() + recent_at),
              .answers = reinterpret_cast<SampleAnswer*>(memory_.data() + answers_at_),
              .tops = reinterpret_cast<TokenLogprobValue*>(memory_.data() + tops_at_),
-             .rows = static_cast<int32_t>(rows.size()),
-             .vocabulary = vocabulary};
+             .rows = count,
+             .vocabulary = vocabulary,
+             .parts = parts,
+             .phases = phases,
+             .scratch = scratch_.data()};
   return true;
 }
 

@@ -41,6 +41,21 @@ struct SampleAnswer {
   float logprob;
 };
 
+// Of a row that several blocks sample (sampling.cu).
+enum class SamplePhase : uint8_t { kScan, kCount, kListFirst, kListSecond, kSum, kAnswer };
+
+inline constexpr int32_t kMostSampleParts = 32;
+
+// How many blocks sample a row. One does without going through memory and new launches from phase to phase; several
+// are for rows that would leave most of the device idle for long. No answer depends on it.
+constexpr int32_t SamplePartsOf(int64_t rows, int32_t vocabulary) {
+  constexpr int64_t kLeastIds = 8192, kBlocks = 264, kLeastParts = 4;
+  int64_t parts = vocabulary / kLeastIds;
+  if (rows > 0 && parts > kBlocks / rows) parts = kBlocks / rows;
+  if (parts > kMostSampleParts) parts = kMostSampleParts;
+  return parts < kLeastParts ? 1 : static_cast<int32_t>(parts);
+}
+
 struct SampleLaunch {
   const SampleTask* tasks;
   const SampleBias* biases;
@@ -49,8 +64,12 @@ struct SampleLaunch {
   TokenLogprobValue* tops;
   int32_t rows;
   int32_t vocabulary;
+  int32_t parts;    // SamplePartsOf
+  uint32_t phases;  // a bit for each that some row needs; all need the first and the last
+  void* scratch;    // [SampleScratchBytes]
 };
 
+int64_t SampleScratchBytes(int32_t rows, int32_t parts);
 cudaError_t RunSample(const SampleLaunch& launch, const Target& target);
 
 // Packs rows, has them sampled and unpacks the answers. Keeps its memory, which grows to the largest batch.
@@ -72,6 +91,7 @@ class DeviceSampler {
   int64_t bytes_ = 0;
   AlignedBytes memory_;
   PinnedBytes pinned_;
+  AlignedBytes scratch_;
   AlignedArray<float> adjusted_;  // [rows with bias or penalties, vocabulary], on the device
   std::vector<SampleTask> tasks_;
 };

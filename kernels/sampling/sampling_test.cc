@@ -298,12 +298,12 @@ TEST_P(SamplingTest, ADeviceKeepsExactlyTheRanksThatItShould) {
       {.temperature = 50.0f, .top_p = 0.7f, .min_p = 0.9f},
   };
   int draws = 0, others = 0;
-  for (const int32_t vocabulary : {4000, 32001, 248320}) {
-    for (const auto& [name, change] : kChanges) {
+  for (const int32_t vocabulary : {4000, 30001, 36865, 248320}) {
+    for (const auto& [name, change] : std::span(kChanges).first(vocabulary < 100000 ? std::size(kChanges) : 1)) {
       std::vector<float> logits = Normal(vocabulary, 7, 3.0f);
       change(logits);
       for (const SamplingSettings& settings : kSettings) {
-        for (int64_t position = 0; position < (vocabulary < 100000 ? 5 : 1); ++position) {
+        for (int64_t position = 0; position < (vocabulary < 10000 ? 5 : 1); ++position) {
           const int32_t expected = DrawFromIntegers(logits, settings, position);
           const int32_t drawn = DrawAt(logits, settings, position);
           ++draws;
@@ -462,34 +462,40 @@ TEST_P(SamplingTest, TopLogprobsAreThoseOfAFullSort) {
   }
 }
 
-TEST_P(SamplingTest, RowsGiveTheSameAnswersAloneTogetherAndOnAnyNumberOfThreads) {
-  constexpr int32_t kVocabulary = 6001;
-  const std::vector<SamplingSettings> settings = {
-      {.seed = 1}, {.temperature = 0.0f}, {.top_k = 40, .seed = 2}, {.top_p = 0.9f, .seed = 3}, {.min_p = 0.1f}};
+void ExpectTheSameAnswersAloneAndTogether(int32_t vocabulary, int count, int most_threads) {
+  const std::vector<SamplingSettings> settings = {{.seed = 1},
+                                                  {.temperature = 0.0f},
+                                                  {.top_k = 40, .seed = 2},
+                                                  {.top_p = 0.9f, .seed = 3},
+                                                  {.min_p = 0.1f},
+                                                  {.repetition_penalty = 1.5f, .top_k = 40, .top_p = 0.9f},
+                                                  {.logit_bias = {{1, 2.0f}, {5000, 9.0f}}, .top_k = 2000}};
+  const std::vector<int32_t> recent = {3, vocabulary - 1, 3};
   std::vector<std::vector<float>> logits;
-  for (int r = 0; r < 23; ++r) logits.push_back(Normal(kVocabulary, r));
+  for (int r = 0; r < count; ++r) logits.push_back(Normal(vocabulary, r));
   logits[17][5] = kNaN;
   const auto make = [&](int r) {
     SampleRow row;
     row.logits = logits[r].data();
     row.settings = &settings[r % settings.size()];
+    row.recent = recent;
     row.position = r * 1000;
     row.want_logprob = true;
     row.top_logprobs = r % 4;
     return row;
   };
   std::vector<SampleRow> alone;
-  for (int r = 0; r < 23; ++r) {
+  for (int r = 0; r < count; ++r) {
     ThreadPool pool(1);
     alone.push_back(make(r));
-    Sample(On(pool), {&alone.back(), 1}, kVocabulary);
+    Sample(On(pool), {&alone.back(), 1}, vocabulary);
   }
-  for (int threads = 1; threads <= 4; ++threads) {
+  for (int threads = 1; threads <= most_threads; ++threads) {
     ThreadPool pool(threads);
     std::vector<SampleRow> rows;
-    for (int r = 0; r < 23; ++r) rows.push_back(make(r));
-    Sample(On(pool), rows, kVocabulary);
-    for (int r = 0; r < 23; ++r) {
+    for (int r = 0; r < count; ++r) rows.push_back(make(r));
+    Sample(On(pool), rows, vocabulary);
+    for (int r = 0; r < count; ++r) {
       SCOPED_TRACE(testing::Message() << "row " << r << ", " << threads << " threads");
       EXPECT_EQ(rows[r].finite, r != 17);
       EXPECT_EQ(rows[r].token, alone[r].token);
@@ -501,6 +507,15 @@ TEST_P(SamplingTest, RowsGiveTheSameAnswersAloneTogetherAndOnAnyNumberOfThreads)
       }
     }
   }
+}
+
+TEST_P(SamplingTest, RowsGiveTheSameAnswersAloneTogetherAndOnAnyNumberOfThreads) {
+  ExpectTheSameAnswersAloneAndTogether(6001, 23, 4);
+}
+
+// A device has several blocks for a row of a large vocabulary, unless there are many rows.
+TEST_P(SamplingTest, RowsOfALargeVocabularyGiveTheSameAnswersAloneAndTogether) {
+  ExpectTheSameAnswersAloneAndTogether(33001, 70, 1);
 }
 
 TEST(UniformAtTest, PhiloxGivesThePublishedVectors) {
