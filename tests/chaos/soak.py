@@ -257,7 +257,8 @@ def main(arguments: list[str]) -> int:
     has_owners = owners.FLAG in known_flags(binary)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         work = Path(folder)
-        flags = [f"--slots={SLOTS}", "--max_queue=64", "--grace=2s"]
+        # The canary's session is not touched until the end: it is not to be idle for too long by then.
+        flags = [f"--slots={SLOTS}", "--max_queue=64", "--grace=2s", "--session_ttl=24h"]
         if has_owners:
             flags.append(owners.write_tokens(work / "tokens.json"))
         server = Server(binary, options.checkpoint, flags, work)
