@@ -167,14 +167,6 @@ template <typename T>
 T __ldg(const T* address) {
   return *address;
 }
-template <typename T>
-T __ldcs(const T* address) {
-  return *address;
-}
-template <typename T>
-void __stcs(T* address, T value) {
-  *address = value;
-}
 inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
