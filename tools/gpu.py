@@ -462,9 +462,10 @@ class Journal:
         self._lock = threading.Lock()
 
     def write(self, **line: Any) -> None:
-        """Adds a line."""
+        """Adds a line. Where the checkout is on this machine is nobody's business."""
+        text = json.dumps(line).replace(f"{ROOT}/", "")
         with self._lock:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(text + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
 
