@@ -113,7 +113,7 @@ class Machine:
     commit: str
     backend: str = "cuda"  # cpu: for a rehearsal
     only: str = ""  # of the tests and of the benchmark
-    scratch: pathlib.Path = ROOT / "build" / "gpu"
+    ceilings: pathlib.Path = PACK.parent / "ceilings.json"  # of this run: the first measurement leaves them to the rest
 
     @property
     def rehearsal(self) -> bool:
@@ -128,8 +128,7 @@ class Machine:
         """The command that measures ops whose names match."""
         if self.rehearsal:
             return self.program("device_bench_emulated", f"--only={only}", "--tiny")
-        ceilings = f"--ceilings_file={self.scratch / 'ceilings.json'}"
-        return self.program(program, f"--only={only}", ceilings, *flags)
+        return self.program(program, f"--only={only}", f"--ceilings_file={self.ceilings}", *flags)
 
     def environment(self) -> dict[str, str]:
         """Where our programs find their libraries."""
@@ -272,7 +271,7 @@ def model_steps(machine: Machine) -> list[Step]:
         flags = (f"--backend={machine.backend}", f"--checkpoint={folder}", *flags, "--far_position=0")
         command = machine.program("model_bench", *flags)
         if not machine.rehearsal:
-            command.append(f"--ceilings_file={machine.scratch / 'ceilings.json'}")
+            command.append(f"--ceilings_file={machine.ceilings}")
         return Step(folder.name, command, seconds, environment=machine.environment(), after=after)
 
     quick = ["--batches=1,8", "--prefill=64", "--engine_streams=2", "--seconds=0.1"]
@@ -653,12 +652,14 @@ def main() -> int:
         return 0
     gpu = {} if args.dry_run or rehearsal else describe_gpu()
     machine = Machine(EMULATED, [], None, head()) if rehearsal else find_machine()
-    machine = dataclasses.replace(machine, backend=args.backend, only=args.only, scratch=out)
+    machine = dataclasses.replace(machine, backend=args.backend, only=args.only)
     if args.dry_run:
         plan(stages, machine, args.seconds or seconds)
         return 0
 
     slug = "-".join(gpu.get("name", "rehearsal").lower().replace("/", " ").split()) + "-" + date
+    machine.ceilings.parent.mkdir(parents=True, exist_ok=True)
+    machine.ceilings.unlink(missing_ok=True)  # perhaps of another GPU
     journal = Journal(out / f"{slug}.jsonl")
     command = " ".join(["./dev gpu", *sys.argv[1:]])
     journal.write(run={"gpu": gpu, "date": date, "commit": machine.commit, "command": command})
