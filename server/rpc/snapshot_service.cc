@@ -19,13 +19,12 @@
 namespace palimpsest {
 namespace {
 
-// A place among the transfers that may run at once.
+// A place among the transfers that may run at once. Whoever sees its call end may have it: a call gives it back before
+// it finishes.
 class TransferPlace {
  public:
   explicit TransferPlace(ServerCore& core) : core_(core) {}
-  ~TransferPlace() {
-    if (taken_) core_.transfers.fetch_sub(1);
-  }
+  ~TransferPlace() { GiveBack(); }
   absl::Status Take() {
     if (core_.transfers.fetch_add(1) >= core_.limits.max_transfers) {
       core_.transfers.fetch_sub(1);
@@ -36,6 +35,9 @@ class TransferPlace {
     }
     taken_ = true;
     return absl::OkStatus();
+  }
+  void GiveBack() {
+    if (std::exchange(taken_, false)) core_.transfers.fetch_sub(1);
   }
 
  private:
@@ -53,6 +55,7 @@ class DownloadCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     if (status_.ok()) {
       WriteNext();
     } else {
+      place_.GiveBack();
       Finish(ToGrpc(status_));
     }
   }
@@ -64,6 +67,7 @@ class DownloadCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     } else if (sent_ < bytes_.size()) {
       return WriteNext();
     }
+    place_.GiveBack();
     Finish(ToGrpc(status_));
   }
   void OnDone() override {
@@ -152,6 +156,7 @@ class UploadCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   void End(const absl::Status& status) {
     status_ = status;
     call_.BeginWait(static_cast<int64_t>(answer_->Length()));
+    place_.GiveBack();
     Finish(ToGrpc(status));
   }
 
