@@ -1,9 +1,11 @@
 """Ten times the load: three owners of equal share, of which one floods.
 
-Four phases: the engine with all slots full and nobody waiting (the bound for the time between tokens); the two quiet
-owners alone, each with three tenths of what the machine gives; the same with the third owner's calls coming at ten
-times its share; and the checks. The load is made by `palimpsest bench`, open loop, one process for each owner. They
-stand for machines elsewhere, so here, where they share the server's processors, they have the lowest priority.
+Phases: the engine with all slots full and nobody waiting (the bound for the time between tokens, measured before the
+flood and after it, since a machine's speed drifts); the two quiet owners alone, each with three tenths of what the
+machine gives; the same with the third owner's calls coming at ten times its share; and the checks. The load is made by
+`palimpsest bench`, open loop, one process for each owner. They stand for machines elsewhere, so here, where they share
+the server's processors, they have the lowest priority. And no processor idles in any phase: how fast one is depends on
+what its neighbour does, which is not what is measured.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,7 +29,9 @@ from .rpc import Caller, generate_request
 from .server import Server, known_flags
 
 SLOTS = 12
-TOKENS = "--output_tokens=fixed:64"
+# Replies of different lengths: those of equal length, begun together, end together, and a full engine without arrivals
+# would take all prompts at once where in the flood they come one by one between the others' tokens.
+TOKENS = "--output_tokens=uniform:32:96"
 PROMPTS = "--prompt_tokens=fixed:16"
 FLOOD = 10
 LOSS = 0.10
@@ -57,13 +62,45 @@ class Bench:
         return data
 
 
-class Pace:
-    """What the server measured between two looks at its metrics."""
+class Busy:
+    """Programs that keep each processor busy as long as nothing else wants it."""
 
-    def __init__(self, before: dict[str, float], after: dict[str, float]) -> None:
+    _SPIN = """
+import os
+os.setsid()  # a scheduling group of its own, which can be put behind all others
+try:
+    with open("/proc/self/autogroup", "w") as file:
+        file.write("19")
+except OSError:
+    pass  # a kernel without such groups
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    pass
+"""
+
+    def __init__(self) -> None:
+        command = ["setpriv", "--pdeathsig=KILL", "--", sys.executable, "-c", self._SPIN]
+        self._processes = [subprocess.Popen(command) for _ in os.sched_getaffinity(0)]
+
+    def stop(self) -> None:
+        """Ends them."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+class Pace:
+    """What the server measured between two looks at its metrics, or more pairs of them."""
+
+    def __init__(self, *looks: tuple[dict[str, float], dict[str, float]]) -> None:
         def grown(family: str) -> float:
             name = f"palimpsest_{family}"
-            return sum(value - before.get(key, 0.0) for key, value in after.items() if key.partition("{")[0] == name)
+            return sum(
+                value - before.get(key, 0.0)
+                for before, after in looks
+                for key, value in after.items()
+                if key.partition("{")[0] == name
+            )
 
         def mean(family: str, count: str) -> float:
             return grown(family) / grown(count) if grown(count) else float("nan")
@@ -121,9 +158,11 @@ def main(arguments: list[str]) -> int:
         if has_owners:
             flags.append(owners.write_tokens(work / "tokens.json", {"weight": 1, "max_queue": SLOTS}))
         server = Server(server_binary, options.checkpoint, flags, work)
+        busy = Busy()
         try:
             return measure(server, client, work, options, has_owners)
         finally:
+            busy.stop()
             server.kill()
 
 
@@ -140,11 +179,14 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
         canary = Canary(caller)
     short = f"--duration={max(5.0, min(60.0, options.seconds / 5)):.0f}s"
 
-    before = server.metrics()
-    # A few more than there are slots, so that none is empty while a caller thinks: the same batch as in the flood.
-    many = f"--concurrency={SLOTS + SLOTS // 2}"
-    full = Bench(client, server.target, owners.NAMES[0], work, many, short, "--warmup=24").result()
-    unloaded = Pace(before, server.metrics())
+    def fill() -> tuple[dict[str, Any], tuple[dict[str, float], dict[str, float]]]:
+        before = server.metrics()
+        # A few more than there are slots, so that none is empty while a caller thinks: the same batch as in the flood.
+        many = f"--concurrency={SLOTS + SLOTS // 2}"
+        result = Bench(client, server.target, owners.NAMES[0], work, many, short, "--warmup=24").result()
+        return result, (before, server.metrics())
+
+    full, looks_before = fill()
     capacity = full["requests_per_second"]
 
     quiet = [f"--rate={0.3 * capacity:.3f}", "--connections=4"]
@@ -160,9 +202,12 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
     benches = [Bench(client, server.target, name, work, *quiet, long) for name in owners.NAMES[:2]]
     benches.append(Bench(client, server.target, owners.NAMES[2], work, flood_rate, "--connections=16", long))
     results = [bench.result() for bench in benches]
-    loaded = Pace(before, server.metrics())
+    loaded = Pace((before, server.metrics()))
     prober.stop()
     line.stop()
+    _, looks_after = fill()
+    unloaded = Pace(looks_before, looks_after)
+    drift = [Pace(looks).token_ms for looks in (looks_before, looks_after)]
 
     failures: list[str] = []
     # Calls come at random times, at the same rate in both phases: what is compared is the share of them that is served.
@@ -194,13 +239,15 @@ def measure(server: Server, client: Path, work: Path, options: argparse.Namespac
         ("what the quiet owners keep of what they get alone", ", ".join(f"{share:.1%}" for share in kept)),
         ("their calls' median, alone and in the flood", f"{', '.join(waits[:2])}; {', '.join(waits[2:])}"),
         ("time between tokens, unloaded and in the flood", f"{unloaded}; {loaded}"),
+        ("the former before the flood and after it", f"{drift[0]:.2f} ms, {drift[1]:.2f} ms"),
         ("refusals looked at, without RetryInfo", f"{prober.refused}, {prober.without_retry_info}"),
         ("memory early and at the end", f"{early} MiB, {late} MiB"),
         ("broken bounds", "; ".join(failures) or "none"),
     ]
     data = {
         "failures": failures, "capacity_requests_per_second": capacity, "kept": kept, "unloaded": vars(unloaded),
-        "loaded": vars(loaded), "memory_bytes": line.bytes, "full": full, "alone": alone_results, "flood": results,
+        "unloaded_before_and_after_ms": drift, "loaded": vars(loaded), "memory_bytes": line.bytes,
+        "full": full, "alone": alone_results, "flood": results,
         "probes": {"refused": prober.refused, "without_retry_info": prober.without_retry_info, "served": prober.served},
     }  # fmt: skip
     command = f"./dev chaos overload_long --seconds {options.seconds:.0f}"
