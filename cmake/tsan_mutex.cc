@@ -61,11 +61,13 @@ bool WaitUntil(pthread_cond_t* condition, pthread_mutex_t* mutex, absl::Time dea
 }
 
 bool AwaitUntil(RealMutex* real, const absl::Condition& condition, absl::Time deadline) {
-  while (!condition.Eval()) {
-    // This thread may have changed what others wait for.
-    pthread_cond_broadcast(&real->changed);
+  if (condition.Eval()) return true;
+  // This thread may have changed what others wait for. Only now: one that has merely woken up has changed nothing, and
+  // two of them would wake each other for ever.
+  pthread_cond_broadcast(&real->changed);
+  do {
     if (!WaitUntil(&real->changed, &real->mutex, deadline)) return condition.Eval();
-  }
+  } while (!condition.Eval());
   return true;
 }
 
