@@ -482,6 +482,7 @@ class Runner:
         self.journal = journal
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
+        self._killed = False
         self._made: dict[str, threading.Event] = {}
 
     @staticmethod
@@ -493,6 +494,7 @@ class Runner:
     def kill_all(self) -> None:
         """Ends what runs."""
         with self._lock:
+            self._killed = True
             for process in self._running:
                 self._kill(process)
 
@@ -543,6 +545,8 @@ class Runner:
                 self._running.discard(process)
             errors.seek(0)
             tail = (said + errors.read()[-4000:])[-6000:]
+        if self._killed:  # said as of a run that was itself killed and could not say it
+            return self._ended(stage, step, begin, "was killed", tail)
         if late.is_set():
             return self._ended(stage, step, begin, f"stopped after {seconds:.0f} s", tail)
         return self._ended(stage, step, begin, "" if status == 0 else f"exit status {status}", tail)
