@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What the kernels take of a GPU: registers, stack, spills and shared memory, as the compiler told it.
+"""What the kernels take of a GPU: registers, stack, spills and shared memory, as the compiler told it, and the loads
+that a thread of theirs has in flight (sass.py), where there is a cuobjdump to list the machine code.
 
   kernel_resources.py compile -- LAUNCHER... nvcc ...   runs the compiler; keeps what ptxas says beside the object file
   kernel_resources.py report OBJECT-FOLDER OUT          writes OUT.txt and OUT.json and checks the kernels of CHECKED
@@ -14,6 +15,8 @@ import pathlib
 import re
 import subprocess
 import sys
+
+import sass
 
 SUFFIX = ".ptxas.txt"  # of the object file's name
 # The kernels that steps and chunks of a model spend their time in: nothing of theirs may leave the registers.
@@ -32,6 +35,8 @@ class Kernel:
     spill_load_bytes: int = 0
     shared_bytes: int = 0  # static; dynamic shared memory is the launch's
     barriers: int = 0
+    loads_in_flight: int | None = None  # of a thread; None: there is no disassembler
+    bytes_in_flight: int | None = None
 
     @property
     def leaves_registers(self) -> bool:
@@ -93,10 +98,25 @@ def readable(names: list[str]) -> list[str]:
     return short
 
 
+def count_loads(kernels: list[Kernel], object_file: pathlib.Path) -> None:
+    """Fills in what the kernels of this object file have in flight."""
+    program = sass.disassembler()
+    if program is None or not object_file.exists():
+        return
+    for architecture in {kernel.architecture for kernel in kernels}:
+        counts = sass.loads_in_flight(sass.listing(program, object_file, architecture))
+        for kernel in kernels:
+            if kernel.architecture == architecture and kernel.name in counts:
+                kernel.loads_in_flight, kernel.bytes_in_flight = counts[kernel.name]
+
+
 def report(objects: pathlib.Path, out: pathlib.Path) -> int:
     """Gathers the kept reports, writes both files and checks."""
-    files = sorted(objects.rglob("*" + SUFFIX))
-    kernels = [kernel for file in files for kernel in parse(file.read_text())]
+    kernels = []
+    for file in sorted(objects.rglob("*" + SUFFIX)):
+        found = parse(file.read_text())
+        count_loads(found, file.with_name(file.name.removesuffix(SUFFIX)))
+        kernels += found
     if not kernels:
         print(f"kernel_resources.py: no kernel is reported under {objects}", file=sys.stderr)
         return 1
@@ -104,12 +124,13 @@ def report(objects: pathlib.Path, out: pathlib.Path) -> int:
         kernel.name = name
     kernels.sort(key=lambda k: (k.name, k.architecture))
     out.with_suffix(".json").write_text(json.dumps([dataclasses.asdict(k) for k in kernels], indent=1) + "\n")
-    columns = ("registers", "stack_bytes", "spill_store_bytes", "spill_load_bytes", "shared_bytes", "barriers")
+    columns = ("registers", "stack_bytes", "spill_store_bytes", "spill_load_bytes", "shared_bytes", "barriers",
+               "loads_in_flight", "bytes_in_flight")  # fmt: skip
     width = max(len(k.name) for k in kernels)
-    lines = [f"{'kernel':{width}} {'arch':7} regs stack  spill stores  loads shared barriers"]
+    lines = [f"{'kernel':{width}} {'arch':7} regs stack  spill stores  loads shared barriers in flight: loads bytes"]
     for kernel in kernels:
-        values = [getattr(kernel, column) for column in columns]
-        cells = "{:4} {:5} {:13} {:6} {:6} {:8}".format(*values)
+        values = ["-" if (value := getattr(kernel, column)) is None else value for column in columns]
+        cells = "{:>4} {:>5} {:>13} {:>6} {:>6} {:>8} {:>16} {:>5}".format(*values)
         lines.append(f"{kernel.name:{width}} {kernel.architecture:7} {cells}")
     out.with_suffix(".txt").write_text("\n".join(lines) + "\n")
 

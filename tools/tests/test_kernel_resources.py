@@ -36,7 +36,27 @@ def test_reports_every_kernel(tmp_path: pathlib.Path) -> None:
     ]
     assert kernels[0]["shared_bytes"] == 512
     text = (tmp_path / "out.txt").read_text().splitlines()
-    assert len(text) == 3 and text[1].split()[-6:] == ["126", "0", "0", "0", "512", "1"]
+    # No object file is there, whose loads could be counted.
+    assert len(text) == 3 and text[1].split()[-8:] == ["126", "0", "0", "0", "512", "1", "-", "-"]
+
+
+def test_counts_loads_where_there_is_a_disassembler(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "cuobjdump"
+    program.write_text(
+        "#!/bin/sh\n"
+        'case "$3" in\n'
+        "  sm_80) echo 'Function : _ZN10palimpsest4cuda10ReluKernelENS_10ReluParamsE'\n"
+        "         echo '/*0000*/ LDG.E.128 R4, desc[UR4][R2.64] ; /* 0x00 */' ;;\n"
+        "esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "objects" / "deep").mkdir(parents=True)
+    (tmp_path / "objects" / "deep" / "a.cu.o").write_bytes(b"")
+    (tmp_path / "objects" / "deep" / "a.cu.o.ptxas.txt").write_text(REPORT.format(stack=0, stores=0, loads=0))
+    assert kernel_resources.report(tmp_path / "objects", tmp_path / "out") == 0
+    kernels = json.loads((tmp_path / "out.json").read_text())
+    assert [(k["loads_in_flight"], k["bytes_in_flight"]) for k in kernels] == [(None, None), (1, 16)]
 
 
 @pytest.mark.parametrize("spilt", [{"stack": 8}, {"stores": 4}, {"loads": 4}])
