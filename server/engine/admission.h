@@ -16,9 +16,12 @@ namespace palimpsest {
 // INVALID_ARGUMENT: an option is out of range.
 absl::Status CheckOptions(const EngineOptions& options);
 
+// Rows of prompts in a batch: the option, or what suits where the model is.
+int32_t PrefillBudget(const Model& model, const EngineOptions& options);
+
 // Rows of a batch at most: a step of every slot, filled up, and the prompts' chunks, of which one may begin within the
 // budget.
-int32_t MaxRows(int32_t slots, const EngineOptions& options);
+int32_t MaxRows(int32_t slots, int32_t prefill_budget);
 
 // How many slots there will be. RESOURCE_EXHAUSTED: the memory that is free does not hold as many as were asked for.
 absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options);

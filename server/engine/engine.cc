@@ -70,7 +70,7 @@ class Engine::Impl {
         least_work_(*model_),
         slots_(options.slots, model_->slot_bytes(), model_->device()),
         stepper_(*model_, options.threads == 0 ? AvailableProcessors() : options.threads, slots_,
-                 MaxRows(options.slots, options)),
+                 MaxRows(options.slots, options.prefill_budget)),
         scheduler_(options.slots, options.prefill_budget),
         lanes_(static_cast<size_t>(options.slots), nullptr),
         outbox_(*tokenizer_, model_->layout(), observer_),
@@ -627,6 +627,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(std::shared_ptr<const Mode
   if (!slots.ok()) return slots.status();
   EngineOptions chosen = options;
   chosen.slots = *slots;
+  chosen.prefill_budget = PrefillBudget(*model, options);
   return OrNoMemory("the slots and batches", [&]() -> absl::StatusOr<std::unique_ptr<Engine>> {
     auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), chosen, std::move(observer));
     if (absl::Status status = impl->Start(); !status.ok()) return status;

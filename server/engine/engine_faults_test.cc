@@ -423,7 +423,7 @@ TEST_F(EngineFaults, OptionsOutOfRangeAndTooManySlotsAreRefused) {
   const auto tokenizer = std::make_shared<AwkwardTokenizer>(256);
   for (const EngineOptions& options :
        {EngineOptions{.threads = -1}, EngineOptions{.slots = -1}, EngineOptions{.max_queue = -1},
-        EngineOptions{.prefill_budget = 0}, EngineOptions{.max_undelivered_tokens = 0},
+        EngineOptions{.prefill_budget = -1}, EngineOptions{.max_undelivered_tokens = 0},
         EngineOptions{.max_stall = absl::ZeroDuration()}}) {
     EXPECT_EQ(Engine::Start(TestModel(), tokenizer, options).status().code(), absl::StatusCode::kInvalidArgument);
   }

@@ -72,7 +72,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
   } numbers[] = {
       {"slots", options.engine.slots, 0, 65536},
       {"max_queue", options.engine.max_queue, 1, 1 << 20},
-      {"prefill_budget", options.engine.prefill_budget, 1, 1 << 20},
+      {"prefill_budget", options.engine.prefill_budget, 0, 1 << 20},
       {"max_undelivered_tokens", options.engine.max_undelivered_tokens, 1, 1 << 20},
       {"max_sessions", options.sessions.max_sessions, 0, int64_t{1} << 40},
       {"max_snapshots", options.sessions.max_snapshots, 0, int64_t{1} << 40},

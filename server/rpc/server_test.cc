@@ -443,7 +443,7 @@ const OptionRow kOptionRows[] = {
     {"port", [](auto& o) { o.port = 70000; }, kInvalid, "port is 70000; accepted: 0 (any free one) to 65535"},
     {"slots", [](auto& o) { o.engine.slots = -1; }, kInvalid, "slots is -1; accepted: 0 to 65536"},
     {"threads", [](auto& o) { o.engine.threads = -1; }, kInvalid, "threads is -1; accepted: 0 (one per processor)"},
-    {"prefill", [](auto& o) { o.engine.prefill_budget = -5; }, kInvalid, "prefill_budget is -5; accepted: 1 to"},
+    {"prefill", [](auto& o) { o.engine.prefill_budget = -5; }, kInvalid, "prefill_budget is -5; accepted: 0 to"},
     {"default_tokens", [](auto& o) { o.limits.default_max_tokens = 100000; }, kInvalid,
      "default_max_tokens is 100000; accepted: 0 to 65536"},
     {"message", [](auto& o) { o.limits.max_message_bytes = int64_t{1} << 40; }, kInvalid, "max_message_bytes is"},
