@@ -7,12 +7,14 @@ namespace palimpsest::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kElementThreads) SwigluKernel(SwigluParams p) {
+  AfterPrevious();
   int64_t r, i;
   if (!ElementPlace(p.rows, p.dim, r, i)) return;
   p.y[r * p.ldy + i] = Silu(p.gate[r * p.ldgate + i]) * p.up[r * p.ldup + i];
 }
 
 __global__ void __launch_bounds__(kElementThreads) ReluKernel(ReluParams p) {
+  AfterPrevious();
   int64_t r, i;
   if (!ElementPlace(p.rows, p.dim, r, i)) return;
   const float x = p.x[r * p.ldx + i];

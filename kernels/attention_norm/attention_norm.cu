@@ -9,6 +9,7 @@ namespace {
 constexpr int kHeadsPerBlock = 4;
 
 __global__ void __launch_bounds__(kWarp* kHeadsPerBlock) AttentionNormKernel(AttentionNormParams p) {
+  AfterPrevious();
   const int64_t task = int64_t{blockIdx.x} * kHeadsPerBlock + threadIdx.y;
   if (task >= int64_t{p.rows.num_sequences} * p.heads) return;
   const int64_t s = task / p.heads, head = task % p.heads, column = head * p.dim;

@@ -6,6 +6,7 @@ namespace palimpsest::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kElementThreads) CopyRowsKernel(CopyRowsParams p) {
+  AfterPrevious();
   int64_t r, i;
   if (!ElementPlace(p.rows, p.dim, r, i)) return;
   const int64_t from = p.from == nullptr ? r : p.from[r], to = p.to == nullptr ? r : p.to[r];

@@ -22,6 +22,7 @@ constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Target {
   cudaStream_t stream = nullptr;
   int64_t shared_bytes_per_block = 48 << 10;
+  bool overlaps = false;  // kernels may begin before the one before has ended: from compute capability 9.0 on
 };
 
 struct Shape {
@@ -43,6 +44,25 @@ __device__ __forceinline__ T* Shared() {
 #endif
 }
 
+// A kernel on a stream is launched while the one before still runs (programmatic dependent launch), so that it has
+// begun when that one ends. This waits for that end; and since every kernel calls it, first of all, everything that was
+// put on the stream earlier has ended then. Before it, a kernel may ask for what no kernel writes, and nothing else.
+__device__ __forceinline__ void AfterPrevious() {
+#ifdef PALIMPSEST_CUDA_EMULATED
+  emulator::AfterPrevious();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Has the line of memory at `address` brought to the L2 cache.
+__device__ __forceinline__ void PrefetchToL2([[maybe_unused]] const void* address) {
+#ifndef PALIMPSEST_CUDA_EMULATED
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
+#endif
+}
+
 // Puts kernel(params) on the stream. A grid without blocks is no work, and no error.
 template <typename Params>
 cudaError_t Launch(void (*kernel)(Params), const Shape& shape, const Target& target, const Params& params) {
@@ -59,8 +79,17 @@ cudaError_t Launch(void (*kernel)(Params), const Shape& shape, const Target& tar
     if (error != cudaSuccess) return error;
   }
   void* arguments[] = {const_cast<Params*>(&params)};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), shape.grid, shape.block, arguments,
-                          static_cast<size_t>(shape.shared_bytes), target.stream);
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+  config.stream = target.stream;
+  config.attrs = &overlap;
+  config.numAttrs = target.overlaps ? 1 : 0;
+  return cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments);
 #endif
 }
 

@@ -24,6 +24,7 @@ class CudaDevice : public Device {
  public:
   CudaDevice(DeviceInfo info, bool blocking) : info_(std::move(info)), blocking_(blocking) {
     target_.shared_bytes_per_block = info_.shared_bytes_per_block;
+    target_.overlaps = info_.compute_capability >= 90;
   }
 
   ~CudaDevice() override {

@@ -7,6 +7,7 @@ namespace palimpsest::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kElementThreads) EmbeddingKernel(EmbeddingParams p) {
+  AfterPrevious();
   int64_t r, i;
   if (!ElementPlace(p.rows, p.dim, r, i)) return;
   const float value = LoadAs(p.dtype, p.table, int64_t{p.tokens[r]} * p.dim + i);
@@ -14,6 +15,7 @@ __global__ void __launch_bounds__(kElementThreads) EmbeddingKernel(EmbeddingPara
 }
 
 __global__ void __launch_bounds__(kElementThreads) SinusoidKernel(SinusoidParams p) {
+  AfterPrevious();
   int64_t r, j;
   const int64_t half = p.dim / 2;
   if (!ElementPlace(p.rows, half, r, j)) return;

@@ -85,6 +85,7 @@ cudaError_t RunChunks(const FastWeightParams& p, const Target& target) {
 constexpr int kAdvanceThreads = 128;
 
 __global__ void __launch_bounds__(kAdvanceThreads) AdvanceReplayKernel(AdvanceReplayParams p) {
+  AfterPrevious();
   const int s = static_cast<int>(blockIdx.x * kAdvanceThreads + threadIdx.x);
   if (s >= p.rows.num_sequences || p.rows.slot[s] < 0) return;
   int32_t& pending = *p.pending.At<int32_t>(p.rows.slot[s]);

@@ -152,6 +152,7 @@ __device__ __forceinline__ void InvertBlock(float* block, int stride) {
 template <int kK, int kV, UpdateRule kRule, typename Stored, Tf32 kMath>
 __global__ void __launch_bounds__(FastWeightChunkLayout::kThreads, 1)
     FastWeightChunksKernel(FastWeightChunksParams params) {
+  AfterPrevious();
   using Memory = ChunkMemory<kK, kV>;
   constexpr int kC = FastWeightChunkLayout::kChunk, kKeys = Memory::kKeys, kU = Memory::kU;
   constexpr int kTiles = kV / 8;  // of a row's values

@@ -56,6 +56,7 @@ struct RowsTask {
 template <int kK, UpdateRule kRule, typename Stored, RowsForm kForm>
 __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, RowsBlocksOf(kRule, kForm))
     FastWeightRowsKernel(FastWeightRowsParams params) {
+  AfterPrevious();
   constexpr bool kReplay = kForm == RowsForm::kReplayStep;
   using Rows = RowsInRegisters<kK, kRule, Stored>;
   using In = Spread<kK, Stored>;
@@ -107,6 +108,7 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, RowsBlocks
 template <UpdateRule kRule, typename Stored>
 __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads)
     FastWeightAnyRowsKernel(FastWeightRowsParams params) {
+  AfterPrevious();
   const FastWeightParams& p = params.p;
   const RowsTask task(params);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, K = p.shape.key_dim, V = p.shape.value_dim;

@@ -175,6 +175,7 @@ __device__ __forceinline__ float NormFactor(const RmsNormParams& norm, int lane,
 template <int kK, UpdateRule kRule, typename Stored, RowsForm kForm>
 __global__ void __launch_bounds__(MixerStepConfig::kMostThreads, MixerStepConfig::kBlocks)
     FastWeightMixerStepKernel(MixerStepParams p) {
+  AfterPrevious();
   constexpr bool kReplay = kForm == RowsForm::kReplayStep;
   using Rows = RowsInRegisters<kK, kRule, Stored>;
   using In = Spread<kK, Stored>;
@@ -288,6 +289,7 @@ constexpr int kFinishThreads = 256;
 // What is left to do when all parts of a head are done: the norm, and the tail of q and k.
 template <int kK>
 __global__ void __launch_bounds__(kFinishThreads) FastWeightMixerFinishKernel(MixerStepParams p) {
+  AfterPrevious();
   const auto row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const auto thread = static_cast<int>(threadIdx.x);
   const FastWeightParams& memory = p.mixer.memory;

@@ -43,6 +43,7 @@ __device__ __forceinline__ void ForFeatures(const FeatureMapParams& p, const flo
 
 template <FeatureMapKind kMap>
 __global__ void __launch_bounds__(kWarp* kHeadsPerBlock) FeatureMapKernel(FeatureMapParams p) {
+  AfterPrevious();
   const int64_t head = int64_t{blockIdx.x} * kHeadsPerBlock + threadIdx.y;
   if (head >= int64_t{p.rows} * p.heads) return;
   const int features = p.features();

@@ -6,6 +6,7 @@ namespace palimpsest::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kElementThreads) GateKernel(GateParams p) {
+  AfterPrevious();
   int64_t i, unused;
   if (!ElementPlace(1, int64_t{p.rows} * p.heads, unused, i)) return;
   const int64_t r = i / p.heads, h = i % p.heads;

@@ -90,6 +90,7 @@ constexpr int kStagePieces = 4;
 // Two blocks to a multiprocessor, which leaves a thread 128 registers.
 template <typename Weight, int kOuts, int kRows>
 __global__ void __launch_bounds__(kThreads, 2) LinearF32Kernel(RowsParams params) {
+  AfterPrevious();
   constexpr int kStage = kWarp * kPiece * kStagePieces;
   float* const staged = Shared<float>();  // [kRows][kStage]
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -189,6 +190,13 @@ struct Stage {
   float4 x[8 * kRowTiles][kWarp / 4];  // piece p of row r is at p ^ (r % 2): so that a read meets every bank once
 };
 
+// A block asks for its rows of W, which no kernel writes, while what they are to be multiplied by is still being made.
+__device__ __forceinline__ void PrefetchRows(const BF16* W, int64_t rows, int stride) {
+  constexpr int kLine = 128 / static_cast<int>(sizeof(BF16));
+  const auto values = static_cast<int>(rows) * stride;
+  for (int at = static_cast<int>(threadIdx.x) * kLine; at < values; at += kThreads * kLine) PrefetchToL2(W + at);
+}
+
 // Few rows. A block's warps have a part of `in` each, of all of the block's outputs and rows, so nothing that they copy
 // to shared memory is used by two of them: they wait for their own copies and, before the parts are joined, for nobody.
 // kStages are under way at a time. The operands are copied, not loaded, since the compiler puts a load beside its use
@@ -203,10 +211,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
   const int64_t first_out = int64_t{blockIdx.x} * kOuts, first_row = int64_t{blockIdx.y} * kRows;
   const int stride = static_cast<int>(params.stride), in = static_cast<int>(params.in);
   MyStage* const stages = Shared<MyStage>() + warp * kStages;
+  const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
+  if (blockIdx.y == 0) PrefetchRows(W, params.out - first_out < kOuts ? params.out - first_out : kOuts, stride);
+  AfterPrevious();
 
   // A lane copies every eighth row of W and every fourth of x. In place of W's rows behind the last one that one again;
   // in place of x's, zeros: with few rows, all blocks would ask for the same lines of memory eight times.
-  const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
   const float* const x = params.p.x + first_row * params.p.ldx;
   const int x_row = lane / 8, piece = lane % 8;
   int w_from[2 * kOutTiles], x_from[2 * kRowTiles];
@@ -334,6 +344,7 @@ struct TileStage {  // piece p of row r is at p ^ (4 * (r % 2)): so that a read 
 
 template <int kOuts, int kRows, int kStages, int kBlocks, bool kApart>
 __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TileParams tile) {
+  AfterPrevious();
   using MyStage = TileStage<kOuts, kRows>;
   static_assert(kOutsInStep % kOuts == 0);
   constexpr int kStep = 2 * kDepth, kCopied = kThreads / 8;  // rows that the block copies at a time
@@ -449,6 +460,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
 
 // y from the sums of parts, four outputs a thread; a row for each blockIdx.x.
 __global__ void __launch_bounds__(kThreads) JoinPartsKernel(TileParams tile) {
+  AfterPrevious();
   const RowsParams& params = tile.rows;
   const int64_t row = blockIdx.x, o = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * 4;
   if (o >= params.out) return;
@@ -486,6 +498,7 @@ constexpr int kRounded = 8;  // by a thread
 
 // A row for each blockIdx.x; zeros between `in` and `stride`.
 __global__ void __launch_bounds__(kThreads) RoundKernel(RoundParams p) {
+  AfterPrevious();
   const int64_t row = blockIdx.x, at = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kRounded;
   if (at >= p.stride) return;
   const float* const from = p.x + row * p.ldx + at;

@@ -8,6 +8,7 @@ namespace {
 
 template <int kThreads>
 __global__ void __launch_bounds__(256) LogSoftmaxKernel(LogSoftmaxParams p) {
+  AfterPrevious();
   const int64_t row = GroupRow();
   if (row >= p.rows) return;
   const float* const x = p.x + row * p.ldx;

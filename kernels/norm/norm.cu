@@ -8,6 +8,7 @@ namespace {
 
 template <int kThreads, GateActivation kActivation>
 __global__ void __launch_bounds__(256) RmsNormKernel(RmsNormParams p) {
+  AfterPrevious();
   const int64_t vector = GroupRow();
   if (vector >= int64_t{p.rows} * p.groups) return;
   const int64_t row = vector / p.groups, column = vector % p.groups * p.dim;
@@ -28,6 +29,7 @@ __global__ void __launch_bounds__(256) RmsNormKernel(RmsNormParams p) {
 
 template <int kThreads>
 __global__ void __launch_bounds__(256) LayerNormKernel(LayerNormParams p) {
+  AfterPrevious();
   const int64_t row = GroupRow();
   if (row >= p.rows) return;
   const float* const x = p.x + row * p.ldx;

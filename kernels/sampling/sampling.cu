@@ -698,6 +698,7 @@ class RowSampler {
 // A row by one block.
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) SampleKernel(SampleLaunch launch) {
+  AfterPrevious();
   RowSampler<kThreads> sampler(launch, *Shared<SampleShared>());
   sampler.Scan();
   __syncthreads();
@@ -713,6 +714,7 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleLaunch launch) {
 // One phase of rows by several blocks.
 template <SamplePhase kPhase>
 __global__ void __launch_bounds__(kMany) SamplePhaseKernel(SampleLaunch launch) {
+  AfterPrevious();
   RowSampler<kMany> sampler(launch, *Shared<SampleShared>());
   if constexpr (kPhase == SamplePhase::kScan) {
     sampler.Scan();

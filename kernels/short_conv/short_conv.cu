@@ -10,6 +10,7 @@ namespace palimpsest::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kElementThreads) ShortConvStepKernel(ShortConvParams p) {
+  AfterPrevious();
   int64_t s, c;
   if (!ElementPlace(p.rows.num_sequences, p.channels, s, c)) return;
   const int32_t slot = p.rows.slot[s];
@@ -148,6 +149,7 @@ __device__ void Convolve(const ConvSequence<kChannels>& sequence, int64_t begin,
 // kWidth 0: any.
 template <int kWidth, int kChannels>
 __global__ void __launch_bounds__(kStretchThreads) ShortConvStretchKernel(ShortConvParams p) {
+  AfterPrevious();
   const int64_t c = (int64_t{blockIdx.x} * kStretchThreads + threadIdx.x) * kChannels;
   if (c >= p.channels) return;
   const int32_t* const row_begin = p.rows.row_begin;

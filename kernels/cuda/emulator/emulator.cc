@@ -47,6 +47,7 @@ struct Thread {
   Wait wait = Wait::kNone;
   unsigned mask = 0;
   unsigned exchange = 0;  // which of the warp's buffers is next
+  bool after_previous = false;
   context::fcontext_t fiber = nullptr;
   std::unique_ptr<std::byte[]> stack;
 };
@@ -80,6 +81,10 @@ void RunFiber(context::transfer_t from) {
   self.scheduler = from.fctx;
   for (;;) {
     (*self.kernel)();
+    if (!self.current->after_previous) {
+      std::fprintf(stderr, "emulator: a kernel ends without having waited for the one before (AfterPrevious)\n");
+      std::abort();
+    }
     self.current->wait = Wait::kDone;
     SwitchToScheduler(self);
   }
@@ -184,6 +189,7 @@ void RunBlock(Running& self, dim3 block, bool backward) {
     thread.place.block = block;
     thread.wait = Wait::kNone;
     thread.exchange = 0;
+    thread.after_previous = false;
   }
   for (Warp& warp : self.warps) warp.arrived = 0;
   for (bool all_done = false; !all_done;) {
@@ -237,6 +243,7 @@ std::byte* SharedMemory() {
   return reinterpret_cast<std::byte*>((address + 15) / 16 * 16);
 }
 
+void AfterPrevious() { running().current->after_previous = true; }
 void SyncBlock() { Suspend(running(), Wait::kBlock, 0); }
 void SyncWarp(unsigned mask) { Suspend(running(), Wait::kWarp, mask); }
 

@@ -85,6 +85,9 @@ inline constinit thread_local const Place* place = nullptr;
 
 std::byte* SharedMemory();
 
+// Notes that the thread has waited for the kernel before: one that ends without that aborts with a message, for on a
+// device it could run beside any earlier one.
+void AfterPrevious();
 void SyncBlock();
 void SyncWarp(unsigned mask);
 // Every lane of `mask` gives 64 bits and gets those of all; valid until its next exchange but one.

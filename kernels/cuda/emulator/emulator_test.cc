@@ -39,6 +39,7 @@ std::vector<float> RunOnce(void (*kernel)(Params), int64_t shared_bytes = 0) {
 
 // Every thread reads what its neighbour wrote; with or without waiting for it.
 void Exchange(Params p, bool wait) {
+  AfterPrevious();
   float* const shared = Shared<float>();
   const int i = static_cast<int>(threadIdx.x);
   shared[i] = static_cast<float>(i);
@@ -54,23 +55,35 @@ TEST(Emulator, AMissingBarrierShows) {
 }
 
 TEST(Emulator, SharedMemoryBeginsAsNaN) {
-  for (const float value : RunOnce([](Params p) { p.out[threadIdx.x] = Shared<float>()[threadIdx.x]; }, kThreads * 4)) {
+  for (const float value : RunOnce(
+           [](Params p) {
+             AfterPrevious();
+             p.out[threadIdx.x] = Shared<float>()[threadIdx.x];
+           },
+           kThreads * 4)) {
     EXPECT_TRUE(std::isnan(value));
   }
 }
 
 TEST(Emulator, SumsOverWarpAndBlock) {
-  const std::vector<float> warps =
-      RunOnce([](Params p) { p.out[threadIdx.x] = GroupSum<32>(static_cast<float>(threadIdx.x)); });
+  const std::vector<float> warps = RunOnce([](Params p) {
+    AfterPrevious();
+    p.out[threadIdx.x] = GroupSum<32>(static_cast<float>(threadIdx.x));
+  });
   EXPECT_EQ(warps.front(), 31 * 32 / 2);
   EXPECT_EQ(warps.back(), 63 * 64 / 2 - 31 * 32 / 2);
-  const std::vector<float> block =
-      RunOnce([](Params p) { p.out[threadIdx.x] = GroupSum<64>(static_cast<float>(threadIdx.x), Shared<float>()); }, 8);
+  const std::vector<float> block = RunOnce(
+      [](Params p) {
+        AfterPrevious();
+        p.out[threadIdx.x] = GroupSum<64>(static_cast<float>(threadIdx.x), Shared<float>());
+      },
+      8);
   EXPECT_THAT(block, testing::Each(63 * 64 / 2));
 }
 
 TEST(EmulatorDeathTest, WaitingThatCannotEndIsTold) {
   EXPECT_DEATH(RunOnce([](Params) {
+                 AfterPrevious();
                  if (threadIdx.x == 0) {
                    __syncwarp();
                  } else {
@@ -80,10 +93,17 @@ TEST(EmulatorDeathTest, WaitingThatCannotEndIsTold) {
                "waits for ever");
 }
 
+TEST(EmulatorDeathTest, AKernelWaitsForTheOneBefore) {
+  EXPECT_DEATH(RunOnce([](Params p) { p.out[threadIdx.x] = 1.0f; }), "without having waited for the one before");
+}
+
 TEST(Emulator, AStreamsWorkIsDoneWhenSomebodyWaits) {
   Stream stream;
   std::vector<float> out(kThreads, -1.0f);
-  const auto fill = [](Params p) { p.out[threadIdx.x] = 7.0f; };
+  const auto fill = [](Params p) {
+    AfterPrevious();
+    p.out[threadIdx.x] = 7.0f;
+  };
   ASSERT_EQ(Launch(+fill, {.grid = dim3(1), .block = dim3(kThreads)}, {.stream = stream.get()}, Params{out.data()}),
             cudaSuccess);
   EXPECT_THAT(out, testing::Each(-1.0f));
@@ -94,7 +114,10 @@ TEST(Emulator, AStreamsWorkIsDoneWhenSomebodyWaits) {
 TEST(Emulator, AGraphRunsAgainWithoutRunningWhenItIsRecorded) {
   Stream stream;
   std::vector<float> out(kThreads, 0.0f);
-  const auto add = [](Params p) { p.out[threadIdx.x] += 1.0f; };
+  const auto add = [](Params p) {
+    AfterPrevious();
+    p.out[threadIdx.x] += 1.0f;
+  };
   cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal);
   ASSERT_EQ(Launch(+add, {.grid = dim3(1), .block = dim3(kThreads)}, {.stream = stream.get()}, Params{out.data()}),
             cudaSuccess);
@@ -113,7 +136,7 @@ TEST(Emulator, AGraphRunsAgainWithoutRunningWhenItIsRecorded) {
 
 TEST(Emulator, WhatADeviceWouldRefuseIsRefused) {
   Stream stream;
-  const auto nothing = [](Params) {};
+  const auto nothing = [](Params) { AfterPrevious(); };
   for (const Shape& shape :
        {Shape{.grid = dim3(1), .block = dim3(2048)}, Shape{.grid = dim3(1), .block = dim3(32), .shared_bytes = 1 << 20},
         Shape{.grid = dim3(1, 70000), .block = dim3(32)}}) {
