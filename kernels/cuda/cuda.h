@@ -68,6 +68,7 @@ template <typename Params>
 cudaError_t Launch(void (*kernel)(Params), const Shape& shape, const Target& target, const Params& params) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return cudaSuccess;
 #ifdef PALIMPSEST_CUDA_EMULATED
+  emulator::RequireOnDevice(params);
   return emulator::Launch(shape.grid, shape.block, shape.shared_bytes, target.stream,
                           [kernel, params] { kernel(params); });
 #else

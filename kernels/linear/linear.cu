@@ -635,7 +635,9 @@ cudaError_t ForRoundedRows(const LinearParams& p, const LinearResources& resourc
 
 RowsParams RowsOf(const LinearParams& p) {
   const PackedLinear& W = *p.weights;
-  return {.p = p,
+  LinearParams on_device = p;
+  on_device.weights = nullptr;  // the host's
+  return {.p = on_device,
           .weights = W.data(),
           .stride = W.row_stride(),
           .out = W.out(),

@@ -1,4 +1,5 @@
 #include "kernels/cuda/blas.h"
+#include "kernels/cuda/emulator/memory.h"
 
 namespace palimpsest::cuda {
 namespace {
@@ -18,6 +19,7 @@ class EmulatedBlas : public Blas {
           reinterpret_cast<int64_t>(product.y), product.ldw * size, product.ldx * size, product.ldy * 4}) {
       if (address % 16 != 0) return cudaErrorInvalidValue;
     }
+    emulator::RequireOnDevice(product);
     emulator::Enqueue(stream, [p = product] {
       for (int64_t r = 0; r < p.rows; ++r) {
         for (int64_t o = 0; o < p.out; ++o) {

@@ -6,26 +6,32 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
+#include <deque>
 #include <memory>
-#include <mutex>
 #include <vector>
+
+#include "kernels/cuda/emulator/memory.h"
 
 namespace palimpsest::emulator {
 
 struct Stream {
-  std::vector<std::function<void()>> work;
+  std::deque<std::function<void()>> work;
   bool capturing = false;
-  std::vector<std::function<void()>> captured;
+  std::deque<std::function<void()>> captured;
 };
 
 struct Graph {
-  std::vector<std::function<void()>> work;
+  std::deque<std::function<void()>> work;
   int references = 1;
 };
 
 struct Event {
-  std::chrono::steady_clock::time_point passed;
+  struct Marks {  // may outlive the event, in streams
+    Stream* stream = nullptr;
+    uint64_t recorded = 0, passed = 0;  // how often
+    std::chrono::steady_clock::time_point time;
+  };
+  const std::shared_ptr<Marks> marks = std::make_shared<Marks>();
 };
 
 namespace {
@@ -33,7 +39,6 @@ namespace {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr unsigned kWarpSize = 32;
 constexpr int64_t kSharedLimit = 227 << 10;
-constexpr size_t kDeviceBytes = size_t{2} << 30;
 
 namespace context = boost::context::detail;
 
@@ -98,19 +103,6 @@ void Resume(Running& self, Thread& thread) {
 
 std::atomic<uint64_t> launches{0};
 std::atomic<bool> lost{false};
-
-// Memory that the emulator gave out.
-std::mutex memory_mutex;
-std::map<const void*, size_t> pinned;
-std::map<const void*, size_t> on_device;
-
-bool IsPinned(const void* memory) {
-  const std::lock_guard<std::mutex> lock(memory_mutex);
-  auto it = pinned.upper_bound(memory);
-  if (it == pinned.begin()) return false;
-  --it;
-  return static_cast<const std::byte*>(memory) < static_cast<const std::byte*>(it->first) + it->second;
-}
 
 void Suspend(Running& self, Wait wait, unsigned mask) {
   self.current->wait = wait;
@@ -234,6 +226,22 @@ void RunKernel(dim3 grid, dim3 block, int64_t shared_bytes, const std::function<
   }
 }
 
+// Does a stream's work, in its order, until there is no more or it is enough.
+template <typename Enough>
+void RunUntil(Stream& stream, Enough enough) {
+  if (stream.work.empty()) return;
+  const Opened opened;
+  while (!stream.work.empty() && !enough()) {
+    const std::function<void()> next = std::move(stream.work.front());
+    stream.work.pop_front();
+    next();
+  }
+}
+
+void RunUntilPassed(const Event::Marks& marks, uint64_t times) {
+  if (marks.stream != nullptr) RunUntil(*marks.stream, [&] { return marks.passed >= times; });
+}
+
 }  // namespace
 
 unsigned Lane() { return running().current->lane; }
@@ -333,49 +341,28 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 }
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
-  size_t used = 0;
-  for (const auto& [memory, bytes] : emulator::on_device) used += bytes;
   *total = emulator::kDeviceBytes;
-  *free = emulator::kDeviceBytes - used;
+  *free = emulator::FreeDeviceBytes();
   return cudaSuccess;
 }
-
-namespace {
-
-cudaError_t Allocate(void** memory, size_t bytes, std::map<const void*, size_t>& book) {
-  *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  if (*memory == nullptr) return cudaErrorMemoryAllocation;
-  std::memset(*memory, 0xFF, bytes);  // NaN: nobody may count on zeros
-  const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
-  book[*memory] = bytes;
-  return cudaSuccess;
-}
-
-cudaError_t Release(void* memory, std::map<const void*, size_t>& book) {
-  if (memory == nullptr) return cudaSuccess;
-  {
-    const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
-    if (book.erase(memory) == 0) return cudaErrorInvalidValue;
-  }
-  std::free(memory);
-  return cudaSuccess;
-}
-
-}  // namespace
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  size_t free = 0, total = 0;
-  cudaMemGetInfo(&free, &total);
-  return bytes > free ? cudaErrorMemoryAllocation : Allocate(memory, bytes, emulator::on_device);
+  *memory = emulator::AllocateOnDevice(bytes);
+  return *memory != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-cudaError_t cudaFree(void* memory) { return Release(memory, emulator::on_device); }
-cudaError_t cudaMallocHost(void** memory, size_t bytes) { return Allocate(memory, bytes, emulator::pinned); }
-cudaError_t cudaFreeHost(void* memory) { return Release(memory, emulator::pinned); }
+cudaError_t cudaFree(void* memory) {
+  return memory == nullptr || emulator::FreeOnDevice(memory) ? cudaSuccess : cudaErrorInvalidValue;
+}
+cudaError_t cudaMallocHost(void** memory, size_t bytes) {
+  *memory = emulator::AllocatePinned(bytes);
+  return *memory != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  return memory == nullptr || emulator::FreePinned(memory) ? cudaSuccess : cudaErrorInvalidValue;
+}
 
 cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
-  const std::lock_guard<std::mutex> lock(emulator::memory_mutex);
-  return emulator::pinned.emplace(memory, bytes).second ? cudaSuccess : cudaErrorInvalidValue;
+  return emulator::Register(memory, bytes) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 cudaError_t cudaHostGetDevicePointer(void** address, void* memory, unsigned) {
@@ -385,6 +372,9 @@ cudaError_t cudaHostGetDevicePointer(void** address, void* memory, unsigned) {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (emulator::lost) return cudaErrorLaunchFailure;
+  // (Pinned memory is both sides'.)
+  if (emulator::IsOnDevice(to) && kind == cudaMemcpyDeviceToHost) return cudaErrorInvalidValue;
+  if (emulator::IsOnDevice(from) && kind == cudaMemcpyHostToDevice) return cudaErrorInvalidValue;
   if (kind != cudaMemcpyHostToDevice || emulator::IsPinned(from)) {
     emulator::Enqueue(stream, [=] { std::memcpy(to, from, bytes); });
     return cudaSuccess;
@@ -414,13 +404,26 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (stream->capturing) return cudaErrorInvalidValue;
-  for (size_t i = 0; i < stream->work.size(); ++i) stream->work[i]();
-  stream->work.clear();
+  emulator::RunUntil(*stream, [] { return false; });
   return emulator::lost ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
   *event = new Event;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cudaEventCreate(event); }
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  emulator::RunUntilPassed(*event->marks, event->marks->recorded);
+  return emulator::lost ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (emulator::lost) return cudaErrorLaunchFailure;
+  emulator::Enqueue(
+      stream, [marks = event->marks, times = event->marks->recorded] { emulator::RunUntilPassed(*marks, times); });
   return cudaSuccess;
 }
 
@@ -430,12 +433,18 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  emulator::Enqueue(stream, [event] { event->passed = std::chrono::steady_clock::now(); });
+  if (emulator::lost) return cudaErrorLaunchFailure;
+  event->marks->stream = stream;
+  ++event->marks->recorded;
+  emulator::Enqueue(stream, [marks = event->marks] {
+    ++marks->passed;
+    marks->time = std::chrono::steady_clock::now();
+  });
   return cudaSuccess;
 }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
-  *milliseconds = std::chrono::duration<float, std::milli>(end->passed - begin->passed).count();
+  *milliseconds = std::chrono::duration<float, std::milli>(end->marks->time - begin->marks->time).count();
   return cudaSuccess;
 }
 

@@ -6,7 +6,8 @@
 // shuffle, a matrix instruction) to the next, in an order that changes from launch to launch, so that a kernel that
 // counts on threads being in step shows it. Shared memory is filled with NaN before each block. Waiting that cannot end
 // aborts with a message. A stream's work is done when somebody waits for it, not before, so that host code which counts
-// on it being done shows it, too; host memory from cudaMallocHost is read only then, as the real one's may be.
+// on it being done shows it, too; host memory from cudaMallocHost is read only then, as the real one's may be. Host
+// code that touches a device's memory, and kernels that are given the host's, are caught (memory.h).
 //
 // Only what the kernels use is here. Not thread-safe but for launches from several threads on streams of their own.
 #pragma once
@@ -18,6 +19,8 @@
 #include <cstring>
 #include <functional>
 #include <type_traits>
+
+#include "kernels/cuda/emulator/memory.h"
 
 #define __global__
 #define __device__
@@ -63,6 +66,7 @@ enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpy
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 inline constexpr unsigned cudaStreamNonBlocking = 1;
 inline constexpr unsigned cudaHostRegisterMapped = 2;
+inline constexpr unsigned cudaEventDisableTiming = 2;
 struct cudaDeviceProp {
   char name[256];
   int major;
@@ -196,6 +200,9 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaEventCreate(cudaEvent_t* event);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
