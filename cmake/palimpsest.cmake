@@ -68,11 +68,14 @@ function(palimpsest_test name)
   palimpsest_suppress(${name})
 endfunction()
 
-# palimpsest_device_test(... [EMULATED filter]), as palimpsest_test: the same sources as NAME, on the processor, and as
-# NAME_on_device. On an emulated device, which is slow, only tests that the filter names run by themselves.
+# palimpsest_device_test(... [EMULATED filter] [NOT_ON_PROCESSOR]), as palimpsest_test: the same sources as NAME, on the
+# processor, and as NAME_on_device. On an emulated device, which is slow, only tests that the filter names run by
+# themselves.
 function(palimpsest_device_test name)
-  cmake_parse_arguments(ARG "" "EMULATED" "SOURCES;LINKS" ${ARGN})
-  palimpsest_test(${name} SOURCES ${ARG_SOURCES} LINKS ${ARG_LINKS} test_processor)
+  cmake_parse_arguments(ARG "NOT_ON_PROCESSOR" "EMULATED" "SOURCES;LINKS" ${ARGN})
+  if(NOT ARG_NOT_ON_PROCESSOR)
+    palimpsest_test(${name} SOURCES ${ARG_SOURCES} LINKS ${ARG_LINKS} test_processor)
+  endif()
   palimpsest_test(${name}_on_device SOURCES ${ARG_SOURCES} LINKS ${ARG_LINKS} test_device LABELS device TIMEOUT 900)
   if(PALIMPSEST_CUDA AND PALIMPSEST_BUILD_TESTS)
     add_dependencies(cuda_home ${name}_on_device)

@@ -76,6 +76,20 @@ class Device {
   // Waits for the stream. INTERNAL: something failed, now or before; the message names it.
   virtual absl::Status Synchronize() = 0;
 
+  // A copy that runs beside the stream: from what the stream has written so far, into memory of AllocatePinned, while
+  // the stream goes on. What comes on the stream later may overwrite the source only behind StreamAwaits.
+  class SideCopy {
+   public:
+    virtual ~SideCopy() = default;
+  };
+  // May be used for one copy after the other. Null if the device has no more of them.
+  virtual std::unique_ptr<SideCopy> MakeSideCopy() = 0;
+  virtual void CopyToHostAside(SideCopy& copy, void* to, const void* from, int64_t bytes) = 0;
+  // Waits for the copy. INTERNAL as Synchronize.
+  virtual absl::Status Await(SideCopy& copy) = 0;
+  // Has what is put on the stream from now on wait for the copy.
+  virtual void StreamAwaits(SideCopy& copy) = 0;
+
   // What `work` puts on the stream, to be run again and again at the cost of one launch: same kernels, same pointers,
   // same numbers. `work` must not allocate, free or synchronise. Null if the device would not record it.
   class Graph {

@@ -1,7 +1,10 @@
 #include "kernels/cuda/cuda_device.h"
 
+#include <atomic>
 #include <cstring>
 #include <mutex>
+#include <shared_mutex>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -30,10 +33,12 @@ class CudaDevice : public Device {
   ~CudaDevice() override {
     cudaSetDevice(info_.index);
     if (target_.stream != nullptr) cudaStreamSynchronize(target_.stream);
+    if (side_ != nullptr) cudaStreamSynchronize(side_);
     sampler_.reset();
     resources_.blas = nullptr;
     blas_.reset();
     products_ = {};
+    if (side_ != nullptr) cudaStreamDestroy(side_);
     if (target_.stream != nullptr) cudaStreamDestroy(target_.stream);
   }
 
@@ -41,6 +46,7 @@ class CudaDevice : public Device {
   absl::Status Start() {
     Note("cudaSetDevice", cudaSetDevice(info_.index));
     Note("cudaStreamCreate", cudaStreamCreateWithFlags(&target_.stream, cudaStreamNonBlocking));
+    Note("cudaStreamCreate", cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking));
     if (error_ != cudaSuccess) return Failure();
     products_ = AlignedBytes(kWorkspaceBytes + kScratchBytes, this);
     if (products_.data() == nullptr) {
@@ -61,14 +67,14 @@ class CudaDevice : public Device {
   const DeviceInfo& info() const override { return info_; }
 
   int64_t FreeBytes() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     cudaSetDevice(info_.index);
     size_t free = 0, total = 0;
     return cudaMemGetInfo(&free, &total) == cudaSuccess ? static_cast<int64_t>(free) : 0;
   }
 
   std::byte* Allocate(int64_t bytes) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     cudaSetDevice(info_.index);
     void* memory = nullptr;
     if (cudaMalloc(&memory, static_cast<size_t>(bytes)) != cudaSuccess) {
@@ -79,14 +85,15 @@ class CudaDevice : public Device {
   }
 
   void Free(std::byte* memory) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    PALIMPSEST_CHECK(recorder_ == std::thread::id());
     cudaSetDevice(info_.index);
-    if (target_.stream != nullptr) Note("cudaStreamSynchronize", cudaStreamSynchronize(target_.stream));
+    AwaitBothStreams();
     Note("cudaFree", cudaFree(memory));
   }
 
   std::byte* AllocatePinned(int64_t bytes) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     cudaSetDevice(info_.index);
     void* memory = nullptr;
     if (cudaMallocHost(&memory, static_cast<size_t>(bytes)) != cudaSuccess) {
@@ -97,9 +104,10 @@ class CudaDevice : public Device {
   }
 
   void FreePinned(std::byte* memory) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    PALIMPSEST_CHECK(recorder_ == std::thread::id());
     cudaSetDevice(info_.index);
-    if (target_.stream != nullptr) Note("cudaStreamSynchronize", cudaStreamSynchronize(target_.stream));
+    AwaitBothStreams();
     Note("cudaFreeHost", cudaFreeHost(memory));
   }
 
@@ -110,22 +118,69 @@ class CudaDevice : public Device {
     Copy("copy to the host", to, from, bytes, cudaMemcpyDeviceToHost);
   }
   void FillWithZeros(void* memory, int64_t bytes) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     if (error_ != cudaSuccess || bytes == 0) return;
     cudaSetDevice(info_.index);
     Note("fill with zeros", cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), target_.stream));
   }
 
   absl::Status Synchronize() override {
+    PALIMPSEST_CHECK(recorder_ != std::this_thread::get_id());
     cudaSetDevice(info_.index);
-    // Not under the lock: who asks for free memory meanwhile is not to wait for a batch.
-    const cudaError_t waited = cudaStreamSynchronize(target_.stream);
-    const std::lock_guard<std::mutex> lock(mutex_);
+    // Not under the lock of memory and copies: who asks for free memory meanwhile is not to wait for a batch.
+    cudaError_t waited = cudaSuccess;
+    {
+      const std::shared_lock<std::shared_mutex> lock(recording_);
+      waited = cudaStreamSynchronize(target_.stream);
+    }
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     Note("work on the stream", waited);
     return error_ == cudaSuccess ? absl::OkStatus() : Failure();
   }
 
+  std::unique_ptr<SideCopy> MakeSideCopy() override {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    cudaSetDevice(info_.index);
+    auto copy = std::make_unique<CudaSideCopy>();
+    for (cudaEvent_t* const event : {&copy->source_ready, &copy->done}) {
+      if (cudaEventCreateWithFlags(event, cudaEventDisableTiming) == cudaSuccess) continue;
+      cudaGetLastError();
+      return nullptr;
+    }
+    return copy;
+  }
+
+  void CopyToHostAside(SideCopy& copy, void* to, const void* from, int64_t bytes) override {
+    const auto& events = static_cast<CudaSideCopy&>(copy);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    if (error_ != cudaSuccess) return;
+    cudaSetDevice(info_.index);
+    Note("cudaEventRecord", cudaEventRecord(events.source_ready, target_.stream));
+    Note("cudaStreamWaitEvent", cudaStreamWaitEvent(side_, events.source_ready, 0));
+    Note("copy to the host", cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, side_));
+    Note("cudaEventRecord", cudaEventRecord(events.done, side_));
+  }
+
+  absl::Status Await(SideCopy& copy) override {
+    cudaSetDevice(info_.index);
+    const cudaError_t waited = cudaEventSynchronize(static_cast<CudaSideCopy&>(copy).done);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    Note("copy to the host", waited);
+    return error_ == cudaSuccess ? absl::OkStatus() : Failure();
+  }
+
+  void StreamAwaits(SideCopy& copy) override {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    if (error_ != cudaSuccess) return;
+    cudaSetDevice(info_.index);
+    Note("cudaStreamWaitEvent", cudaStreamWaitEvent(target_.stream, static_cast<CudaSideCopy&>(copy).done, 0));
+  }
+
   std::unique_ptr<Graph> Record(const std::function<void()>& work) override {
+    // Until the end of it, other threads' copies would become part of what is recorded, and their waiting would end it.
+    const std::unique_lock<std::shared_mutex> nobody_waits(recording_);
+    const std::lock_guard<std::recursive_mutex> nobody_copies(mutex_);
+    recorder_ = std::this_thread::get_id();
     cudaSetDevice(info_.index);
     const bool blocking = std::exchange(blocking_, false);
     std::unique_ptr<CudaGraph> recorded;
@@ -143,6 +198,7 @@ class CudaDevice : public Device {
       if (recorded == nullptr) cudaGetLastError();
     }
     blocking_ = blocking;
+    recorder_ = std::thread::id();
     return recorded;
   }
 
@@ -192,6 +248,22 @@ class CudaDevice : public Device {
     cudaGraphExec_t executable;
   };
 
+  struct CudaSideCopy : SideCopy {
+    ~CudaSideCopy() override {
+      for (const cudaEvent_t event : {source_ready, done}) {
+        if (event != nullptr) cudaEventDestroy(event);
+      }
+    }
+    cudaEvent_t source_ready = nullptr;
+    cudaEvent_t done = nullptr;
+  };
+
+  void AwaitBothStreams() {
+    for (const cudaStream_t stream : {target_.stream, side_}) {
+      if (stream != nullptr) Note("cudaStreamSynchronize", cudaStreamSynchronize(stream));
+    }
+  }
+
   absl::Status Failure() const {
     return absl::InternalError(
         absl::StrCat("the device ", info_.name, " failed: ", failed_, ": ", cudaGetErrorString(error_)));
@@ -217,7 +289,7 @@ class CudaDevice : public Device {
   }
 
   void Copy(const char* what, void* to, const void* from, int64_t bytes, cudaMemcpyKind kind) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     if (error_ != cudaSuccess || bytes == 0) return;
     cudaSetDevice(info_.index);
     Note(what, cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, target_.stream));
@@ -227,12 +299,17 @@ class CudaDevice : public Device {
   const DeviceInfo info_;
   bool blocking_;
   cuda::Target target_;
+  cudaStream_t side_ = nullptr;  // of copies beside the stream
   AlignedBytes products_;
   std::unique_ptr<cuda::Blas> blas_;
   cuda::LinearResources resources_;
   std::unique_ptr<cuda::DeviceSampler> sampler_;
 
-  std::mutex mutex_;  // of memory and copies, which several threads may want while a model loads
+  // The first is held shared while a thread waits for the stream and alone while one records; then the second, of
+  // memory and copies, which several threads may want while a model loads. What is recorded may copy.
+  std::shared_mutex recording_;
+  std::recursive_mutex mutex_;
+  std::atomic<std::thread::id> recorder_ = std::thread::id();
   cudaError_t error_ = cudaSuccess;
   const char* failed_ = "";
 };

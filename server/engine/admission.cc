@@ -8,6 +8,7 @@
 #include "server/engine/available_memory.h"
 #include "server/engine/scheduler.h"
 #include "server/model/padded_steps.h"
+#include "server/session/slot_pool.h"
 
 namespace palimpsest {
 namespace {
@@ -121,6 +122,7 @@ absl::StatusOr<ModelMemory> MemoryOf(const std::string& id, const Model& model, 
     absl::StatusOr<int32_t> slots = ChooseSlots(model, options);
     if (!slots.ok()) return slots.status();
     memory.slots = *slots;
+    memory.batch_bytes = SlotPool::StagingBytes(model.slot_bytes());
     return memory;
   }
   memory.weight_bytes = model.weight_bytes();

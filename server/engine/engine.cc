@@ -29,20 +29,6 @@
 namespace palimpsest {
 namespace {
 
-// The end of a sequence whose state is lost.
-absl::Status Lost(const Sequence& sequence, const absl::Status& status) {
-  std::string message(status.message());
-  if (sequence.request.lease) {
-    absl::StrAppend(&message, "; the session stands where it was before the request, at position ",
-                    sequence.initial_position);
-  }
-  return absl::Status(status.code(), message);
-}
-
-absl::Status LostWithDevice(const Sequence& sequence, const absl::Status& status) {
-  return Lost(sequence, absl::UnavailableError(status.message()));
-}
-
 // With values that let every request run some day.
 EngineShare ShareOf(const EngineOptions& options, const std::string& owner) {
   constexpr double kLeastWeight = 1e-3;
@@ -508,6 +494,7 @@ void Engine::Impl::Conclude(Sequence& sequence, Conclusion conclusion) {
 void Engine::Impl::Tell() {
   outbox_.SendDeltas();
   if (outbox_.ended() > 0) {
+    if (absl::Status status = outbox_.AwaitStates(); !status.ok()) NoteDeviceFailure(status);
     outbox_.Settle(counted_, SteadyNow());
     {
       absl::MutexLock lock(&mu_);
@@ -562,13 +549,14 @@ void Engine::Impl::EndEarly(Sequence& sequence, absl::StatusCode code, const std
 
 void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, Conclusion conclusion) {
   const absl::Time now = SteadyNow();
-  // At once, since the slot is given out again. The rest of what becomes of the state can wait.
+  // Begun at once, since the slot is given out again. The rest of what becomes of the state can wait.
   std::shared_ptr<State> state;
+  SlotCopy copy;
   if (sequence.LeavesState(ending) && sequence.taken_back) {
     state = std::move(sequence.before);
   } else if (sequence.LeavesState(ending)) {
     stepper_.MakeWhole(sequence.slot);
-    absl::StatusOr<std::shared_ptr<State>> copied = CopyState(format_, slots_, sequence.slot, nullptr);
+    absl::StatusOr<std::shared_ptr<State>> copied = BeginCopyState(format_, slots_, sequence.slot, &copy);
     if (copied.ok()) {
       state = *std::move(copied);
     } else if (absl::IsResourceExhausted(copied.status())) {
@@ -610,7 +598,11 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, C
     waiting_room_.End(sequence.request.owner, /*has_slot=*/sequence.lane >= 0);
   }
   const auto it = sequences_.find(sequence.id);
-  outbox_.AddEnd({.sequence = std::move(it->second), .ending = ending, .finish = std::move(finish), .state = state});
+  outbox_.AddEnd({.sequence = std::move(it->second),
+                  .ending = ending,
+                  .finish = std::move(finish),
+                  .state = std::move(state),
+                  .copy = std::move(copy)});
   sequences_.erase(it);
 }
 

@@ -74,6 +74,20 @@ void Outbox::AddTail(Ended& ended) {
   sequence.delta.text += tail;
 }
 
+absl::Status Outbox::AwaitStates() {
+  absl::Status failed;
+  for (Ended& ended : ended_) {
+    absl::Status arrived = ended.copy.Finish();
+    if (arrived.ok()) continue;
+    ended.ending = Ending::kDeviceFailed;
+    ended.state = nullptr;
+    ended.finish.device_failed = true;
+    ended.finish.status = LostWithDevice(*ended.sequence, arrived);
+    failed = std::move(arrived);
+  }
+  return failed;
+}
+
 void Outbox::Settle(EngineStats& counted, absl::Time now) {
   for (Ended& ended : ended_) Settle(ended, counted, now);
 }

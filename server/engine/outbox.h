@@ -13,6 +13,7 @@
 #include "server/engine/engine.h"
 #include "server/engine/sequence.h"
 #include "server/model/state_layout.h"
+#include "server/session/slot_pool.h"
 #include "server/session/state.h"
 #include "server/tokenizer/tokenizer.h"
 
@@ -25,8 +26,11 @@ class Outbox {
   struct Ended {
     std::unique_ptr<Sequence> sequence;
     Ending ending = Ending::kDone;
-    RequestSink::Finish finish;    // but for what its state decides
-    std::shared_ptr<State> state;  // if it LeavesState: copied from the slot, its numbers not checked, without its head
+    RequestSink::Finish finish;  // but for what its state decides
+    // If it LeavesState: what was in the slot, its numbers not checked, without its head; there once `copy` is
+    // finished.
+    std::shared_ptr<State> state;
+    SlotCopy copy;
   };
 
   // All must live as long.
@@ -43,6 +47,8 @@ class Outbox {
 
   // In this order. All deltas, and what observers are told beside them.
   void SendDeltas();
+  // Waits for the states of those that ended. INTERNAL: the device failed, and with it those whose states had not come.
+  absl::Status AwaitStates();
   // Ends leases and makes the states that were asked for. Counts what came to nothing.
   void Settle(EngineStats& counted, absl::Time now);
   // Says that requests have ended, and lets them go.

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/session/no_memory.h"
 
 namespace palimpsest {
@@ -101,17 +102,48 @@ bool Sequence::HandsOutState(Ending ending) const {
   return ending == Ending::kDone && (request.want_state || request.want_digest);
 }
 
+namespace {
+
+std::shared_ptr<State> NewState(const StateFormat& format) {
+  auto state = std::make_shared<State>();
+  state->format = format;
+  state->data = AlignedBytes(format.bytes);
+  return state;
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<State>> BeginCopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
+                                                      SlotCopy* copy) {
+  return OrNoMemory("the state of a reply", [&]() -> absl::StatusOr<std::shared_ptr<State>> {
+    std::shared_ptr<State> state = NewState(format);
+    absl::StatusOr<SlotCopy> begun = slots.BeginCopyOut(slot, state->data.data(), format.bytes);
+    if (!begun.ok()) return begun.status();
+    *copy = *std::move(begun);
+    return state;
+  });
+}
+
 absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
                                                  std::shared_ptr<State> used) {
   return OrNoMemory("the state of a reply", [&]() -> absl::StatusOr<std::shared_ptr<State>> {
-    if (used == nullptr) {
-      used = std::make_shared<State>();
-      used->format = format;
-      used->data = AlignedBytes(format.bytes);
-    }
+    if (used == nullptr) used = NewState(format);
     if (absl::Status status = slots.CopyOut(slot, used->data.data(), format.bytes); !status.ok()) return status;
     return used;
   });
+}
+
+absl::Status Lost(const Sequence& sequence, const absl::Status& status) {
+  std::string message(status.message());
+  if (sequence.request.lease) {
+    absl::StrAppend(&message, "; the session stands where it was before the request, at position ",
+                    sequence.initial_position);
+  }
+  return absl::Status(status.code(), message);
+}
+
+absl::Status LostWithDevice(const Sequence& sequence, const absl::Status& status) {
+  return Lost(sequence, absl::UnavailableError(status.message()));
 }
 
 bool IsFinite(const StateLayout& layout, const State& state) {

@@ -94,6 +94,13 @@ struct Sequence {
 // device that has the slots failed.  RESOURCE_EXHAUSTED: the system has no memory left for it.
 absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
                                                  std::shared_ptr<State> used);
+// The same of a new one, whose data has come when `copy` is finished.
+absl::StatusOr<std::shared_ptr<State>> BeginCopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
+                                                      SlotCopy* copy);
+
+// The end of a sequence whose state is lost, for this reason; and because the device failed.
+absl::Status Lost(const Sequence& sequence, const absl::Status& status);
+absl::Status LostWithDevice(const Sequence& sequence, const absl::Status& status);
 
 // Whether all numbers of the state, laid out by `layout`, are finite.
 bool IsFinite(const StateLayout& layout, const State& state);

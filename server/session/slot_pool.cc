@@ -1,6 +1,7 @@
 #include "server/session/slot_pool.h"
 
 #include <cstring>
+#include <utility>
 
 #include "kernels/common/check.h"
 
@@ -11,15 +12,44 @@ constexpr int64_t kAlignment = 64;  // of a state piece: a cache line, and any v
 
 }  // namespace
 
+SlotCopy& SlotCopy::operator=(SlotCopy&& other) noexcept {
+  std::swap(staging_, other.staging_);
+  std::swap(device_, other.device_);
+  std::swap(to_, other.to_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+SlotCopy::~SlotCopy() { static_cast<void>(Finish()); }
+
+absl::Status SlotCopy::Finish() {
+  SlotStaging* const staging = std::exchange(staging_, nullptr);
+  if (staging == nullptr) return absl::OkStatus();
+  staging->slot = -1;
+  absl::Status arrived = device_->Await(*staging->copy);
+  if (arrived.ok()) std::memcpy(to_, staging->memory, static_cast<size_t>(bytes_));
+  return arrived;
+}
+
 SlotPool::SlotPool(int32_t slots, int64_t state_bytes, Device* device)
     : device_(device),
       stride_((state_bytes + kAlignment - 1) / kAlignment * kAlignment),
       memory_(slots * stride_, device),
-      generation_(static_cast<size_t>(slots), 0) {
+      generation_(static_cast<size_t>(slots), 0),
+      stagings_(device == nullptr ? 0 : kStagings) {
   if (stride_ > 0 && memory_.data() == nullptr) return;
   // Lowest index on top, so that a lightly loaded server keeps to few pages.
   for (int32_t i = slots - 1; i >= 0; --i) free_.push_back(i);
 }
+
+SlotPool::~SlotPool() {
+  for (const SlotStaging& staging : stagings_) {
+    PALIMPSEST_CHECK(staging.slot < 0);
+    if (staging.memory != nullptr) device_->FreePinned(staging.memory);
+  }
+}
+
+int64_t SlotPool::StagingBytes(int64_t state_bytes) { return kStagings * state_bytes; }
 
 SlotHandle SlotPool::Acquire(const State* initial) {
   if (free_.empty()) return {};
@@ -29,6 +59,9 @@ SlotHandle SlotPool::Acquire(const State* initial) {
   free_.pop_back();
   std::byte* slot = memory_.data() + index * stride_;
   if (device_ != nullptr) {
+    for (const SlotStaging& staging : stagings_) {
+      if (staging.slot == index) device_->StreamAwaits(*staging.copy);
+    }
     if (given > 0) device_->CopyToDevice(slot, initial->data.data(), given);
     device_->FillWithZeros(slot + given, stride_ - given);
   } else {
@@ -53,6 +86,34 @@ absl::Status SlotPool::CopyOut(SlotHandle handle, std::byte* to, int64_t bytes) 
   }
   if (bytes > 0) std::memcpy(to, slot, static_cast<size_t>(bytes));
   return absl::OkStatus();
+}
+
+absl::StatusOr<SlotCopy> SlotPool::BeginCopyOut(SlotHandle handle, std::byte* to, int64_t bytes) {
+  SlotStaging* const staging = bytes > 0 ? FindStaging() : nullptr;
+  SlotCopy copy;
+  if (staging == nullptr) {
+    absl::Status status = CopyOut(handle, to, bytes);
+    if (!status.ok()) return status;
+    return copy;
+  }
+  PALIMPSEST_CHECK(bytes <= stride_);
+  device_->CopyToHostAside(*staging->copy, staging->memory, Data(handle), bytes);
+  staging->slot = handle.index;
+  copy.staging_ = staging;
+  copy.device_ = device_;
+  copy.to_ = to;
+  copy.bytes_ = bytes;
+  return copy;
+}
+
+SlotStaging* SlotPool::FindStaging() {
+  for (SlotStaging& staging : stagings_) {
+    if (staging.slot >= 0) continue;
+    if (staging.memory == nullptr) staging.memory = device_->AllocatePinned(stride_);
+    if (staging.copy == nullptr) staging.copy = device_->MakeSideCopy();
+    return staging.memory != nullptr && staging.copy != nullptr ? &staging : nullptr;
+  }
+  return nullptr;
 }
 
 std::byte* SlotPool::Data(SlotHandle handle) {

@@ -3,9 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/common/aligned_buffer.h"
 #include "kernels/common/device.h"
 #include "server/session/state.h"
@@ -18,11 +21,42 @@ struct SlotHandle {
   uint64_t generation = 0;
 };
 
+// Pinned memory that states leave a device through.
+struct SlotStaging {
+  std::byte* memory = nullptr;
+  std::unique_ptr<Device::SideCopy> copy;
+  int32_t slot = -1;  // whose state is on its way; -1: it is free
+};
+
+// A state on its way out of its slot.
+class SlotCopy {
+ public:
+  SlotCopy() = default;
+  SlotCopy(SlotCopy&& other) noexcept { *this = std::move(other); }
+  SlotCopy& operator=(SlotCopy&& other) noexcept;
+  ~SlotCopy();  // waits, if nobody has
+  // Waits until the memory that SlotPool::BeginCopyOut was given has the state. INTERNAL: the device failed.
+  absl::Status Finish();
+
+ private:
+  friend class SlotPool;
+  SlotStaging* staging_ = nullptr;  // null: there is nothing to wait for
+  Device* device_ = nullptr;
+  std::byte* to_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
 // Not thread-safe: the engine's thread owns it. live() + free() == size() always.
 class SlotPool {
  public:
   // With a device, the room is in its memory; base() is null if it has too little, and then there are no slots.
   SlotPool(int32_t slots, int64_t state_bytes, Device* device = nullptr);
+  ~SlotPool();  // after every SlotCopy
+  SlotPool(const SlotPool&) = delete;
+  SlotPool& operator=(const SlotPool&) = delete;
+
+  // Of the host's memory, what a pool of a device takes at most.
+  static int64_t StagingBytes(int64_t state_bytes);
 
   int32_t size() const { return static_cast<int32_t>(generation_.size()); }
   int32_t free() const { return static_cast<int32_t>(free_.size()); }
@@ -36,16 +70,26 @@ class SlotPool {
   std::byte* Data(SlotHandle handle);
   // Copies the first `bytes` of the slot into host memory; aborts on a stale handle. INTERNAL: the device failed.
   absl::Status CopyOut(SlotHandle handle, std::byte* to, int64_t bytes);
+  // The same without waiting for a device, whose stream goes on beside the copy. The slot may be released and given out
+  // again at once; `to` is to be left alone until Finish. On a processor, and where kStagings states are on their way
+  // already, it is CopyOut.
+  absl::StatusOr<SlotCopy> BeginCopyOut(SlotHandle handle, std::byte* to, int64_t bytes);
 
   std::byte* base() { return memory_.data(); }
   int64_t stride() const { return stride_; }
 
  private:
+  static constexpr int32_t kStagings = 4;
+
+  // One that is free; null if there is none.
+  SlotStaging* FindStaging();
+
   Device* const device_;
   int64_t stride_ = 0;
   AlignedBytes memory_;
   std::vector<uint64_t> generation_;  // odd while out
   std::vector<int32_t> free_;
+  std::vector<SlotStaging> stagings_;  // on a device: kStagings, each made when it is first needed
 };
 
 }  // namespace palimpsest
