@@ -50,17 +50,36 @@ struct Matrices {
   }
 };
 
+// What a product does beside itself: nothing, where there is no weight.
+struct Fold {
+  std::span<const float> norm_weight;
+  float eps = 1e-6f;
+  bool swiglu = false;
+};
+
 // Some of y's elements, spread over it, in double precision.
 Difference CompareProduct(const Matrices& matrices, std::span<const float> x, std::span<const float> y, int32_t rows,
-                          double tolerance) {
+                          double tolerance, const Fold& fold) {
   const int64_t out = matrices.copies[0].out(), in = matrices.copies[0].in();
+  const int64_t columns = fold.swiglu ? out / 2 : out;
   std::vector<float> got, expected;
   for (int64_t i = 0; i < 512; ++i) {
-    const int64_t row = i * 31 % rows, o = i * 7919 % out;
-    double sum = 0.0;
-    for (int64_t c = 0; c < in; ++c) sum += double{x[row * in + c]} * matrices.values[o * in + c];
+    const int64_t row = i * 31 % rows, o = i * 7919 % columns;
+    const auto of_row = x.subspan(row * in, in);
+    double squares = 0.0;
+    for (const float value : of_row) squares += double{value} * value;
+    const bool normed = !fold.norm_weight.empty();
+    const double factor = normed ? 1.0 / std::sqrt(squares / static_cast<double>(in) + double{fold.eps}) : 1.0;
+    const auto sum = [&](int64_t o) {
+      double sum = 0.0;
+      for (int64_t c = 0; c < in; ++c) {
+        sum += factor * of_row[c] * (normed ? double{fold.norm_weight[c]} : 1.0) * matrices.values[o * in + c];
+      }
+      return sum;
+    };
+    const double gate = sum(o);
     got.push_back(y[row * out + o]);
-    expected.push_back(static_cast<float>(sum));
+    expected.push_back(static_cast<float>(fold.swiglu ? gate / (1.0 + std::exp(-gate)) * sum(o + columns) : gate));
   }
   return Compare("Linear", got, expected, tolerance);
 }
@@ -73,8 +92,10 @@ void DeviceBench::Projections() {
     DType dtype;
     LinearMath math;
     double tolerance;
+    bool folds = false;  // with the norm before and the gate behind it, where a layer has them
   };
   constexpr Kind kKinds[] = {{"bf16", DType::kBF16, LinearMath::kBF16, kBF16},
+                             {"bf16_folded", DType::kBF16, LinearMath::kBF16, 2 * kBF16, true},
                              {"bf16_f32math", DType::kBF16, LinearMath::kF32, kExact},
                              {"f32", DType::kF32, LinearMath::kF32, kExact}};
   const bool tiny = timer_.tiny();
@@ -82,15 +103,17 @@ void DeviceBench::Projections() {
   struct Projection {
     const char* name;
     int64_t out, in;
+    bool normed, gated;
   };
-  const Projection projections[] = {{"qkv", 3 * m.hidden, m.hidden},
-                                    {"out", m.hidden, m.hidden},
-                                    {"gate_up", 2 * m.inner, m.hidden},
-                                    {"down", m.hidden, m.inner},
-                                    {"logits", m.vocabulary, m.hidden}};
+  const Projection projections[] = {{"qkv", 3 * m.hidden, m.hidden, true, false},
+                                    {"out", m.hidden, m.hidden, false, false},
+                                    {"gate_up", 2 * m.inner, m.hidden, true, true},
+                                    {"down", m.hidden, m.inner, false, false},
+                                    {"logits", m.vocabulary, m.hidden, true, false}};
   const std::vector<int32_t> chunk_rows = tiny ? std::vector{9} : std::vector{256, 2048, 8192};
   for (const Kind& kind : kKinds) {
     for (const Projection& projection : projections) {
+      if (kind.folds && !projection.normed) continue;
       const std::string prefix = std::string("linear/") + projection.name + "/" + kind.name;
       std::unique_ptr<Matrices> matrices;
       // What people run, at every size; the rest where it shows what the kernel is.
@@ -110,6 +133,10 @@ void DeviceBench::Projections() {
           }
           Mirrored<float> x = Put(SomeNormal(int64_t{rows} * projection.in, 8));
           Mirrored<float> y = Put(std::vector<float>(int64_t{rows} * projection.out, NAN));
+          Mirrored<float> norm = Put(SomeNormal(projection.in, 9));
+          const Fold fold = kind.folds ? Fold{.norm_weight = {norm.host(), static_cast<size_t>(projection.in)},
+                                              .swiglu = projection.gated}
+                                       : Fold{};
           const auto launch = [&](int i) {
             const LinearParams params{.weights = &matrices->copies[i % matrices->copies.size()],
                                       .math = kind.math,
@@ -118,13 +145,16 @@ void DeviceBench::Projections() {
                                       .y = y.device(),
                                       .ldy = projection.out,
                                       .rows = rows,
-                                      .step_rows = steps ? rows : 0};
+                                      .step_rows = steps ? rows : 0,
+                                      .norm_weight = kind.folds ? norm.device() : nullptr,
+                                      .norm_eps = fold.eps,
+                                      .swiglu = fold.swiglu};
             return cuda::Run(params, linear_resources(), timer_.target());
           };
           CheckCuda(launch(0), "Linear");
           timer_.Synchronize();
           const Difference difference =
-              CompareProduct(*matrices, std::span(x.host(), x.size()), y.Read(), rows, kind.tolerance);
+              CompareProduct(*matrices, std::span(x.host(), x.size()), y.Read(), rows, kind.tolerance, fold);
           Expect(name, {&difference, 1});
           const double elements = static_cast<double>(projection.out) * static_cast<double>(projection.in);
           Add(name,

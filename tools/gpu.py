@@ -208,7 +208,7 @@ def bench_steps(machine: Machine) -> list[Step]:
         bench_step(machine, "mixer", "^mixer/", 30),
         bench_step(machine, "step", "^step/", 25),
         bench_step(machine, "chunks", "^chunks/", 35),
-        bench_step(machine, "linear", "^linear/.*/bf16/", 30),
+        bench_step(machine, "linear", "^linear/.*/bf16(_folded)?/", 40),
         bench_step(machine, "layer", "^layer/", 20),
         bench_step(machine, "sample", "^sample/", 20),
         bench_step(machine, "replay", "^replay/", 25),

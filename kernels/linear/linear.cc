@@ -9,6 +9,12 @@
 namespace palimpsest {
 namespace {
 
+// Outputs of a matrix instruction's tile, when the other half of its 16 rows of W belongs to their gates.
+constexpr int64_t kSwigluOutputs = 8;
+
+// Values of a row that is normalised, which a block keeps in shared memory (96 KiB).
+constexpr int64_t kMostNormed = 24 << 10;
+
 int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Puts row `o` of the whole matrix, `in` values from `source`, into its lane of its panel.
@@ -88,5 +94,11 @@ PackedLinear PackedLinear::PackStacked(std::span<const Source> sources, int64_t 
   }
   return packed;
 }
+
+bool Folds(const PackedLinear& weights, LinearMath math) {
+  return weights.on_device() && math == LinearMath::kBF16 && weights.in() <= kMostNormed;
+}
+
+bool FoldsSwiglu(const PackedLinear& weights) { return weights.out() % (2 * kSwigluOutputs) == 0; }
 
 }  // namespace palimpsest

@@ -9,11 +9,16 @@
 //   steps, f32 arithmetic    a warp has a few outputs, its lanes share out `in`, 16 bytes at a time in turn, and join
 //                            their sums as a butterfly.
 //   chunks                   cuBLASLt, if matrix and strides suit it; else as steps
+#include <type_traits>
+
+#include "kernels/activation/activation.h"
 #include "kernels/cuda/async_copy.h"
 #include "kernels/cuda/group.h"
 #include "kernels/cuda/math.h"
 #include "kernels/cuda/mma.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/linear/linear_device.h"
+#include "kernels/norm/norm_values.h"
 
 namespace palimpsest::cuda {
 namespace {
@@ -30,7 +35,26 @@ struct RowsParams {
   bool aligned = false;  // x is made of pieces of 16 bytes, each at a multiple of that
 };
 
-// What is added to the sum of an output. It is loaded before the sums are there, and for all of a thread's outputs
+// Rows of W are taken as they are, unless they make gates and what these open: then every 16 are eight gates and, in
+// the same order, their eight others. A tile of a matrix instruction has those in registers of one lane.
+constexpr int kGates = 8;
+
+__device__ __forceinline__ bool IsGate(int64_t o) { return o % (2 * kGates) < kGates; }
+__device__ __forceinline__ int64_t Gated(int64_t o) { return o / (2 * kGates) * kGates + o % kGates; }
+
+// Where row `first` (a multiple of 16) + `i` of W begins, from the beginning of row `first`. For rows behind the last
+// one that is the last one again.
+__device__ __forceinline__ int RowOfW(const RowsParams& params, bool gated, int first, int i) {
+  const int out = static_cast<int>(params.out), stride = static_cast<int>(params.stride);
+  if (!gated) return (first + i < out ? i : out - 1 - first) * stride;
+  const int half = out / 2, row = static_cast<int>(Gated(i)), last = half - 1 - first / 2;
+  return ((row < last ? row : last) + (IsGate(i) ? 0 : half)) * stride;
+}
+__device__ __forceinline__ const BF16* RowsOfW(const RowsParams& params, bool gated, int64_t first) {
+  return reinterpret_cast<const BF16*>(params.weights) + (gated ? first / 2 : first) * params.stride;
+}
+
+// What is done to the sum of an output. It is loaded before the sums are there, and for all of a thread's outputs
 // before the first of them is stored, which the compiler may not do: a store could be to what is loaded next.
 struct Addends {
   float y = 0.0f;
@@ -52,6 +76,11 @@ __device__ __forceinline__ void Store(const RowsParams& params, int64_t row, int
   if (params.p.accumulate) sum += addends.y;
   if (params.p.bias != nullptr) sum += addends.bias;
   params.p.y[row * params.p.ldy + o] = sum;
+}
+
+// The output of a gate, given its number among the rows of W, and what it opens.
+__device__ __forceinline__ void StoreGated(const RowsParams& params, int64_t row, int64_t o, float gate, float up) {
+  if (Exists(params, row, o)) params.p.y[row * params.p.ldy + Gated(o)] = Silu(gate) * up;
 }
 
 // What a lane reads of a row at a time. `to` beyond the row's end, whose values number a multiple of four, is zeros.
@@ -190,20 +219,63 @@ struct Stage {
   float4 x[8 * kRowTiles][kWarp / 4];  // piece p of row r is at p ^ (r % 2): so that a read meets every bank once
 };
 
+template <int kOutTiles, int kRowTiles>
+struct FoldStage : Stage<kOutTiles, kRowTiles> {
+  float4 norm[kWarp / 4];  // the weight of x's norm
+};
+
+template <int kOutTiles, int kRowTiles, bool kFolds>
+using StageOf = std::conditional_t<kFolds, FoldStage<kOutTiles, kRowTiles>, Stage<kOutTiles, kRowTiles>>;
+
 // A block asks for its rows of W, which no kernel writes, while what they are to be multiplied by is still being made.
 __device__ __forceinline__ void PrefetchRows(const BF16* W, int64_t rows, int stride) {
   constexpr int kLine = 128 / static_cast<int>(sizeof(BF16));
   const auto values = static_cast<int>(rows) * stride;
   for (int at = static_cast<int>(threadIdx.x) * kLine; at < values; at += kThreads * kLine) PrefetchToL2(W + at);
 }
+__device__ __forceinline__ void PrefetchOuts(const RowsParams& params, bool gated, const BF16* W, int64_t first_out,
+                                             int64_t outs) {
+  const int64_t rows = params.out - first_out < outs ? params.out - first_out : outs;
+  const auto stride = static_cast<int>(params.stride);
+  if (!gated) return PrefetchRows(W, rows, stride);
+  PrefetchRows(W, rows / 2, stride);
+  PrefetchRows(W + params.out / 2 * params.stride, rows / 2, stride);
+}
+
+// The sum of squares of a part of a row, by four lanes: lane t those of its eight values of each kDepth, in order.
+__device__ __forceinline__ float AddSquares(float sum, const float4& low, const float4& high) {
+  const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum = fmaf(values[i], values[i], sum);
+  return sum;
+}
+__device__ __forceinline__ float JoinSquares(float sum) {
+  sum += __shfl_xor_sync(~0u, sum, 1);
+  return sum + __shfl_xor_sync(~0u, sum, 2);
+}
+
+__device__ __forceinline__ float4 Times(const float4& a, const float4& b) {
+  return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
+
+// Of all parts, `apart` floats apart, beginning with the first.
+__device__ __forceinline__ float SumOfParts(const float* parts, int apart, int first = 0) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) sum += parts[(first + part) % kParts * apart];
+  return sum;
+}
 
 // Few rows. A block's warps have a part of `in` each, of all of the block's outputs and rows, so nothing that they copy
 // to shared memory is used by two of them: they wait for their own copies and, before the parts are joined, for nobody.
 // kStages are under way at a time. The operands are copied, not loaded, since the compiler puts a load beside its use
 // and so keeps few in flight.
-template <int kOutTiles, int kRowTiles, int kStages, int kBlocks>
+//
+// kFolds: of x's norm, the weight is put to x before it is rounded, and its root mean square is found on the way, of
+// each part by itself, and divides the sum.
+template <int kOutTiles, int kRowTiles, int kStages, int kBlocks, bool kFolds>
 __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams params) {
-  using MyStage = Stage<kOutTiles, kRowTiles>;
+  using MyStage = StageOf<kOutTiles, kRowTiles, kFolds>;
   constexpr int kOuts = 16 * kOutTiles, kRows = 8 * kRowTiles;
   static_assert(kParts == kWarps);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -211,8 +283,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
   const int64_t first_out = int64_t{blockIdx.x} * kOuts, first_row = int64_t{blockIdx.y} * kRows;
   const int stride = static_cast<int>(params.stride), in = static_cast<int>(params.in);
   MyStage* const stages = Shared<MyStage>() + warp * kStages;
-  const auto* const W = reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride;
-  if (blockIdx.y == 0) PrefetchRows(W, params.out - first_out < kOuts ? params.out - first_out : kOuts, stride);
+  const bool gated = kFolds && params.p.swiglu;
+  const BF16* const W = RowsOfW(params, gated, first_out);
+  if (blockIdx.y == 0) PrefetchOuts(params, gated, W, first_out, kOuts);
   AfterPrevious();
 
   // A lane copies every eighth row of W and every fourth of x. In place of W's rows behind the last one that one again;
@@ -222,10 +295,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
   int w_from[2 * kOutTiles], x_from[2 * kRowTiles];
   bool x_there[2 * kRowTiles];
 #pragma unroll
-  for (int i = 0; i < 2 * kOutTiles; ++i) {
-    const int last = static_cast<int>(params.out - 1 - first_out);
-    w_from[i] = (8 * i + g < last ? 8 * i + g : last) * stride;
-  }
+  for (int i = 0; i < 2 * kOutTiles; ++i) w_from[i] = RowOfW(params, gated, static_cast<int>(first_out), 8 * i + g);
 #pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) {
     x_there[i] = first_row + 4 * i + x_row < params.p.rows;
@@ -243,6 +313,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
       const float* const from = x + (x_at < in ? x_at : 0);
 #pragma unroll
       for (int i = 0; i < 2 * kRowTiles; ++i) CopyAsync16(place(i), from + x_from[i], x_there[i] && x_at < in);
+      if constexpr (kFolds) {
+        if (x_row == 0) CopyAsync16(&stage.norm[piece], params.p.norm_weight + (x_at < in ? x_at : 0), x_at < in);
+      }
     } else {
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
@@ -251,18 +324,29 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
         for (int i = 0; i < 2 * kRowTiles; ++i) {
           CopyAsync4(reinterpret_cast<float*>(place(i)) + v, from + x_from[i], x_there[i] && x_at + v < in);
         }
+        if constexpr (kFolds) {
+          if (x_row != 0) continue;
+          CopyAsync4(reinterpret_cast<float*>(&stage.norm[piece]) + v,
+                     params.p.norm_weight + (x_at + v < in ? x_at + v : 0), x_at + v < in);
+        }
       }
     }
   };
 
   float sum[kOutTiles][kRowTiles][4] = {};
+  [[maybe_unused]] float squares[kRowTiles] = {};
   const auto multiply = [&](const MyStage& stage) {
     WeightFragment w[kOutTiles];
 #pragma unroll
     for (int m = 0; m < kOutTiles; ++m) w[m] = FragmentOf(stage.w[m][0][lane], stage.w[m][1][lane]);
 #pragma unroll
     for (int n = 0; n < kRowTiles; ++n) {
-      const float4 low = stage.x[8 * n + g][(2 * t) ^ (g % 2)], high = stage.x[8 * n + g][(2 * t + 1) ^ (g % 2)];
+      float4 low = stage.x[8 * n + g][(2 * t) ^ (g % 2)], high = stage.x[8 * n + g][(2 * t + 1) ^ (g % 2)];
+      if constexpr (kFolds) {
+        squares[n] = AddSquares(squares[n], low, high);
+        low = Times(low, stage.norm[2 * t]);
+        high = Times(high, stage.norm[2 * t + 1]);
+      }
       MultiplyDepth(sum, n, w,
                     make_uint4(PackBF16(low.x, low.y), PackBF16(low.z, low.w), PackBF16(high.x, high.y),
                                PackBF16(high.z, high.w)));
@@ -273,9 +357,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
   const auto mine = [&](int i) { return static_cast<int>(threadIdx.x) + i * kThreads; };
   Addends addends[kMine];
   const auto load_addends = [&] {
+    if constexpr (!kFolds) {  // else nothing is added
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      addends[i] = LoadAddends(params, first_row + mine(i) / kOuts, first_out + mine(i) % kOuts);
+      for (int i = 0; i < kMine; ++i) {
+        addends[i] = LoadAddends(params, first_row + mine(i) / kOuts, first_out + mine(i) % kOuts);
+      }
     }
   };
   if (kMine == 1) load_addends();  // later, where they would take too many registers
@@ -306,19 +392,28 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
     ForTileElements(sum[m],
                     [&](int o, int r, float value) { parts[warp * kWarpFloats + r * kPitch + 16 * m + o] = value; });
   }
+  if constexpr (kFolds) {  // beside a row's outputs
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+      const float of_part = JoinSquares(squares[n]);
+      if (t == 0) parts[warp * kWarpFloats + (8 * n + g) * kPitch + kOuts] = of_part;
+    }
+  }
   if (kMine > 1) load_addends();
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     const int o = mine(i) % kOuts, r = mine(i) / kOuts;
     if (r >= kRows) break;
-    float total = 0.0f;
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      const int w = (FirstPart(first_out + o) + part) % kParts;
-      total += parts[w * kWarpFloats + r * kPitch + o];
+    if (gated && !IsGate(o)) continue;
+    const float* const at = parts + r * kPitch;
+    const float factor = kFolds ? RmsFactor(SumOfParts(at + kOuts, kWarpFloats), in, params.p.norm_eps) : 1.0f;
+    const auto total = [&](int o) { return SumOfParts(at + o, kWarpFloats, FirstPart(first_out + o)) * factor; };
+    if (gated) {
+      StoreGated(params, first_row + r, first_out + o, total(o), total(o + kGates));
+    } else {
+      Store(params, first_row + r, first_out + o, total(o), addends[i]);
     }
-    Store(params, first_row + r, first_out + o, total, addends[i]);
   }
 }
 
@@ -330,11 +425,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16Kernel(RowsParams
 struct TileParams {
   RowsParams rows;
   const BF16* x = nullptr;
+  const float* factors = nullptr;  // [rows] of the sums; null: none
   int parts_each = kParts;
   float* parts = nullptr;  // [kParts][rows][ld_parts] in the order of sums, if parts_each < kParts
   int64_t ld_parts = 0;
   uint32_t zero = 0;  // which the compiler does not know: see FragmentOf
 };
+
+__device__ __forceinline__ float FactorOf(const TileParams& tile, int64_t row) {
+  return tile.factors != nullptr && row < tile.rows.p.rows ? tile.factors[row] : 1.0f;
+}
 
 template <int kOuts, int kRows>
 struct TileStage {  // piece p of row r is at p ^ (4 * (r % 2)): so that a read meets every bank once
@@ -358,14 +458,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
 
   // In place of W's rows behind the last one, that one again; in place of x's, zeros.
   const int copy_row = thread / 8, piece = thread % 8, place = piece ^ (4 * (copy_row % 2));
-  const auto* const W = Kept(reinterpret_cast<const BF16*>(params.weights) + first_out * params.stride + 8 * piece);
+  const auto* const W = Kept(RowsOfW(params, params.p.swiglu, first_out) + 8 * piece);
   const BF16* const x = Kept(tile.x + first_row * params.stride + 8 * piece);
   const int rows_left = Kept(params.p.rows - first_row - copy_row);
   int w_from[kOuts / kCopied], x_from[kRows / kCopied];
 #pragma unroll
   for (int i = 0; i < kOuts / kCopied; ++i) {
-    const int row = i * kCopied + copy_row, last = static_cast<int>(params.out - 1 - first_out);
-    w_from[i] = Kept((row < last ? row : last) * stride);
+    w_from[i] = Kept(RowOfW(params, params.p.swiglu, first_out, i * kCopied + copy_row));
   }
 #pragma unroll
   for (int i = 0; i < kRows / kCopied; ++i) {
@@ -449,31 +548,33 @@ __global__ void __launch_bounds__(kThreads, kBlocks) LinearBF16TileKernel(TilePa
     }
   }
   if constexpr (!kApart) {
+    float factors[kRowTiles][2];
+    for_mine(0, [&](int n, int i, int row, int) { factors[n][i % 2] = FactorOf(tile, row); });
 #pragma unroll
     for (int m = 0; m < kOutTiles; ++m) {
+      if (params.p.swiglu) {
+        for_mine(m, [&](int n, int i, int row, int o) {
+          if (i >= 2) return;  // the same row's, of what the gate opens
+          StoreGated(params, row, o, total[m][n][i] * factors[n][i], total[m][n][i + 2] * factors[n][i]);
+        });
+        continue;
+      }
       Addends addends[kRowTiles][4];
       for_mine(m, [&](int n, int i, int row, int o) { addends[n][i] = LoadAddends(params, row, o); });
-      for_mine(m, [&](int n, int i, int row, int o) { Store(params, row, o, total[m][n][i], addends[n][i]); });
+      for_mine(m, [&](int n, int i, int row, int o) {
+        Store(params, row, o, total[m][n][i] * factors[n][i % 2], addends[n][i]);
+      });
     }
   }
 }
 
-// y from the sums of parts, four outputs a thread; a row for each blockIdx.x.
-__global__ void __launch_bounds__(kThreads) JoinPartsKernel(TileParams tile) {
-  AfterPrevious();
-  const RowsParams& params = tile.rows;
-  const int64_t row = blockIdx.x, o = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * 4;
-  if (o >= params.out) return;
+__device__ __forceinline__ void SumParts(const TileParams& tile, int64_t row, int64_t o, float (&total)[4]) {
   float4 sums[kParts];
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
     sums[part] =
-        *reinterpret_cast<const float4*>(tile.parts + (part * int64_t{params.p.rows} + row) * tile.ld_parts + o);
+        *reinterpret_cast<const float4*>(tile.parts + (part * int64_t{tile.rows.p.rows} + row) * tile.ld_parts + o);
   }
-  Addends addends[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) addends[i] = LoadAddends(params, row, o + i);
-  float total[4] = {};
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
     total[0] += sums[part].x;
@@ -481,6 +582,28 @@ __global__ void __launch_bounds__(kThreads) JoinPartsKernel(TileParams tile) {
     total[2] += sums[part].z;
     total[3] += sums[part].w;
   }
+  const float factor = FactorOf(tile, row);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) total[i] *= factor;
+}
+
+// y from the sums of parts, four outputs a thread; a row for each blockIdx.x.
+__global__ void __launch_bounds__(kThreads) JoinPartsKernel(TileParams tile) {
+  AfterPrevious();
+  const RowsParams& params = tile.rows;
+  const int64_t row = blockIdx.x, o = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * 4;
+  if (o >= params.out || (params.p.swiglu && !IsGate(o))) return;
+  float total[4] = {}, up[4] = {};
+  SumParts(tile, row, o, total);
+  if (params.p.swiglu) {
+    SumParts(tile, row, o + kGates, up);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) StoreGated(params, row, o + i, total[i], up[i]);
+    return;
+  }
+  Addends addends[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) addends[i] = LoadAddends(params, row, o + i);
 #pragma unroll
   for (int i = 0; i < 4; ++i) Store(params, row, o + i, total[i], addends[i]);
 }
@@ -514,6 +637,59 @@ __global__ void __launch_bounds__(kThreads) RoundKernel(RoundParams p) {
       make_uint4(PackBF16(x[0], x[1]), PackBF16(x[2], x[3]), PackBF16(x[4], x[5]), PackBF16(x[6], x[7]));
 }
 
+struct NormRoundParams {
+  RoundParams round;
+  const float* weight = nullptr;
+  float eps = 0.0f;
+  float* factors = nullptr;  // [rows]; null: rows are multiplied by them here
+};
+
+// The same of rows that are normalised: a row for each block, which keeps it in shared memory. Squares are summed as
+// LinearBF16Kernel does it.
+__global__ void __launch_bounds__(kThreads) NormRoundKernel(NormRoundParams p) {
+  AfterPrevious();
+  float* const of_parts = Shared<float>();  // [kParts]
+  float* const x = of_parts + kParts;       // [stride]
+  const int64_t row = blockIdx.x;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  const int in = static_cast<int>(p.round.in), stride = static_cast<int>(p.round.stride);
+  const float* const from = p.round.x + row * p.round.ldx;
+  if (p.round.aligned) {
+    for (int i = 4 * thread; i < stride; i += 4 * kThreads) {
+      *reinterpret_cast<float4*>(x + i) =
+          i < in ? *reinterpret_cast<const float4*>(from + i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+  } else {
+    for (int i = thread; i < stride; i += kThreads) x[i] = i < in ? from[i] : 0.0f;
+  }
+  __syncthreads();
+  const int part = PartOf(stride), end = (warp + 1) * part < stride ? (warp + 1) * part : stride;
+  float squares = 0.0f;
+  if (lane < kDepth / 8) {
+    for (int at = warp * part + 8 * lane; at < end; at += kDepth) {
+      squares =
+          AddSquares(squares, *reinterpret_cast<const float4*>(x + at), *reinterpret_cast<const float4*>(x + at + 4));
+    }
+  }
+  squares = JoinSquares(squares);
+  if (lane == 0) of_parts[warp] = squares;
+  __syncthreads();
+  const float factor = RmsFactor(SumOfParts(of_parts, 1), in, p.eps);
+  const bool apart = p.factors != nullptr;
+  if (apart && thread == 0) p.factors[row] = factor;
+  for (int at = kRounded * thread; at < stride; at += kRounded * kThreads) {
+    float values[kRounded];
+#pragma unroll
+    for (int i = 0; i < kRounded; ++i) {
+      const float weight = at + i < in ? p.weight[at + i] : 0.0f;
+      values[i] = (apart ? x[at + i] : x[at + i] * factor) * weight;
+    }
+    *reinterpret_cast<uint4*>(p.round.y + row * p.round.stride + at) =
+        make_uint4(PackBF16(values[0], values[1]), PackBF16(values[2], values[3]), PackBF16(values[4], values[5]),
+                   PackBF16(values[6], values[7]));
+  }
+}
+
 template <typename Weight, int kOuts, int kRows>
 cudaError_t LaunchF32(const RowsParams& params, const Target& target) {
   constexpr int64_t kShared = int64_t{kRows} * kWarp * kPiece * kStagePieces * 4;
@@ -525,13 +701,14 @@ cudaError_t LaunchF32(const RowsParams& params, const Target& target) {
                 target, params);
 }
 
-template <int kOutTiles, int kRowTiles, int kStages, int kBlocks>
+template <int kOutTiles, int kRowTiles, int kStages, int kBlocks, bool kFolds = false>
 cudaError_t LaunchBF16(const RowsParams& params, const Target& target) {
-  return Launch(LinearBF16Kernel<kOutTiles, kRowTiles, kStages, kBlocks>,
+  using MyStage = StageOf<kOutTiles, kRowTiles, kFolds>;
+  return Launch(LinearBF16Kernel<kOutTiles, kRowTiles, kStages, kBlocks, kFolds>,
                 {.grid = dim3(static_cast<unsigned>(DivideUp(params.out, 16 * kOutTiles)),
                               static_cast<unsigned>(DivideUp(params.p.rows, 8 * kRowTiles))),
                  .block = dim3(kThreads),
-                 .shared_bytes = int64_t{kWarps} * kStages * int64_t{sizeof(Stage<kOutTiles, kRowTiles>)}},
+                 .shared_bytes = int64_t{kWarps} * kStages * int64_t{sizeof(MyStage)}},
                 target, params);
 }
 
@@ -578,13 +755,26 @@ bool HasFewOutputs(const RowsParams& params) { return params.out <= 2048; }
 // More rows than that are worth rounding x for all of the blocks that read it: on an H100, 64 rows of as few outputs as
 // give every multiprocessor its blocks at once take less time without (17 us against 19 for 6144 x 2048, 7 against 11
 // for 2048 x 2048), of more outputs with it (36 us against 29 for 11264 x 2048).
-int MostFewRows(const RowsParams& params) { return params.out <= 6144 ? 64 : 32; }
+// A norm has to be found for all of them in any case.
+int MostFewRows(const RowsParams& params) {
+  if (params.p.norm_weight != nullptr) return 16;
+  return params.out <= 6144 ? 64 : 32;
+}
 
 cudaError_t LaunchFewRows(const RowsParams& params, const Target& target) {
   const bool few = HasFewOutputs(params);
   if (params.p.rows <= 8) return few ? LaunchBF16<1, 1, 8, 1>(params, target) : LaunchBF16<1, 1, 4, 3>(params, target);
   if (params.p.rows <= 16) return few ? LaunchBF16<1, 2, 6, 1>(params, target) : LaunchBF16<3, 2, 4, 1>(params, target);
   return few ? LaunchBF16<2, 4, 3, 1>(params, target) : LaunchBF16<3, 4, 2, 2>(params, target);
+}
+
+// The same of folds, whose stages take a little more.
+cudaError_t LaunchFewFolds(const RowsParams& params, const Target& target) {
+  const bool few = HasFewOutputs(params);
+  if (params.p.rows <= 8) {
+    return few ? LaunchBF16<1, 1, 8, 1, true>(params, target) : LaunchBF16<1, 1, 4, 3, true>(params, target);
+  }
+  return few ? LaunchBF16<1, 2, 6, 1, true>(params, target) : LaunchBF16<3, 2, 3, 1, true>(params, target);
 }
 
 cudaError_t LaunchManyRows(const TileParams& params, const Scratch& left, const Target& target) {
@@ -605,14 +795,27 @@ LinearParams From(LinearParams p, int64_t first, int64_t rows) {
   return p;
 }
 
-// How many rows of x fit into the scratch memory as bf16.
+constexpr int64_t kAlignment = 16;
+
+int64_t Aligned(int64_t bytes) { return DivideUp(bytes, kAlignment) * kAlignment; }
+
+// How many rows of x fit into the scratch memory as bf16, with a factor each.
 int64_t RoundedRows(const LinearParams& p, const LinearResources& resources) {
-  return resources.scratch_bytes / (p.weights->row_stride() * int64_t{sizeof(BF16)});
+  const int64_t row_bytes = p.weights->row_stride() * int64_t{sizeof(BF16)} + int64_t{sizeof(float)};
+  return (resources.scratch_bytes - 2 * kAlignment) / row_bytes;
 }
 
-// Calls multiply(p) for as many rows at a time as fit, when they are in the scratch memory.
+// Rows of x in scratch memory, as bf16 with W's stride.
+struct RoundedX {
+  BF16* x;
+  float* factors;  // that multiply the sums of a normalised x; null: none
+  Scratch left;
+};
+
+// Calls multiply(p, rounded) for as many rows at a time as fit, when they are in the scratch memory. apart: the factors
+// of a norm are put beside the rows.
 template <typename Multiply>
-cudaError_t ForRoundedRows(const LinearParams& p, const LinearResources& resources, const Target& target,
+cudaError_t ForRoundedRows(const LinearParams& p, bool apart, const LinearResources& resources, const Target& target,
                            Multiply multiply) {
   const PackedLinear& W = *p.weights;
   const int64_t most = RoundedRows(p, resources);
@@ -624,10 +827,26 @@ cudaError_t ForRoundedRows(const LinearParams& p, const LinearResources& resourc
                             .stride = W.row_stride(),
                             .aligned = IsAligned(some.x, p.ldx * 4),
                             .y = reinterpret_cast<BF16*>(resources.scratch)};
-    const dim3 grid(static_cast<unsigned>(some.rows),
-                    static_cast<unsigned>(DivideUp(W.row_stride(), kRounded * kThreads)));
-    cudaError_t error = Launch(RoundKernel, {.grid = grid, .block = dim3(kThreads)}, target, round);
-    if (error == cudaSuccess) error = multiply(some);
+    const auto rows = static_cast<unsigned>(some.rows);
+    const int64_t rounded = Aligned(some.rows * W.row_stride() * int64_t{sizeof(BF16)});
+    const bool normed = p.norm_weight != nullptr;
+    const int64_t used = rounded + (normed && apart ? Aligned(rows * int64_t{sizeof(float)}) : 0);
+    const RoundedX x{.x = round.y,
+                     .factors = normed && apart ? reinterpret_cast<float*>(resources.scratch + rounded) : nullptr,
+                     .left = {resources.scratch + used, resources.scratch_bytes - used}};
+    cudaError_t error =
+        normed
+            ? Launch(NormRoundKernel,
+                     {.grid = dim3(rows),
+                      .block = dim3(kThreads),
+                      .shared_bytes = (kParts + W.row_stride()) * int64_t{sizeof(float)}},
+                     target,
+                     NormRoundParams{.round = round, .weight = p.norm_weight, .eps = p.norm_eps, .factors = x.factors})
+            : Launch(RoundKernel,
+                     {.grid = dim3(rows, static_cast<unsigned>(DivideUp(W.row_stride(), kRounded * kThreads))),
+                      .block = dim3(kThreads)},
+                     target, round);
+    if (error == cudaSuccess) error = multiply(some, x);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -642,18 +861,19 @@ RowsParams RowsOf(const LinearParams& p) {
           .stride = W.row_stride(),
           .out = W.out(),
           .in = W.in(),
-          .aligned = IsAligned(p.x, p.ldx * 4) && W.in() % 4 == 0};
+          .aligned = IsAligned(p.x, p.ldx * 4) && IsAligned(p.norm_weight, 0) && W.in() % 4 == 0};
 }
 
 cudaError_t RunRows(const LinearParams& p, const LinearResources& resources, const Target& target) {
   const RowsParams params = RowsOf(p);
   if (p.math == LinearMath::kBF16) {
-    if (p.rows <= MostFewRows(params) || RoundedRows(p, resources) == 0) return LaunchFewRows(params, target);
-    return ForRoundedRows(p, resources, target, [&](const LinearParams& some) {
-      const int64_t rounded = some.rows * p.weights->row_stride() * int64_t{sizeof(BF16)};
-      const Scratch left{resources.scratch + DivideUp(rounded, 16) * 16, resources.scratch_bytes - rounded - 16};
-      return LaunchManyRows({RowsOf(some), reinterpret_cast<const BF16*>(resources.scratch)}, left, target);
-    });
+    if (p.rows <= MostFewRows(params) || RoundedRows(p, resources) == 0) {
+      return p.norm_weight == nullptr ? LaunchFewRows(params, target) : LaunchFewFolds(params, target);
+    }
+    const auto multiply = [&](const LinearParams& some, const RoundedX& rounded) {
+      return LaunchManyRows({.rows = RowsOf(some), .x = rounded.x, .factors = rounded.factors}, rounded.left, target);
+    };
+    return ForRoundedRows(p, /*apart=*/true, resources, target, multiply);
   }
   if (p.weights->dtype() == DType::kBF16) {
     return p.rows == 1 ? LaunchF32<BF16, 2, 1>(params, target) : LaunchF32<BF16, 4, 8>(params, target);
@@ -680,10 +900,22 @@ Product ProductOf(const LinearParams& p, const LinearResources& resources) {
 }
 
 cudaError_t RunBlas(const LinearParams& p, const LinearResources& resources, const Target& target) {
-  const auto multiply = [&](const LinearParams& some) {
+  const auto multiply = [&](const LinearParams& some, const RoundedX&) {
     return resources.blas->Multiply(ProductOf(some, resources), target.stream);
   };
-  return p.weights->dtype() == DType::kF32 ? multiply(p) : ForRoundedRows(p, resources, target, multiply);
+  if (p.weights->dtype() == DType::kF32) return multiply(p, {});
+  const cudaError_t error = ForRoundedRows(p, /*apart=*/false, resources, target, multiply);
+  if (error != cudaSuccess || !p.swiglu) return error;
+  const int64_t half = p.weights->out() / 2;
+  return Run(SwigluParams{.rows = p.rows,
+                          .dim = static_cast<int32_t>(half),
+                          .gate = p.y,
+                          .ldgate = p.ldy,
+                          .up = p.y + half,
+                          .ldup = p.ldy,
+                          .y = p.y,
+                          .ldy = p.ldy},
+             target);
 }
 
 // Of the matrix and of how rows lie, not of how many there are.
@@ -701,6 +933,9 @@ cudaError_t Run(const LinearParams& p, const LinearResources& resources, const T
   const PackedLinear& W = *p.weights;
   if (p.rows == 0 || W.out() == 0) return cudaSuccess;
   if (!W.on_device() || (p.math == LinearMath::kBF16 && W.dtype() != DType::kBF16)) return cudaErrorInvalidValue;
+  const bool folds = p.norm_weight != nullptr;
+  if (folds && (!Folds(W, p.math) || p.accumulate || p.bias != nullptr)) return cudaErrorInvalidValue;
+  if (p.swiglu && (!folds || !FoldsSwiglu(W))) return cudaErrorInvalidValue;
   if (!SuitsBlas(p, resources)) return RunRows(p, resources, target);
   if (p.step_rows > 0) {
     if (const cudaError_t error = RunRows(From(p, 0, p.step_rows), resources, target); error != cudaSuccess)

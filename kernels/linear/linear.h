@@ -65,6 +65,12 @@ class PackedLinear {
   AlignedBytes data_;
 };
 
+// Whether a product with the matrix can do what stands before and after it, too (LinearParams::norm_weight, ::swiglu):
+// on a device, in bf16 arithmetic.
+bool Folds(const PackedLinear& weights, LinearMath math);
+// Of the second: whether its halves can be cut as a device wants them. Where Folds() is true.
+bool FoldsSwiglu(const PackedLinear& weights);
+
 // y[r, o] = sum_i x[r, i] W[o, i]  (accumulate false), or y[r, o] += that sum (true); then y[r, o] += bias[o].
 struct LinearParams {
   const PackedLinear* weights = nullptr;
@@ -79,6 +85,15 @@ struct LinearParams {
   // The first of the rows that are steps; the others belong to chunks. A device multiplies the two by different
   // kernels.
   int32_t step_rows = 0;
+
+  // Where Folds(), and nothing is added to the sum: x is normalised first, as by RmsNorm (norm.h) with this weight,
+  // [in]. A step's values are rounded to bf16 before they are divided by their root mean square, which is done to the
+  // sum.
+  const float* norm_weight = nullptr;
+  float norm_eps = 0.0f;
+  // With norm_weight, where FoldsSwiglu(): W is a gate's matrix above another one, and Swiglu (activation.h) follows. y
+  // has `out` / 2 columns then; the next `out` / 2 of its rows may be written, too.
+  bool swiglu = false;
 };
 void Linear(const ExecContext& ctx, const LinearParams& params);
 

@@ -252,6 +252,7 @@ void Linear(const ExecContext& ctx, const LinearParams& params) {
   const PackedLinear& W = *params.weights;
   if (params.rows == 0 || W.out() == 0) return;
   const bool bf16_weights = W.dtype() == DType::kBF16;
+  PALIMPSEST_CHECK(params.norm_weight == nullptr && !params.swiglu);
   PALIMPSEST_CHECK(bf16_weights || params.math == LinearMath::kF32);
 
   const TileKernels kernels = HWY_DYNAMIC_DISPATCH(Kernels)();

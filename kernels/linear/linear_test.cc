@@ -374,6 +374,129 @@ TEST(LinearTest, ARowHasTheSameBitsAmongAnyNumberOfRows) {
   rows_are_steps = true;
 }
 
+// What a device can do in the same launch: a norm before the product, a gate behind it.
+struct Folded {
+  int64_t out, in;
+  bool swiglu;
+  std::vector<BF16> bits;
+  std::vector<float> weights, norm;
+  PackedLinear packed;
+
+  Folded(int64_t out, int64_t in, bool swiglu)
+      : out(out),
+        in(in),
+        swiglu(swiglu),
+        bits(ToBF16(Normal(out * in, 17))),
+        weights(ToFloat(bits)),
+        norm(Normal(in, 18)),
+        packed(PackedLinear::Pack(DType::kBF16, bits.data(), out, in, TestDevice())) {}
+
+  static constexpr float kEps = 1e-5f;
+  int64_t columns() const { return swiglu ? out / 2 : out; }
+
+  std::vector<float> Run(const std::vector<float>& x, int32_t rows) const {
+    EXPECT_TRUE(Folds(packed, LinearMath::kBF16));
+    ThreadPool pool(1);
+    std::vector<float> y(rows * out, kNaN), written;
+    Linear(On(pool), {.weights = &packed,
+                      .math = LinearMath::kBF16,
+                      .x = x.data(),
+                      .ldx = in,
+                      .y = y.data(),
+                      .ldy = out,
+                      .rows = rows,
+                      .step_rows = StepRows(rows),
+                      .norm_weight = norm.data(),
+                      .norm_eps = kEps,
+                      .swiglu = swiglu});
+    for (int32_t r = 0; r < rows; ++r) {
+      written.insert(written.end(), y.begin() + r * out, y.begin() + r * out + columns());
+    }
+    return written;
+  }
+
+  // A sum and how far from it one may be. What is rounded to bf16 may fall to the other side where the factor of a
+  // chunk's row differs in its last digit, which it does not change in a step's.
+  struct Sum {
+    double value, allowed;
+  };
+  Sum Truth(const float* x, int64_t o) const {
+    double squares = 0.0, value = 0.0, size = 0.0, largest = 0.0;
+    for (int64_t i = 0; i < in; ++i) squares += double{x[i]} * x[i];
+    const double factor = 1.0 / std::sqrt(squares / static_cast<double>(in) + double{kEps});
+    for (int64_t i = 0; i < in; ++i) {
+      const auto before = rows_are_steps ? x[i] * norm[i] : static_cast<float>(x[i] * factor) * norm[i];
+      const double product = double{FloatFromBF16(BF16FromFloat(before))} * weights[o * in + i];
+      value += product;
+      size += std::abs(product);
+      largest = std::max(largest, std::abs(product));
+    }
+    if (rows_are_steps) return {value * factor, size * factor * 2 * Allowed()};
+    return {value, size * 2 * Allowed() + largest / 64};
+  }
+  Sum Expected(const float* x, int64_t column) const {
+    if (!swiglu) return Truth(x, column);
+    const Sum gate = Truth(x, column), up = Truth(x, column + out / 2);
+    const double silu = gate.value / (1.0 + std::exp(-gate.value));
+    return {silu * up.value, 1.2 * gate.allowed * std::abs(up.value) + std::abs(silu) * up.allowed + 1e-6};
+  }
+};
+
+TEST(LinearFolds, AgreeWithTheNormTheProductAndTheGate) {
+  if (TestDevice() == nullptr) GTEST_SKIP() << "only a device folds";
+  constexpr std::pair<int64_t, int64_t> kSizes[] = {{64, 96}, {2096, 136}, {96, 1032}, {48, 1031}};
+  for (const auto& [out, in] : kSizes) {
+    for (const bool swiglu : {false, true}) {
+      const Folded folded(out, in, swiglu);
+      ASSERT_TRUE(FoldsSwiglu(folded.packed));
+      const std::vector<float> x = Normal(70 * in, 19);
+      for (const std::string& target : Targets()) {
+        ASSERT_TRUE(UseTarget(target));
+        for (const int32_t rows : {1, 9, 17, 70}) {
+          SCOPED_TRACE(testing::Message()
+                       << out << " x " << in << (swiglu ? " gated, " : ", ") << target << ", " << rows);
+          const std::vector<float> y = folded.Run(x, rows);
+          for (int64_t i = 0; i < rows * folded.columns(); i += 1 + i % 5) {
+            const auto [expected, allowed] =
+                folded.Expected(x.data() + i / folded.columns() * in, i % folded.columns());
+            ASSERT_NEAR(y[i], expected, allowed) << "value " << i << kBound;
+          }
+        }
+      }
+    }
+  }
+  rows_are_steps = true;
+}
+
+TEST(LinearFolds, ARowHasTheSameBitsAmongAnyNumberOfRows) {
+  if (TestDevice() == nullptr) GTEST_SKIP() << "only a device folds";
+  constexpr int32_t kMost = 140;
+  constexpr std::pair<int64_t, int64_t> kSizes[] = {{2064, 130}, {96, 1032}, {64, 1031}};
+  for (const auto& [out, in] : kSizes) {
+    for (const bool swiglu : {false, true}) {
+      const Folded folded(out, in, swiglu);
+      const std::vector<float> x = Normal(kMost * in, 20);
+      for (const std::string& target : Targets()) {
+        ASSERT_TRUE(UseTarget(target));
+        const std::vector<float> most = folded.Run(x, kMost);
+        for (const int32_t rows : {1, 8, 9, 16, 17, 33, 65, 129}) {
+          ASSERT_TRUE(SameBits(folded.Run(x, rows), {most.begin(), most.begin() + rows * folded.columns()}))
+              << out << " x " << in << ", " << target << ", " << rows << " rows";
+        }
+      }
+    }
+  }
+  rows_are_steps = true;
+}
+
+TEST(LinearFolds, AreNotOfAProcessorNorInFloat32) {
+  const std::vector<float> weights = Normal(32 * 8, 21);
+  const std::vector<BF16> bits = ToBF16(weights);
+  EXPECT_FALSE(Folds(PackedLinear::Pack(DType::kBF16, bits.data(), 32, 8), LinearMath::kBF16));
+  EXPECT_FALSE(Folds(PackedLinear::Pack(DType::kF32, weights.data(), 32, 8, TestDevice()), LinearMath::kF32));
+  EXPECT_FALSE(FoldsSwiglu(PackedLinear::Pack(DType::kBF16, bits.data(), 24, 8, TestDevice())));
+}
+
 TEST(LinearTest, NothingToDoIsDone) {
   const std::vector<float> weights = Normal(4, 14);
   const PackedLinear packed = PackedLinear::Pack(DType::kF32, weights.data(), 2, 2, TestDevice());

@@ -205,12 +205,20 @@ void ReadWindow(const Pass& pass, const LayerWeights& layer) {
                              .ldout = mixer.value_width()});
 }
 
-// What a sub-layer reads: x itself, or x normalised.
-const float* InputOf(const Pass& pass, const NormWeights& norm) {
+// What a sub-layer's projection reads: x itself, or x normalised, before or on the way.
+struct Input {
+  const float* x = nullptr;
+  const NormWeights* norm = nullptr;
+};
+Input InputOf(const Pass& pass, const NormWeights& norm, const PackedLinear& matrix,
+              const AlignedArray<float>* bias = nullptr) {
   Buffers& buffers = pass.buffers;
-  if (pass.config().norm_placement == NormPlacement::kPost) return buffers.x.data();
+  const NormPlacement placement = pass.config().norm_placement;
+  if (placement == NormPlacement::kPost) return {.x = buffers.x.data()};
+  const bool only_it_reads = placement == NormPlacement::kPre || placement == NormPlacement::kPreRawQuery;
+  if (only_it_reads && pass.FoldsNorm(matrix, bias)) return {.x = buffers.x.data(), .norm = &norm};
   pass.Normalise(norm, buffers.x.data(), buffers.h.data(), pass.num_rows());
-  return buffers.h.data();
+  return {.x = buffers.h.data()};
 }
 
 // x after a sub-layer has added to it.
@@ -225,18 +233,20 @@ void MixTokens(const Pass& pass, const LayerWeights& layer) {
   Buffers& buffers = pass.buffers;
   const MixerConfig& mixer = pass.config().mixer;
   const int64_t D = pass.config().hidden, ld = layer.projected_stride();
-  const float* input = InputOf(pass, layer.attn_norm);
+  const Input input = InputOf(pass, layer.attn_norm, layer.projections);
   float* const projected = buffers.projected.data();
-  pass.Project(layer.projections, input, D, projected, pass.count, ld);
-  if (layer.raw_query.out() > 0) pass.Project(layer.raw_query, buffers.x.data(), D, projected, pass.count, ld);
+  pass.Project(layer.projections, input.x, D, projected, pass.count, {.ldy = ld, .norm = input.norm});
+  if (layer.raw_query.out() > 0) {
+    pass.Project(layer.raw_query, buffers.x.data(), D, projected, pass.count, {.ldy = ld});
+  }
   if (mixer.is_window()) {
     ReadWindow(pass, layer);
   } else {
     ReadFastWeights(pass, layer);
   }
   if (pass.config().norm_placement == NormPlacement::kPreNormedResidual) std::swap(buffers.x, buffers.h);
-  pass.Project(layer.o_proj, buffers.read.data(), mixer.value_width(), buffers.x.data(), pass.count, D,
-               /*accumulate=*/true);
+  pass.Project(layer.o_proj, buffers.read.data(), mixer.value_width(), buffers.x.data(), pass.count,
+               {.ldy = D, .accumulate = true});
   FinishSublayer(pass, layer.attn_norm);
 }
 
@@ -246,15 +256,18 @@ void MixChannels(const Pass& pass, const LayerWeights& layer) {
   const int32_t rows = pass.num_rows(), inner = pass.config().mlp_inner;
   const int64_t D = pass.config().hidden, ld = layer.up.out();
   float* const up = buffers.inner.data();
-  const float* const input = InputOf(pass, layer.mlp_norm);
-  pass.Project(layer.up, input, D, up, pass.count, ld, /*accumulate=*/false, &layer.up_bias);
-  if (pass.config().swiglu) {
+  const Input input = InputOf(pass, layer.mlp_norm, layer.up, &layer.up_bias);
+  const bool folds_swiglu = pass.config().swiglu && input.norm != nullptr && FoldsSwiglu(layer.up);
+  pass.Project(layer.up, input.x, D, up, pass.count,
+               {.ldy = ld, .bias = &layer.up_bias, .norm = input.norm, .swiglu = folds_swiglu});
+  if (pass.config().swiglu && !folds_swiglu) {
     Swiglu(pass.ctx,
            {.rows = rows, .dim = inner, .gate = up, .ldgate = ld, .up = up + inner, .ldup = ld, .y = up, .ldy = ld});
-  } else {
+  } else if (!pass.config().swiglu) {
     Relu(pass.ctx, {.rows = rows, .dim = inner, .x = up, .ldx = ld, .y = up, .ldy = ld});
   }
-  pass.Project(layer.down, up, ld, buffers.x.data(), pass.count, D, /*accumulate=*/true, &layer.down_bias);
+  pass.Project(layer.down, up, ld, buffers.x.data(), pass.count,
+               {.ldy = D, .accumulate = true, .bias = &layer.down_bias});
   FinishSublayer(pass, layer.mlp_norm);
 }
 

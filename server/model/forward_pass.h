@@ -95,19 +95,42 @@ struct Pass {
     return put;
   }
 
-  // y = W x, or y += W x; y has W's rows as columns, ldy apart (0: none between them).
-  void Project(const PackedLinear& matrix, const float* x, int64_t ldx, float* y, RowCount count, int64_t ldy = 0,
-               bool accumulate = false, const AlignedArray<float>* bias = nullptr) const {
+  LinearMath MathOf(const PackedLinear& matrix) const {
+    return matrix.dtype() == DType::kBF16 ? weights.math : LinearMath::kF32;
+  }
+
+  // Whether a projection can normalise what it reads, and has nothing to add.
+  bool FoldsNorm(const PackedLinear& matrix, const AlignedArray<float>* bias = nullptr) const {
+    return !config().layer_norm && (bias == nullptr || bias->size() == 0) && Folds(matrix, MathOf(matrix));
+  }
+
+  // What a projection does beside its product.
+  struct Beside {
+    int64_t ldy = 0;  // 0: W's rows
+    bool accumulate = false;
+    const AlignedArray<float>* bias = nullptr;
+    const NormWeights* norm = nullptr;  // where FoldsNorm()
+    bool swiglu = false;                // where FoldsSwiglu() (linear.h), too
+  };
+  // y = W x, or y += W x; y has W's rows as columns.
+  void Project(const PackedLinear& matrix, const float* x, int64_t ldx, float* y, RowCount count,
+               const Beside& beside) const {
     Linear(ctx, {.weights = &matrix,
-                 .math = matrix.dtype() == DType::kBF16 ? weights.math : LinearMath::kF32,
+                 .math = MathOf(matrix),
                  .x = x,
                  .ldx = ldx,
                  .y = y,
-                 .ldy = ldy == 0 ? matrix.out() : ldy,
+                 .ldy = beside.ldy == 0 ? matrix.out() : beside.ldy,
                  .rows = count.rows,
-                 .accumulate = accumulate,
-                 .bias = bias == nullptr || bias->size() == 0 ? nullptr : bias->data(),
-                 .step_rows = count.steps});
+                 .accumulate = beside.accumulate,
+                 .bias = beside.bias == nullptr || beside.bias->size() == 0 ? nullptr : beside.bias->data(),
+                 .step_rows = count.steps,
+                 .norm_weight = beside.norm == nullptr ? nullptr : beside.norm->weight.data(),
+                 .norm_eps = config().norm_eps,
+                 .swiglu = beside.swiglu});
+  }
+  void Project(const PackedLinear& matrix, const float* x, int64_t ldx, float* y, RowCount count) const {
+    Project(matrix, x, ldx, y, count, {});
   }
 
   // y = norm(x), both [rows, D]; y may be x.

@@ -343,16 +343,20 @@ TEST(Forward, Bf16ArithmeticStaysNearFloat32) {
   EXPECT_EQ(rounded->math(), LinearMath::kBF16);
   EXPECT_EQ(exact->fingerprint(), rounded->fingerprint());
   const auto tokens = RandomTokens(100, spec.vocabulary, 5);
-  Player a(*exact, 1), b(*rounded, 1);
+  Player a(*exact, 1), chunks(*rounded, 1), steps(*rounded, 1);
   a.Call({{0, tokens}});
-  b.Call({{0, tokens}});
-  double error = 0, size = 0;
-  for (size_t i = 0; i < a.logits(0).size(); ++i) {
-    error += std::pow(a.logits(0)[i] - b.logits(0)[i], 2);
-    size += std::pow(a.logits(0)[i], 2);
+  chunks.Call({{0, tokens}});
+  for (const int32_t token : tokens) steps.Call({{0, {token}}});
+  for (const Player* b : {&chunks, &steps}) {
+    SCOPED_TRACE(b == &steps ? "steps" : "chunks");
+    double error = 0, size = 0;
+    for (size_t i = 0; i < a.logits(0).size(); ++i) {
+      error += std::pow(a.logits(0)[i] - b->logits(0)[i], 2);
+      size += std::pow(a.logits(0)[i], 2);
+    }
+    EXPECT_GT(error, 0) << "the two are the same: bf16 was not used";
+    EXPECT_LT(std::sqrt(error / size), 0.02);
   }
-  EXPECT_GT(error, 0) << "the two are the same: bf16 was not used";
-  EXPECT_LT(std::sqrt(error / size), 0.02);
 }
 
 TEST(Forward, WritingStatesSeldomChangesNoBit) {

@@ -22,7 +22,7 @@ const float* IntoCluster(const Pass& pass, const OutputWeights& output, const fl
 void LogitsOf(const Pass& pass, const OutputWeights& output, const float* h, RowCount count, float* logits,
               int64_t ld) {
   const float* const input = IntoCluster(pass, output, h, count);
-  pass.Project(output.weights, input, output.weights.in(), logits, count, ld, /*accumulate=*/false, &output.bias);
+  pass.Project(output.weights, input, output.weights.in(), logits, count, {.ldy = ld, .bias = &output.bias});
 }
 
 // Where a row's clusters have their log-probabilities in the head: behind those of the first cluster's ids, the last
@@ -131,9 +131,15 @@ void ComputeLogits(const Pass& pass, float* logits) {
   CopyRows(
       pass.ctx,
       {.rows = count.rows, .dim = D, .from = pass.logit_rows, .x = pass.buffers.x.data(), .ldx = D, .y = h, .ldy = D});
+  const OutputWeights& first = pass.weights.outputs[0];
+  const bool plain = pass.weights.outputs.size() == 1 && first.projection.out() == 0;
+  if (plain && pass.config().final_norm && pass.FoldsNorm(first.weights, &first.bias)) {
+    return pass.Project(first.weights, h, D, logits, count,
+                        {.ldy = pass.config().vocabulary, .norm = &pass.weights.norm});
+  }
   if (pass.config().final_norm) pass.Normalise(pass.weights.norm, h, h, count.rows);
   if (pass.weights.outputs.size() == 1) {
-    LogitsOf(pass, pass.weights.outputs[0], h, count, logits, pass.config().vocabulary);
+    LogitsOf(pass, first, h, count, logits, pass.config().vocabulary);
   } else {
     ComputeHead(pass, h, count, logits);
     ComputeClusters(pass, pass.batch.targets, count, logits);
