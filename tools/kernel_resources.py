@@ -3,9 +3,10 @@
 that a thread of theirs has in flight (sass.py), where there is a cuobjdump to list the machine code.
 
   kernel_resources.py compile -- LAUNCHER... nvcc ...   runs the compiler; keeps what ptxas says beside the object file
-  kernel_resources.py report OBJECT-FOLDER OUT          writes OUT.txt and OUT.json and checks the kernels of CHECKED
+  kernel_resources.py report OBJECT-FOLDER OUT          writes OUT.txt and OUT.json
 
-The build does both (kernels/cuda/CMakeLists.txt). Exit status 1: a checked kernel spills registers or has a stack.
+The build does both (kernels/cuda/CMakeLists.txt). Exit status 1: a kernel spills registers, or has a stack that is not
+known of.
 """
 
 import argparse
@@ -19,8 +20,8 @@ import sys
 import sass
 
 SUFFIX = ".ptxas.txt"  # of the object file's name
-# The kernels that steps and chunks of a model spend their time in: nothing of theirs may leave the registers.
-CHECKED = re.compile(r"\b(FastWeight|Linear)\w*Kernel\b")
+# Kernels with an array that is indexed at run time: sinf's and cosf's, for large angles.
+WITH_STACK = {"SinusoidKernel"}
 
 
 @dataclasses.dataclass
@@ -40,8 +41,9 @@ class Kernel:
 
     @property
     def leaves_registers(self) -> bool:
-        """Whether it spills or has a stack frame."""
-        return self.stack_bytes + self.spill_store_bytes + self.spill_load_bytes > 0
+        """Whether it spills, or has a stack frame that is not known of."""
+        stack = 0 if self.name in WITH_STACK else self.stack_bytes
+        return stack + self.spill_store_bytes + self.spill_load_bytes > 0
 
 
 def compile_and_keep(command: list[str]) -> int:
@@ -134,8 +136,7 @@ def report(objects: pathlib.Path, out: pathlib.Path) -> int:
         lines.append(f"{kernel.name:{width}} {kernel.architecture:7} {cells}")
     out.with_suffix(".txt").write_text("\n".join(lines) + "\n")
 
-    checked = [k for k in kernels if CHECKED.search(k.name)]
-    bad = [k for k in checked if k.leaves_registers]
+    bad = [k for k in kernels if k.leaves_registers]
     for kernel in bad:
         print(
             f"kernel_resources.py: {kernel.name} for {kernel.architecture} leaves the registers: "
@@ -143,10 +144,7 @@ def report(objects: pathlib.Path, out: pathlib.Path) -> int:
             f"{kernel.spill_load_bytes} loaded by spills",
             file=sys.stderr,
         )
-    if not checked:
-        print("kernel_resources.py: none of the kernels to check is there", file=sys.stderr)
-        return 1
-    print(f"{len(kernels)} kernels, {len(checked)} of them checked for spills and stack: {out.with_suffix('.txt')}")
+    print(f"{len(kernels)} kernels, {len(bad)} of which leave the registers: {out.with_suffix('.txt')}")
     return 1 if bad else 0
 
 

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kHeadsPerBlock = 4;
 
-__global__ void __launch_bounds__(kWarp* kHeadsPerBlock) AttentionNormKernel(AttentionNormParams p) {
+__global__ void __launch_bounds__(kWarp* kHeadsPerBlock, 8) AttentionNormKernel(AttentionNormParams p) {
   AfterPrevious();
   const int64_t task = int64_t{blockIdx.x} * kHeadsPerBlock + threadIdx.y;
   if (task >= int64_t{p.rows.num_sequences} * p.heads) return;

@@ -19,8 +19,9 @@
 namespace palimpsest::cuda {
 namespace {
 
-// Threads of a row: many for a large vocabulary; for a small one they would wait for each other most of the time.
-constexpr int kMany = 1024, kFew = 64;
+// Threads of a row: many for a large vocabulary, but so few that what each of them keeps stays in registers; for a
+// small one they would wait for each other most of the time.
+constexpr int kMany = 512, kFew = 64;
 constexpr int32_t kSmallVocabulary = 4096;
 
 constexpr int kDigitBits = 11;
@@ -121,7 +122,7 @@ __device__ __forceinline__ Word BlockSumBefore(Word value, SampleShared& shared)
 // Calls take(id, logit) for ids [begin, end), 16 bytes of memory at a time, shared out among kThreads threads.
 template <int kThreads, typename Take>
 __device__ __forceinline__ void ForEachLogit(const float* logits, int32_t begin, int32_t end, int thread, Take take) {
-  constexpr int kAhead = 4;  // loads in flight
+  constexpr int kAhead = 8;  // loads in flight
   const auto misaligned = static_cast<int32_t>(reinterpret_cast<uintptr_t>(logits + begin) / sizeof(float) % 4);
   const int32_t to_aligned = (4 - misaligned) % 4, size = end > begin ? end - begin : 0;
   const int32_t head = to_aligned < size ? to_aligned : size, fours = (size - head) / 4;
@@ -697,7 +698,7 @@ class RowSampler {
 
 // A row by one block.
 template <int kThreads>
-__global__ void __launch_bounds__(kThreads) SampleKernel(SampleLaunch launch) {
+__global__ void __launch_bounds__(kThreads, 1) SampleKernel(SampleLaunch launch) {
   AfterPrevious();
   RowSampler<kThreads> sampler(launch, *Shared<SampleShared>());
   sampler.Scan();
@@ -713,7 +714,7 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleLaunch launch) {
 
 // One phase of rows by several blocks.
 template <SamplePhase kPhase>
-__global__ void __launch_bounds__(kMany) SamplePhaseKernel(SampleLaunch launch) {
+__global__ void __launch_bounds__(kMany, 1) SamplePhaseKernel(SampleLaunch launch) {
   AfterPrevious();
   RowSampler<kMany> sampler(launch, *Shared<SampleShared>());
   if constexpr (kPhase == SamplePhase::kScan) {

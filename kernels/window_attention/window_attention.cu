@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kTile = 128;
 
-__global__ void __launch_bounds__(kTile) WindowAttentionKernel(WindowAttentionParams p) {
+__global__ void __launch_bounds__(kTile, 8) WindowAttentionKernel(WindowAttentionParams p) {
   AfterPrevious();
   const int64_t s = blockIdx.y, head = blockIdx.x, column = head * p.dim, width = int64_t{p.heads} * p.dim;
   const int32_t slot = p.rows.slot[s];
