@@ -1,8 +1,9 @@
 """What a kernel's machine code has under way: loads from the GPU's memory that nobody has waited for yet.
 
 How fast a kernel streams is the bytes it keeps in flight divided by the time one load takes (Little's law), so that is
-counted here, from cuobjdump's listing: instructions in the order of their addresses, a load in flight until something
-reads or overwrites its register; copies into shared memory (LDGSTS) by the groups that a wait leaves (DEPBAR).
+counted here, from cuobjdump's listing: instructions in the order of their addresses, a load in flight (LDG; LD where
+the compiler does not know which memory it is of) until something reads or overwrites its register; copies into shared
+memory (LDGSTS) by the groups that a wait leaves (DEPBAR).
 """
 
 import pathlib
@@ -12,7 +13,7 @@ import subprocess
 from collections.abc import Iterator
 
 _FUNCTION = re.compile(r"\bFunction : (\S+)")
-_MEMORY = re.compile(r"\b(LDG[\w.]*|DEPBAR[\w.]*)\s*(.*)")
+_MEMORY = re.compile(r"\b(LDG[\w.]*|LD\.[\w.]*|DEPBAR[\w.]*)\s*(.*)")
 _REGISTER = re.compile(r"\bR(\d+)(\.64)?\b")
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -57,7 +58,7 @@ def _most_in_flight(code: list[str]) -> tuple[int, int]:
             continue
         (name, *suffixes), operands = found.group(1).split("."), found.group(2)
         size = next((_WIDTHS[suffix] for suffix in suffixes if suffix in _WIDTHS), 4)
-        if name == "LDG" and (to := _REGISTER.match(operands)) is not None:
+        if name in ("LD", "LDG") and (to := _REGISTER.match(operands)) is not None:
             loads[int(to.group(1))] = ((size + 3) // 4, size)
             most = max(most, (len(loads), sum(size for _, size in loads.values())), key=lambda amount: amount[1])
         elif name == "LDGSTS":

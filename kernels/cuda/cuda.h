@@ -56,6 +56,16 @@ __device__ __forceinline__ void AfterPrevious() {
 #endif
 }
 
+// The pointer, which the compiler may take to be into the device's memory: of one that was itself loaded from there it
+// does not know.
+template <typename T>
+__device__ __forceinline__ T* Global(T* pointer) {
+#ifndef PALIMPSEST_CUDA_EMULATED
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // Has the line of memory at `address` brought to the L2 cache.
 __device__ __forceinline__ void PrefetchToL2([[maybe_unused]] const void* address) {
 #ifndef PALIMPSEST_CUDA_EMULATED

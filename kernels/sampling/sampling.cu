@@ -128,12 +128,13 @@ __device__ __forceinline__ void ForEachLogit(const float* logits, int32_t begin,
   const int32_t head = to_aligned < size ? to_aligned : size, fours = (size - head) / 4;
   if (thread < head) take(begin + thread, logits[begin + thread]);
   const int32_t body = begin + head;
-  const auto* const from = reinterpret_cast<const float4*>(logits + body);
+  const auto* const from = Global(reinterpret_cast<const float4*>(logits + body));
   for (int32_t i = thread; i < fours; i += kAhead * kThreads) {
     float4 four[kAhead];
 #pragma unroll
     for (int n = 0; n < kAhead; ++n) {
-      if (i + n * kThreads < fours) four[n] = from[i + n * kThreads];
+      // The last one again behind the end: a load under a condition would wait for those before it.
+      four[n] = from[i + n * kThreads < fours ? i + n * kThreads : fours - 1];
     }
 #pragma unroll
     for (int n = 0; n < kAhead; ++n) {
@@ -430,11 +431,12 @@ class RowSampler {
     const auto thread = static_cast<int>(threadIdx.x);
     Word own_best = 0;
     bool finite = true;
+    float* const adjusted = adjusts_ ? Global(task_.adjusted) : nullptr;
     Ids{task_.logits, begin_, end_}.ForEach<kThreads>([&](int32_t id, float logit) {
       const Word key = RankKeyOf(logit, id);
       if (key > own_best) own_best = key;
       finite = finite && IsFinite(logit);
-      if (adjusts_) task_.adjusted[id] = logit;
+      if (adjusted != nullptr) adjusted[id] = logit;
     });
     own_best = BlockMax<kThreads>(finite ? own_best : ~Word{0}, shared_);
     Word best = own_best;

@@ -15,6 +15,7 @@ def listing(*code: str) -> str:
     ("code", "expected"),
     [
         pytest.param(["LDG.E R4, desc[UR4][R2.64]", "FADD R5, R4, 1"], (1, 4), id="one"),
+        pytest.param(["LD.E.128 R4, desc[UR4][R2.64]", "LDS R5, [R8]"], (1, 16), id="of memory of any kind"),
         pytest.param(
             ["LDG.E.128 R4, desc[UR4][R2.64]", "@!P0 LDG.E.64 R8, desc[UR4][R2.64+0x10]", "FADD R0, R7, R9"],
             (2, 24),
