@@ -177,7 +177,7 @@ def _normalise(x: Tensor, config: MixerConfig) -> Tensor:
         case "none":
             return x
         case "sum":
-            return x / x.sum(-1, keepdim=True)
+            return F.normalize(x, p=1, dim=-1, eps=1e-6)
         case "l2":
             return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
     raise ValueError(f"unknown normalisation {config.normalisation!r}")

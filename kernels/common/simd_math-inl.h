@@ -111,6 +111,11 @@ HWY_INLINE float SumOf(const float* x, size_t n) {
       n, [x](FloatVec sum, size_t i, size_t count) HWY_ATTR { return hn::Add(sum, LoadCount(x + i, count)); });
 }
 
+HWY_INLINE float SumOfSizes(const float* x, size_t n) {
+  return SumVectors(
+      n, [x](FloatVec sum, size_t i, size_t count) HWY_ATTR { return hn::Add(sum, hn::Abs(LoadCount(x + i, count))); });
+}
+
 // e^x to 2 units in the last place. Highway's own turns NaN into 0 and asks for x <= 104.
 HWY_INLINE FloatVec ExpOf(FloatVec x) {
   const FloatTag d;

@@ -70,6 +70,7 @@ const Case kCases[] = {
     {.name = "convolution_with_bias", .conv_bias = true},
     {.name = "convolution_linear_in_part", .linear_keys = true},
     {.name = "elu_sum", .linear_keys = true, .map = FeatureMapKind::kElu1, .norm = KeyNorm::kSum},
+    {.name = "identity_l1", .linear_keys = true, .map = FeatureMapKind::kIdentity, .norm = KeyNorm::kL1},
     {.name = "relu_sum", .linear_keys = true, .map = FeatureMapKind::kRelu, .norm = KeyNorm::kSum},
     {.name = "relu_l2", .linear_keys = true, .map = FeatureMapKind::kRelu},
     {.name = "silu_unnormalised",

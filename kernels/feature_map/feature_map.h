@@ -29,6 +29,7 @@ constexpr bool IsElementwise(FeatureMapKind map) {
 enum class KeyNorm : uint8_t {
   kNone,
   kSum,  // divide by the plain sum over the head's features; features that sum to zero stay as they are
+  kL1,   // divide by the sum of absolute values, at least 1e-6
   kL2,   // divide by sqrt(sum of squares + 1e-6)
 };
 

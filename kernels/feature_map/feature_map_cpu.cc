@@ -28,6 +28,8 @@ HWY_INLINE FloatVec Map(FloatVec x) {
   if constexpr (kMap == FeatureMapKind::kSilu) return SiluOf(x);
 }
 
+constexpr float kLeastSum = 1e-6f;
+
 float Factor(const FeatureMapParams& p, const float* mapped) {
   const size_t features = p.features();
   switch (p.norm) {
@@ -36,6 +38,10 @@ float Factor(const FeatureMapParams& p, const float* mapped) {
     case KeyNorm::kSum: {
       const float sum = SumOf(mapped, features);
       return sum == 0.0f ? p.scale : p.scale / sum;
+    }
+    case KeyNorm::kL1: {
+      const float sum = SumOfSizes(mapped, features);
+      return p.scale / (sum < kLeastSum ? kLeastSum : sum);  // NaN stays
     }
     case KeyNorm::kL2:
       return p.scale / std::sqrt(SumOfSquares(mapped, features) + 1e-6f);

@@ -53,13 +53,15 @@ void FeatureMapReference(const FeatureMapParams& p) {
     for (int64_t h = 0; h < p.heads; ++h) of_head.push_back(Features(p, p.x + r * p.ldx + h * p.dim));
     for (int64_t h = 0; h < p.heads; ++h) {
       double sum = 0.0;
-      double squares = 0.0;
+      double squares = 0.0, sizes = 0.0;
       for (const double value : of_head[h]) {
         sum += value;
         squares += value * value;
+        sizes += std::abs(value);
       }
       double divisor = 1.0;
       if (p.norm == KeyNorm::kSum && sum != 0.0) divisor = sum;
+      if (p.norm == KeyNorm::kL1) divisor = sizes < 1e-6 ? 1e-6 : sizes;
       if (p.norm == KeyNorm::kL2) divisor = std::sqrt(squares + 1e-6);
       float* const y = p.y + r * p.ldy + h * p.features();
       for (int32_t i = 0; i < p.features(); ++i) y[i] = static_cast<float>(of_head[h][i] / divisor * p.scale);

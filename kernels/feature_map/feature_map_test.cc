@@ -39,6 +39,8 @@ constexpr Case kCases[] = {
     {"relu_l2", 4, 2, 37, FeatureMapKind::kRelu, KeyNorm::kL2, 1.0f, 1.0f},
     {"silu", 4, 2, 37, FeatureMapKind::kSilu, KeyNorm::kNone, 1.0f, 1.0f},
     {"silu_l2", 4, 2, 37, FeatureMapKind::kSilu, KeyNorm::kL2, 0.125f, 1.0f},
+    {"silu_l1", 4, 2, 37, FeatureMapKind::kSilu, KeyNorm::kL1, 0.125f, 1.0f},
+    {"near_zero_l1", 4, 2, 37, FeatureMapKind::kIdentity, KeyNorm::kL1, 1.0f, 1e-9f},
     {"near_zero_l2", 4, 2, 37, FeatureMapKind::kIdentity, KeyNorm::kL2, 1.0f, 1e-5f},
     {"many_rows", 301, 4, 33, FeatureMapKind::kSilu, KeyNorm::kL2, 0.125f, 1.0f},
     {"dpfp", 4, 2, 16, FeatureMapKind::kDpfp, KeyNorm::kNone, 1.0f, 1.0f, 1},

@@ -25,12 +25,14 @@ __device__ __forceinline__ float Feature(FeatureMapKind map, float x) {
 
 // What a head's features add up to is this of each.
 __device__ __forceinline__ float AddFeature(KeyNorm norm, float feature, float sum) {
-  return norm == KeyNorm::kL2 ? fmaf(feature, feature, sum) : sum + feature;
+  if (norm == KeyNorm::kL2) return fmaf(feature, feature, sum);
+  return sum + (norm == KeyNorm::kL1 ? fabsf(feature) : feature);
 }
 
 // What a head's features are multiplied by, given what they add up to.
 __device__ __forceinline__ float FeatureFactor(KeyNorm norm, float scale, float sum) {
   if (norm == KeyNorm::kL2) return scale / sqrtf(sum + 1e-6f);
+  if (norm == KeyNorm::kL1) return scale / (sum < 1e-6f ? 1e-6f : sum);
   if (norm == KeyNorm::kSum && sum != 0.0f) return scale / sum;
   return scale;
 }

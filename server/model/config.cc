@@ -143,6 +143,7 @@ const char* NameOf(KeyNorm norm) {
     case KeyNorm::kNone:
       return "none";
     case KeyNorm::kSum:
+    case KeyNorm::kL1:  // the sum of fla, of which there is one, too
       return "sum";
     case KeyNorm::kL2:
       return "l2";
