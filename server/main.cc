@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/notification.h"
@@ -67,10 +68,9 @@ const palimpsest::ServerOptions& Defaults() {
 }
 }  // namespace
 
-ABSL_FLAG(
-    std::vector<std::string>, model, {},
-    "Checkpoint to serve: FOLDER, named after itself, or NAME=FOLDER. May be repeated, or hold several, separated "
-    "by commas.");
+ABSL_FLAG(std::vector<std::string>, model, {},
+          "Checkpoint to serve: FOLDER, named after itself (delta_net-1.3B is delta-net-1.3b), or NAME=FOLDER. May be "
+          "repeated, or hold several, separated by commas.");
 ABSL_FLAG(std::string, model_root, "", "Folder under which LoadModel may load checkpoints. Empty: it may not.");
 ABSL_FLAG(
     std::string, model_repository, "",
@@ -146,9 +146,10 @@ ABSL_FLAG(
     "throughput, and every caller's time between tokens. 0: on a GPU as many as its memory holds, else 64.");
 ABSL_FLAG(int32_t, max_queue, Defaults().engine.max_queue,
           "Requests that wait for a slot before new ones are refused.");
-ABSL_FLAG(int32_t, prefill_budget, Defaults().engine.prefill_budget,
-          "Prompt tokens taken into one batch beside the decoding sequences. More shortens the time to the first token "
-          "under load and lengthens the others' time between tokens. 0: 256, on a GPU 16 for each of its multiprocessors.");
+ABSL_FLAG(
+    int32_t, prefill_budget, Defaults().engine.prefill_budget,
+    "Prompt tokens taken into one batch beside the decoding sequences. More shortens the time to the first token "
+    "under load and lengthens the others' time between tokens. 0: 256, on a GPU 16 for each of its multiprocessors.");
 ABSL_FLAG(int32_t, max_undelivered_tokens, Defaults().engine.max_undelivered_tokens,
           "Generated tokens that may wait for a slow reader before its sequence is left out of batches.");
 
@@ -313,6 +314,15 @@ int32_t ReadMode(absl::string_view flag, const std::string& text) {
   Refuse(absl::StrCat("--", flag, " is \"", text, "\"; accepted: an octal number from 0 to 0777"));
 }
 
+// A model's name from its folder's: delta_net-1.3B-100B is delta-net-1.3b-100b. Empty: it does not begin with a letter.
+std::string NameFrom(const std::string& folder) {
+  std::string name = absl::AsciiStrToLower(folder.substr(0, 63));
+  for (char& c : name) {
+    if (!absl::ascii_isalnum(static_cast<unsigned char>(c)) && c != '.') c = '-';
+  }
+  return name.empty() || !absl::ascii_isalpha(static_cast<unsigned char>(name[0])) ? "" : name;
+}
+
 ServerOptions::ModelSource ReadModel(const std::string& text) {
   const size_t equals = text.find('=');
   ServerOptions::ModelSource model;
@@ -321,9 +331,13 @@ ServerOptions::ModelSource ReadModel(const std::string& text) {
   } else {
     std::filesystem::path folder(text);
     if (!folder.has_filename()) folder = folder.parent_path();  // a slash at the end
-    model = {folder.filename().string(), text};
+    model = {NameFrom(folder.filename().string()), text};
   }
   if (model.folder.empty()) Refuse(absl::StrCat("--model is \"", text, "\"; accepted: FOLDER or NAME=FOLDER"));
+  if (model.id.empty()) {
+    Refuse(absl::StrCat("--model is \"", text, "\", and no name begins like that folder's; accepted: NAME=", text,
+                        " with a NAME of 1 to 63 characters [a-z0-9.-], beginning with a letter"));
+  }
   return model;
 }
 

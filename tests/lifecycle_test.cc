@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <thread>
@@ -242,6 +243,14 @@ TEST(Flags, TheCommandLineWinsOverTheEnvironmentAndThatOverTheFile) {
   EXPECT_EQ(server->Metric("palimpsest_slots"), 7);
 }
 
+TEST(Flags, AModelIsNamedAfterItsFolder) {
+  const std::string folder = absl::StrCat(MakeFolder("published"), "/delta_net-1.3B-100B");
+  std::filesystem::copy(MakeCheckpoint(), folder, std::filesystem::copy_options::recursive);
+  const auto server = ServerProcess::Start(MakeCheckpoint(), {absl::StrCat("--model=", folder, "/")});
+  ASSERT_NE(server, nullptr);
+  EXPECT_GT(server->Metric("palimpsest_slots", "model=\"delta-net-1.3b-100b\""), 0);
+}
+
 std::vector<Row> Rows() {
   const std::string model = "--model=test=FOLDER", port = "--port=0", no_metrics = "--metrics_address=";
   return {
@@ -255,6 +264,9 @@ std::vector<Row> Rows() {
       {"UnknownLogFormat", {model, "--log_format=xml"}, {"\"xml\"", "json, text"}},
       {"UnknownMath", {model, "--math=f64"}, {"\"f64\"", "auto, f32, bf16"}},
       {"ModelWithoutAFolder", {"--model=test="}, {"--model", "NAME=FOLDER"}},
+      {"ModelFolderThatNoNameBeginsLike",
+       {"--model=/nowhere/1.3B", port, no_metrics},
+       {"--model is \"/nowhere/1.3B\"", "accepted: NAME=/nowhere/1.3B"}},
       {"ModelNameOfOtherCharacters",
        {"--model=My_Model=FOLDER", port, no_metrics},
        {"--model is \"My_Model=", "NAME=FOLDER"}},
