@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "server/json/json.h"
 #include "server/model/architectures.h"
+#include "server/model/checkpoint/safetensors.h"
 #include "server/model/config_keys.h"
 
 namespace palimpsest {
@@ -199,6 +200,7 @@ absl::StatusOr<ModelConfig> ModelConfig::FromFolder(const std::string& folder) {
   };
   absl::StatusOr<std::string> text = ReadFile(folder + "/config.json", kMaxConfigBytes);
   if (!text.ok()) return text.status();
+  if (absl::Status status = CheckIsNoPointer(*text, folder + "/config.json"); !status.ok()) return status;
   absl::StatusOr<ModelConfig> config = FromJson(*text);
   if (!config.ok()) return in_folder(config.status());
   absl::StatusOr<std::string> generation = ReadFile(folder + "/generation_config.json", kMaxConfigBytes);

@@ -99,6 +99,50 @@ TEST(Load, TellsWhatItLoaded) {
   EXPECT_EQ(model->fingerprint().size(), 64);
 }
 
+// Names and shapes that other writers give the same tensors.
+TEST(Load, WritersOfOtherNamesWriteTheSameModel) {
+  RandomCheckpointSpec spec;
+  const auto as_it_is = MustLoad(spec, Unchanged);
+  ASSERT_NE(as_it_is, nullptr);
+  const auto rename = [](Tensors& tensors, const std::function<std::string(const std::string&)>& to) {
+    for (TensorToWrite& tensor : tensors) tensor.name = to(tensor.name);
+  };
+  const std::pair<const char*, std::function<void(Tensors&)>> writers[] = {
+      {"wrapped", [&](Tensors& t) { rename(t, [](const std::string& name) { return "module._orig_mod." + name; }); }},
+      {"wrapped as a model", [&](Tensors& t) { rename(t, [](const std::string& name) { return "model." + name; }); }},
+      {"the inner model",
+       [&](Tensors& t) {
+         rename(t, [](const std::string& name) { return name.starts_with("model.") ? name.substr(6) : name; });
+       }},
+      {"embed_tokens", [&](Tensors& t) { Find(t, "model.embeddings.weight").name = "model.embed_tokens.weight"; }},
+      {"flat convolutions",
+       [&](Tensors& t) {
+         for (TensorToWrite& tensor : t) {
+           if (tensor.name.ends_with("_conv1d.weight")) tensor.shape.erase(tensor.shape.begin() + 1);
+         }
+       }},
+      {"buffers", [&](Tensors& t) {
+         t.push_back(testing::MakeTensor("model.layers.0.attn.rotary.inv_freq", DType::kF32, {2},
+                                         std::vector<float>{1.0f, 0.1f}));
+       }}};
+  for (const auto& [what, change] : writers) {
+    SCOPED_TRACE(what);
+    const auto model = MustLoad(spec, change);
+    ASSERT_NE(model, nullptr);
+    EXPECT_EQ(model->fingerprint(), as_it_is->fingerprint());
+    EXPECT_EQ(LogitsOf(*model), LogitsOf(*as_it_is));
+  }
+}
+
+TEST(Load, ATiedMatrixMayBeStoredAsTheHead) {
+  RandomCheckpointSpec spec;
+  spec.tied = true;
+  const auto as_it_is = MustLoad(spec, Unchanged);
+  const auto as_head = MustLoad(spec, [](Tensors& t) { Find(t, "model.embeddings.weight").name = "lm_head.weight"; });
+  ASSERT_TRUE(as_it_is != nullptr && as_head != nullptr);
+  EXPECT_EQ(as_head->fingerprint(), as_it_is->fingerprint());
+}
+
 TEST(Load, ArithmeticFollowsTheWeights) {
   RandomCheckpointSpec spec;
   spec.dtype = DType::kBF16;
@@ -301,9 +345,9 @@ std::vector<BadCheckpoint> BadCheckpoints() {
        "tensor 'model.layers.1.mlp.down_proj.weight' has shape [64, 32], config.json asks for [32, 64]"},
       {"wrong_rank",
        [](Tensors& t) {
-         Find(t, "model.layers.0.attn.q_conv1d.weight").shape = {32, 4};
+         Find(t, "model.layers.0.attn.q_conv1d.weight").shape = {32, 1, 1, 4};
        },
-       "tensor 'model.layers.0.attn.q_conv1d.weight' has shape [32, 4], config.json asks for [32, 1, 4]"},
+       "tensor 'model.layers.0.attn.q_conv1d.weight' has shape [32, 1, 1, 4], config.json asks for [32, 1, 4]"},
       {"decay_of_other_heads",
        [](Tensors& t) {
          Find(t, "model.layers.0.attn.A_log") =
@@ -352,6 +396,41 @@ TEST(Load, MissingFilesAreNotFound) {
   const absl::Status status = Model::Load(folder).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(status.message()), HasSubstr("has neither model.safetensors nor"));
+}
+
+TEST(Load, WhatIsNoFolderOfSafetensorsIsToldWithTheCure) {
+  const testing::TemporaryFolder temporary;
+  const auto said = [](const std::string& path) { return std::string(Model::Load(path).status().message()); };
+  for (const auto& [name, cure] : {std::pair("model.gguf", "the model's folder as it was before it was converted"),
+                                   std::pair("rwkv.pth", "write its tensors with safetensors.torch.save_file"),
+                                   std::pair("pytorch_model.bin", "safe_serialization=True"),
+                                   std::pair("weights.safetensors", "call it model.safetensors")}) {
+    SCOPED_TRACE(name);
+    const std::string file = temporary.path() + "/" + name;
+    testing::WriteFile(file, "GGUF");
+    EXPECT_THAT(said(file), HasSubstr("is a file; expected the folder of a checkpoint, with config.json and"));
+    EXPECT_THAT(said(file), HasSubstr(cure));
+    testing::WriteFile(temporary.path() + "/config.json", testing::RandomCheckpointConfig({}));
+    EXPECT_THAT(said(temporary.path()), HasSubstr("has neither model.safetensors nor"));
+    EXPECT_THAT(said(temporary.path()), HasSubstr(cure));
+    std::filesystem::remove(file);
+  }
+}
+
+TEST(Load, PointersToFilesAreNotTheFiles) {
+  const testing::TemporaryFolder temporary;
+  const std::string pointer =
+      "version https://git-lfs.github.com/spec/v1\noid "
+      "sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+      "\nsize 12345\n";
+  testing::WriteRandomCheckpoint(temporary.path(), {});
+  for (const char* const name : {"model.safetensors", "config.json"}) {
+    testing::WriteFile(temporary.path() + "/" + name, pointer);
+    const absl::Status status = Model::Load(temporary.path()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr(std::string(name) + ": is a Git LFS pointer and not the file"));
+  }
 }
 
 // Sizes that only the config knows: nothing is allocated before the file has agreed to them.

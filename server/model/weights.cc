@@ -17,6 +17,7 @@
 #include "kernels/embedding/embedding.h"
 #include "kernels/fast_weight/fast_weight.h"
 #include "server/model/checkpoint/safetensors.h"
+#include "server/model/checkpoint/tensor_names.h"
 #include "server/model/checkpoint/tensor_table.h"
 #include "server/model/checkpoint_tensors.h"
 #include "server/model/fingerprint.h"
@@ -432,16 +433,18 @@ absl::Status Settle(const std::string& folder, const ModelOptions& options, Mode
 
 absl::StatusOr<std::unique_ptr<const ModelWeights>> LoadWeights(const std::string& folder,
                                                                 const ModelOptions& options) {
+  if (absl::Status status = CheckIsFolder(folder); !status.ok()) return status;
   absl::StatusOr<ModelConfig> config = ModelConfig::FromFolder(folder);
   if (!config.ok()) return config.status();
   absl::StatusOr<WeightFiles> files = WeightFiles::Open(folder);
   if (!files.ok()) return files.status();
+  const TensorMap named = WithKnownNames(files->tensors(), config->tied_embeddings);
   // Biases of the convolutions are announced by the file alone.
-  if (config->mixer.conv_width > 0 && files->tensors().contains("model.layers.0.attn.q_conv1d.bias")) {
+  if (config->mixer.conv_width > 0 && named.contains("model.layers.0.attn.q_conv1d.bias")) {
     config->mixer.conv_bias = true;
   }
-  TensorTable table(files->tensors(), folder);
-  absl::StatusOr<CheckpointTensors> tensors = TakeTensors(table, files->tensors(), *config);
+  TensorTable table(named, folder);
+  absl::StatusOr<CheckpointTensors> tensors = TakeTensors(table, named, *config);
   if (!tensors.ok()) return tensors.status();
 
   ThreadPool pool(std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxLoadThreads));

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <set>
+#include <system_error>
 #include <utility>
 
 #include "absl/numeric/int128.h"
@@ -162,6 +164,36 @@ absl::StatusOr<std::map<std::string, std::string>> ParseIndex(std::string_view t
   return file_of;
 }
 
+// What to do about a file of weights that is not read, by its name; empty: it is none.
+std::string HowToConvert(const std::string& name) {
+  constexpr struct {
+    std::string_view suffix;
+    const char* cure;
+  } kOthers[] = {
+      {".gguf", " is llama.cpp's form; the model's folder as it was before it was converted is read"},
+      {".bin", " holds Python pickles; write it again with save_pretrained(FOLDER, safe_serialization=True)"},
+      {".pth", " holds Python pickles; write its tensors with safetensors.torch.save_file"},
+      {".pt", " holds Python pickles; write its tensors with safetensors.torch.save_file"},
+      {".safetensors", " is not the name that is looked for; call it model.safetensors"},
+  };
+  for (const auto& other : kOthers) {
+    if (name.ends_with(other.suffix)) return absl::StrCat("; ", Quoted(name), other.cure);
+  }
+  return "";
+}
+
+std::string OtherWeightsIn(const std::string& folder) {
+  std::set<std::string> names;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    names.insert(entry.path().filename().string());
+  }
+  for (const std::string& name : names) {
+    if (const std::string cure = HowToConvert(name); !cure.empty()) return cure;
+  }
+  return "";
+}
+
 }  // namespace
 
 int64_t TensorView::elements() const {
@@ -174,7 +206,20 @@ std::string ShapeString(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
+absl::Status CheckIsNoPointer(std::string_view bytes, const std::string& where) {
+  if (!bytes.starts_with("version https://git-lfs.github.com/spec/")) return absl::OkStatus();
+  return Invalid(where, "is a Git LFS pointer and not the file that it stands for; fetch that with `git lfs pull`");
+}
+
+absl::Status CheckIsFolder(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) return absl::OkStatus();
+  return Invalid(path, "is a file; expected the folder of a checkpoint, with config.json and model.safetensors",
+                 HowToConvert(std::filesystem::path(path).filename().string()));
+}
+
 absl::StatusOr<TensorMap> ParseSafetensors(std::string_view file, const std::string& where) {
+  if (absl::Status status = CheckIsNoPointer(file, where); !status.ok()) return status;
   absl::StatusOr<json> header = ParseHeader(file, where);
   if (!header.ok()) return header.status();
   if (static_cast<int64_t>(header->size()) > SafetensorsLimits::kMaxTensors) {
@@ -241,8 +286,8 @@ absl::StatusOr<WeightFiles> WeightFiles::Open(const std::string& folder) {
   const std::string index_path = folder + "/model.safetensors.index.json";
   absl::StatusOr<std::string> text = ReadFile(index_path, kMaxIndexBytes);
   if (absl::IsNotFound(text.status())) {
-    return absl::NotFoundError(
-        absl::StrCat(folder, ": has neither model.safetensors nor model.safetensors.index.json"));
+    return absl::NotFoundError(absl::StrCat(folder, ": has neither model.safetensors nor model.safetensors.index.json",
+                                            OtherWeightsIn(folder)));
   }
   if (!text.ok()) return text.status();
   absl::StatusOr<std::map<std::string, std::string>> file_of = ParseIndex(*text, index_path);

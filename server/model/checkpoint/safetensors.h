@@ -47,11 +47,18 @@ struct SafetensorsLimits {
 // not read here (F32, BF16, F16, I32 and I64 are), a name given twice, tensors that overlap, a limit exceeded.
 absl::StatusOr<TensorMap> ParseSafetensors(std::string_view file, const std::string& where);
 
+// INVALID_ARGUMENT, with the cure, if these are the bytes of a Git LFS pointer, which stands for a file.
+absl::Status CheckIsNoPointer(std::string_view bytes, const std::string& where);
+
+// INVALID_ARGUMENT, with the cure, if this is a file where the folder of a checkpoint is expected.
+absl::Status CheckIsFolder(const std::string& path);
+
 // The weight files of a folder: `model.safetensors`, or else the shards that `model.safetensors.index.json` lists.
 class WeightFiles {
  public:
-  // As ParseSafetensors, and  NOT_FOUND: neither is there, or a shard is missing.  INVALID_ARGUMENT: the index and the
-  // shards contradict each other, or the index names a file outside the folder.
+  // As ParseSafetensors, and  NOT_FOUND: neither is there (the message says what is, and how to convert it), or a shard
+  // is missing.  INVALID_ARGUMENT: the index and the shards contradict each other, or the index names a file outside
+  // the folder.
   static absl::StatusOr<WeightFiles> Open(const std::string& folder);
   // One file of any name.
   static absl::StatusOr<WeightFiles> OpenFile(const std::string& path);
