@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "server/model/architectures.h"
@@ -7,10 +8,17 @@
 namespace palimpsest {
 namespace {
 
-// head size = trunc(total) / heads, which must come out even.
+// What fla does with a width that is a product: since 0.6 it must be an integer but for its last digits, as 200 * 0.29
+// is; before, what is behind the point was dropped.
+int64_t Width(double product) {
+  const double rounded = std::round(product);
+  return static_cast<int64_t>(std::abs(product - rounded) <= 1e-9 * std::abs(product) ? rounded : product);
+}
+
+// head size = total / heads, which must come out even.
 int32_t HeadDim(ConfigKeys& keys, const char* ratio_key, int32_t hidden, int32_t heads) {
   const double ratio = keys.Real(ratio_key, 1.0, 1e-4, 64.0);
-  const auto total = static_cast<int64_t>(hidden * ratio);
+  const int64_t total = Width(hidden * ratio);
   if (total % heads != 0 || total / heads < 1 || total / heads > kMaxHeadDim) {
     keys.Fail(absl::StrCat("hidden_size ", hidden, " times ", ratio_key, " ", ratio, " is ", total,
                            ", which num_heads ", heads, " does not divide into head sizes from 1 to ", kMaxHeadDim));
@@ -31,7 +39,7 @@ MixerConfig ReadDeltaNet(ConfigKeys& keys, int32_t hidden) {
                                                                       {"relu", FeatureMapKind::kRelu},
                                                                       {"elu", FeatureMapKind::kElu1},
                                                                       {"identity", FeatureMapKind::kIdentity}};
-  static constexpr ConfigKeys::Word<KeyNorm> kNorms[] = {{"l2", KeyNorm::kL2}, {"sum", KeyNorm::kSum}};
+  static constexpr ConfigKeys::Word<KeyNorm> kNorms[] = {{"l2", KeyNorm::kL2}, {"sum", KeyNorm::kL1}};
   MixerConfig mixer;
   mixer.rule = UpdateRule::kDelta;
   mixer.shape.heads = mixer.shape.value_heads = keys.Int("num_heads", 16, 1, kMaxHeads);
@@ -41,6 +49,7 @@ MixerConfig ReadDeltaNet(ConfigKeys& keys, int32_t hidden) {
   mixer.key_norm = keys.OneOf<KeyNorm>("qk_norm", "l2", kNorms);
   mixer.learned_beta = keys.Bool("use_beta", true);
   mixer.output_gate = keys.Bool("use_gate", false);
+  mixer.gate_activation = GateActivation::kSilu;
   keys.Accept("use_output_norm");  // the class reads it and normalises all the same
   ReadConv(keys, mixer);
   return mixer;
@@ -66,7 +75,10 @@ MixerConfig ReadGatedDeltaNet(ConfigKeys& keys, int32_t) {
   }
   mixer.feature_map = FeatureMapKind::kSilu;
   mixer.key_norm = KeyNorm::kL2;
+  static constexpr ConfigKeys::Word<GateActivation> kGates[] = {
+      {"swish", GateActivation::kSilu}, {"silu", GateActivation::kSilu}, {"sigmoid", GateActivation::kSigmoid}};
   mixer.output_gate = keys.Bool("use_gate", true);
+  mixer.gate_activation = keys.OneOf<GateActivation>("output_gate_activation", "swish", kGates);
   ReadConv(keys, mixer);
   return mixer;
 }
@@ -84,9 +96,22 @@ int32_t ReadMlpInner(ConfigKeys& keys, int32_t hidden) {
   return static_cast<int32_t>(inner);
 }
 
+// Layers of softmax attention among the others.
+void ReadAttention(ConfigKeys& keys) {
+  const nlohmann::json* const attn = keys.Get("attn");
+  if (attn == nullptr || attn->is_null() || (attn->is_structured() && attn->empty())) return;
+  const auto has_window = [](const nlohmann::json& layers) {
+    return layers.is_object() && layers.contains("window_size") && !layers["window_size"].is_null();
+  };
+  const bool windows = attn->is_array() ? std::ranges::all_of(*attn, has_window) : has_window(*attn);
+  keys.Fail(absl::StrCat("'attn' has layers of softmax attention",
+                         windows ? " over a window, which are not run yet beside fast-weight layers"
+                                 : ", which have no state of fixed size; only null and [] are supported"));
+}
+
 template <MixerConfig (*kReadMixer)(ConfigKeys& keys, int32_t hidden), int32_t kDefaultLayers>
 void Read(ConfigKeys& keys, ModelConfig& config) {
-  keys.AcceptOnly("attn", nullptr, "softmax attention layers have no state of fixed size");
+  ReadAttention(keys);
   keys.AcceptOnly("attnres_block_size", nullptr, "residual attention changes the residual stream");
   keys.AcceptOnly("share_conv_kernel", false, "one convolution before the projections is another model");
   keys.AcceptOnly("elementwise_affine", true, "norms without weights are not supported");
@@ -101,7 +126,7 @@ void Read(ConfigKeys& keys, ModelConfig& config) {
   config.mixer.head_dim = config.mixer.shape.key_dim;
   config.mixer.query_scale = 1.0f / std::sqrt(static_cast<float>(config.mixer.shape.key_dim));
   config.mixer.beta_scale = keys.Bool("allow_neg_eigval", false) ? 2.0f : 1.0f;
-  config.mixer.gate_activation = config.mixer.output_gate ? GateActivation::kSilu : GateActivation::kNone;
+  if (!config.mixer.output_gate) config.mixer.gate_activation = GateActivation::kNone;
 }
 
 constexpr Architecture kArchitectures[] = {

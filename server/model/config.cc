@@ -12,6 +12,7 @@
 #include "server/json/json.h"
 #include "server/model/architectures.h"
 #include "server/model/checkpoint/safetensors.h"
+#include "server/model/common_keys.h"
 #include "server/model/config_keys.h"
 
 namespace palimpsest {
@@ -34,27 +35,18 @@ constexpr Refused kRefused[] = {
     {"qwen3_5_moe", kUnbounded},
     {"qwen3_5_moe_text", kUnbounded},
     {"kimi_linear", kUnbounded},
+    {"olmo_hybrid", kUnbounded},
     {"kda", kVectorDecay},
     {"gla", kVectorDecay},
     {"rwkv7", "its update is diagonal plus low rank with token shift, which the mixer does not have yet"},
     {"gated_deltaproduct", "it writes several times per token, which the mixer does not do yet"},
     {"linear_attn", "its feature maps and normalisers are not in the mixer yet"},
+    {"comba", "it corrects its queries with its keys, which the mixer does not do"},
+    {"gsa", "it has two chained memories with slots of their own, which the mixer does not have"},
+    {"hgrn2", "its gates take the place of its keys, which the mixer does not do"},
+    {"mamba2", "it is a state-space model: its projections, convolution and skip connections are not the mixer's"},
+    {"retnet", "its decays are fixed for each head and its keys are rotated, which the mixer does not do"},
 };
-
-// Keys of Hugging Face configs that do not change what the model computes. Everything else that is not read is refused.
-constexpr const char* kHarmless[] = {
-    // Which code made or runs it, and in which type.
-    "_name_or_path", "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version",
-    "_attn_implementation_autoset", "attn_mode", "torchscript", "use_bfloat16", "return_dict", "output_attentions",
-    "output_hidden_states", "use_cache", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy",
-    // Only training looks at them.
-    "initializer_range", "use_l2warp", "gradient_checkpointing",
-    // The state has no length, so neither has the text.
-    "max_position_embeddings",
-    // Where the norms' weights are in old files; weights.cc finds them by name.
-    "norm_first",
-    // Token ids that generation does not use.
-    "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "tokenizer_class"};
 
 absl::StatusOr<const Architecture*> FindArchitecture(const json& object) {
   std::vector<const Architecture*> known;
@@ -161,9 +153,7 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(std::string_view text) {
   if (!architecture.ok()) return architecture.status();
 
   ConfigKeys keys(*object, "config.json");
-  keys.Accept("model_type");
-  for (const char* key : kHarmless) keys.Accept(key);
-  keys.AcceptOnly("quantization_config", nullptr, "only f32, bf16 and f16 weights are read");
+  AcceptCommonKeys(keys);
 
   ModelConfig config;
   config.architecture = (*architecture)->model_type;
@@ -239,6 +229,7 @@ std::string ModelConfig::Canonical() const {
   add("favor_projections", mixer.favor_projections, 0);
   add("attention_norm", static_cast<int64_t>(mixer.attention_norm), 0);
   add("scaled_denominator", mixer.scaled_denominator, 0);
+  add("sigmoid_gate", mixer.gate_activation == GateActivation::kSigmoid, 0);
   add("silu_values", mixer.silu_values, 1);
   add("output_norm", mixer.output_norm, 1);
   add("layer_norm", layer_norm, 0);

@@ -40,10 +40,10 @@ void ConfigKeys::FailWord(const char* key, const std::string& given, const std::
 int32_t ConfigKeys::Int(const char* key, int32_t fallback, int32_t min, int32_t max) {
   const json* value = Find(key);
   if (value == nullptr) return fallback;
-  // A double holds every integer that can be in range, and those out of range need only stay out of it.
-  if (value->is_number_integer()) {
+  // A double holds every integer that can be in range, and those out of range need only stay out of it. 256.0 is one.
+  if (value->is_number()) {
     const double number = value->get<double>();
-    if (number >= min && number <= max) return value->get<int32_t>();
+    if (number >= min && number <= max && number == std::trunc(number)) return static_cast<int32_t>(number);
   }
   Fail(absl::StrCat("'", key, "' is ", Shown(*value), ", expected an integer from ", min, " to ", max));
   return fallback;
@@ -102,13 +102,15 @@ std::vector<int32_t> ConfigKeys::TokenIds(const char* key, int32_t fallback, int
     Fail(absl::StrCat("'", key, "' lists ", list.size(), " ids, at most ", kMostIds, " are read"));
     return ids;
   }
+  if (list.size() == 1 && list[0] == -1) return ids;
   for (const json& id : list) {
-    if (!id.is_number_integer() || !(id.get<double>() >= 0 && id.get<double>() < vocabulary)) {
+    const double number = id.is_number() ? id.get<double>() : -1.0;
+    if (!(number >= 0 && number < vocabulary && number == std::trunc(number))) {
       Fail(absl::StrCat("'", key, "' is ", Shown(id), ", expected an id from 0 to ", vocabulary - 1, " (vocab_size is ",
-                        vocabulary, "), a list of ids, or null"));
+                        vocabulary, "), a list of ids, or -1 or null for none"));
       return ids;
     }
-    ids.push_back(id.get<int32_t>());
+    ids.push_back(static_cast<int32_t>(number));
   }
   return ids;
 }
@@ -133,15 +135,26 @@ void ConfigKeys::AcceptOnly(const char* key, const json& value, const char* reas
                     value.is_null() ? "" : absl::StrCat(value.dump(), " or "), "null is supported: ", reason));
 }
 
+void ConfigKeys::AcceptPrefix(std::string_view prefix) {
+  for (const auto& [key, value] : object_.items()) {
+    if (key.starts_with(prefix)) read_.insert(key);
+  }
+}
+
 absl::Status ConfigKeys::Finish() const {
   if (!status_.ok()) return status_;
+  constexpr size_t kMostNamed = 8;
+  std::vector<std::string> unknown;
   for (const auto& [key, value] : object_.items()) {
-    if (read_.contains(key)) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat(where_, ": unknown key ", Quoted(key),
-                     ": palimpsest does not know whether it changes the model; remove it if it does not"));
+    if (!read_.contains(key)) unknown.push_back(Quoted(key));
   }
-  return absl::OkStatus();
+  if (unknown.empty()) return absl::OkStatus();
+  const size_t more = unknown.size() > kMostNamed ? unknown.size() - kMostNamed : 0;
+  unknown.resize(unknown.size() - more);
+  return absl::InvalidArgumentError(absl::StrCat(
+      where_, ": unknown key", unknown.size() + more > 1 ? "s " : " ", absl::StrJoin(unknown, ", "),
+      more > 0 ? absl::StrCat(" and ", more, " more") : "",
+      ": palimpsest does not know what the model computes where this is set, so it would compute something else"));
 }
 
 }  // namespace palimpsest

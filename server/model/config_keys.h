@@ -22,6 +22,8 @@ class ConfigKeys {
   // `object` must outlive this and be an object; `where` names the file in messages.
   ConfigKeys(const nlohmann::json& object, std::string where);
 
+  // What the key says; null if it is missing.
+  const nlohmann::json* Get(const char* key) { return Find(key); }
   // A missing key means the fallback.
   int32_t Int(const char* key, int32_t fallback, int32_t min, int32_t max);
   double Real(const char* key, double fallback, double min, double max);
@@ -55,13 +57,15 @@ class ConfigKeys {
 
   // The key may be there with any value: it does not change the model.
   void Accept(const char* key) { read_.insert(key); }
+  // The same of every key that begins so.
+  void AcceptPrefix(std::string_view prefix);
   // The key may be there only as null or as `value`; `reason` says why.
   void AcceptOnly(const char* key, const nlohmann::json& value, const char* reason);
 
   // Keeps the message ("<where>: <message>") if it is the first.
   void Fail(const std::string& message);
 
-  // The first error, or one that names a key that nobody has read.
+  // The first error, or one that names the keys that nobody has read.
   absl::Status Finish() const;
 
  private:

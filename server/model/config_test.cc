@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
 #include "server/model/testing/safetensors_writer.h"
 #include "server/model/testing/temporary_folder.h"
 
@@ -95,7 +97,7 @@ TEST(ModelConfig, ReadsEverySettingOfDeltaNet) {
                                                          {"bos_token_id", 0}}));
   EXPECT_EQ(config.mixer.shape.key_dim, 8);
   EXPECT_EQ(config.mixer.shape.value_dim, 32);
-  EXPECT_EQ(config.mixer.key_norm, KeyNorm::kSum);
+  EXPECT_EQ(config.mixer.key_norm, KeyNorm::kL1);
   EXPECT_EQ(config.mixer.feature_map, FeatureMapKind::kElu1);
   EXPECT_FALSE(config.mixer.learned_beta);
   EXPECT_TRUE(config.mixer.output_gate);
@@ -166,6 +168,58 @@ TEST(ModelConfig, AcceptsKeysThatDoNotChangeTheModel) {
                                    {"attn", nullptr},
                                    {"attnres_block_size", nullptr},
                                    {"conv_bias", true}}));
+}
+
+// All of to_dict() of flash-linear-attention 0.6.0's classes with these versions of transformers, whose own keys are
+// most of it.
+TEST(ModelConfig, ReadsWhatTransformersWrites) {
+  for (const char* const model_type : {"delta_net", "gated_deltanet"}) {
+    const ModelConfig expected = Parsed(nlohmann::json({{"model_type", model_type}}).dump());
+    for (const char* const version : {"4.57.6", "5.24.0"}) {
+      SCOPED_TRACE(::testing::Message() << model_type << " " << version);
+      const absl::StatusOr<std::string> text =
+          ReadFile(absl::StrCat(PALIMPSEST_SOURCE_DIR "/server/model/testing/configs/", model_type, "-transformers-",
+                                version, ".json"),
+                   1 << 20);
+      ASSERT_TRUE(text.ok()) << text.status();
+      const ModelConfig config = Parsed(*text);
+      EXPECT_EQ(config.Canonical(), expected.Canonical());
+      EXPECT_EQ(config.eos_tokens, expected.eos_tokens);
+      EXPECT_EQ(config.bos_token, expected.bos_token);
+    }
+  }
+}
+
+TEST(ModelConfig, AcceptsWhatTrainersAndConvertersLeave) {
+  const std::string plain = Parsed(Config("gated_deltanet", {})).Canonical();
+  const nlohmann::json changes[] = {{{"unsloth_version", "2026.1"}, {"unsloth_fixed", true}},
+                                    {{"attn", nlohmann::json::array()}},
+                                    {{"rope_scaling", nullptr}, {"pruned_heads", nlohmann::json::object()}},
+                                    {{"hidden_size", 64.0}, {"num_heads", 4.0}, {"vocab_size", 512.0}},
+                                    {{"output_gate_activation", "silu"}}};
+  for (const nlohmann::json& change : changes) EXPECT_EQ(Parsed(Config("gated_deltanet", change)).Canonical(), plain);
+  EXPECT_THAT(Parsed(Config("gated_deltanet", {{"eos_token_id", -1}})).eos_tokens, IsEmpty());
+  EXPECT_THAT(Parsed(Config("gated_deltanet", {{"eos_token_id", {-1}}})).eos_tokens, IsEmpty());
+  EXPECT_EQ(Parsed(Config("gated_deltanet", {{"bos_token_id", -1}})).bos_token, -1);
+  EXPECT_THAT(Parsed(Config("gated_deltanet", {{"eos_token_id", 7.0}})).eos_tokens, ElementsAre(7));
+}
+
+TEST(ModelConfig, AGateMayBeASigmoid) {
+  const ModelConfig silu = Parsed(Config("gated_deltanet", {}));
+  const ModelConfig sigmoid = Parsed(Config("gated_deltanet", {{"output_gate_activation", "sigmoid"}}));
+  EXPECT_EQ(silu.mixer.gate_activation, GateActivation::kSilu);
+  EXPECT_EQ(sigmoid.mixer.gate_activation, GateActivation::kSigmoid);
+  EXPECT_NE(silu.Canonical(), sigmoid.Canonical());
+  const nlohmann::json none = {{"use_gate", false}, {"output_gate_activation", "sigmoid"}};
+  EXPECT_EQ(Parsed(Config("gated_deltanet", none)).Canonical(),
+            Parsed(Config("gated_deltanet", {{"use_gate", false}})).Canonical());
+}
+
+TEST(ModelConfig, WidthsAreRoundedWhereTheyAreIntegersButForTheirLastDigits) {
+  const ModelConfig config =
+      Parsed(Config("delta_net", {{"hidden_size", 200}, {"num_heads", 2}, {"expand_k", 0.29}, {"expand_v", 0.502}}));
+  EXPECT_EQ(config.mixer.shape.key_dim, 29);    // 200 * 0.29 is a little less than 58
+  EXPECT_EQ(config.mixer.shape.value_dim, 50);  // of 100.4; fla before 0.6 took it so
 }
 
 TEST(ModelConfig, GenerationConfigAddsEndOfTextIds) {
@@ -248,6 +302,9 @@ std::vector<BadConfig> BadConfigs() {
     config.update(changes);
     return config.dump();
   };
+  nlohmann::json many;
+  for (int i = 10; i < 30; ++i) many[absl::StrCat("k", i)] = 1;
+  const std::string many_keys = delta(many);
   std::string deep = "{\"a\":" + std::string(40, '[') + std::string(40, ']') + "}";
   return {
       {"paper_mixer", paper({{"mixer", "rnn"}}), "'mixer' is 'rnn', expected 'fast_weight' or 'softmax'"},
@@ -282,6 +339,8 @@ std::vector<BadConfig> BadConfigs() {
       {"paper_fla_key", paper({{"use_gate", true}}), "unknown key 'use_gate'"},
       {"empty", "", "config.json: not valid JSON"},
       {"not_json", "{\"model_type\": delta_net}", "config.json: not valid JSON: parse error at line 1, column 16"},
+      {"bytes_after_the_end", delta({}) + "}", "config.json: not valid JSON: parse error at line 1"},
+      {"another_after_the_end", delta({}) + delta({}), "config.json: not valid JSON"},
       {"not_an_object", "[1, 2]", "config.json: expected an object, got array"},
       {"nested_too_deeply", deep, "config.json: nested deeper than 16, which is not read"},
       {"too_long", std::string((1 << 20) + 1, ' '), "config.json: has 1048577 bytes, at most 1048576 are read"},
@@ -301,16 +360,31 @@ std::vector<BadConfig> BadConfigs() {
       {"gla", delta({{"model_type", "gla"}}), "'gla' is not supported: its decay is per key channel"},
       {"delta_product", delta({{"model_type", "gated_deltaproduct"}}), "it writes several times per token"},
       {"attention_layers", gated({{"attn", {{"layers", {1}}, {"num_heads", 4}}}}),
-       "'attn' is of type object, only null is supported: softmax attention layers have no state of fixed size"},
+       "'attn' has layers of softmax attention, which have no state of fixed size; only null and [] are supported"},
+      {"attention_over_windows", gated({{"attn", {{{"layers", {1}}, {"num_heads", 4}, {"window_size", 512}}}}}),
+       "'attn' has layers of softmax attention over a window, which are not run yet beside fast-weight layers"},
       {"residual_attention", gated({{"attnres_block_size", 4}}), "'attnres_block_size' is 4, only null is supported"},
       {"hidden_act_gelu", delta({{"hidden_act", "gelu"}}), "'hidden_act' is 'gelu', expected 'swish' or 'silu'"},
       {"hidden_act_powlu", delta({{"hidden_act", "powlu"}}), "'hidden_act' is 'powlu', expected"},
       {"hidden_act_null", delta({{"hidden_act", nullptr}}), "'hidden_act' is null, expected a string"},
       {"shared_convolution", delta({{"share_conv_kernel", true}}),
        "'share_conv_kernel' is true, only false or null is supported"},
+      {"encoder", delta({{"is_encoder_decoder", true}}),
+       "'is_encoder_decoder' is true, only false or null is supported: a decoder alone is run"},
+      {"cross_attention", delta({{"add_cross_attention", true}}), "'add_cross_attention' is true, only false or null"},
+      {"pruned_heads", delta({{"pruned_heads", {{"0", {1}}}}}), "'pruned_heads' is of type object, only {} or null"},
+      {"rope_scaling", delta({{"rope_scaling", {{"type", "linear"}}}}), "'rope_scaling' is of type object, only null"},
+      {"gate_gelu", gated({{"output_gate_activation", "gelu"}}),
+       "'output_gate_activation' is 'gelu', expected 'swish' or 'silu' or 'sigmoid'"},
+      {"mamba2", delta({{"model_type", "mamba2"}}), "'mamba2' is not supported: it is a state-space model"},
+      {"olmo_hybrid", delta({{"model_type", "olmo_hybrid"}}), "'olmo_hybrid' is not supported: it mixes in softmax"},
       {"quantised", delta({{"quantization_config", {{"bits", 4}}}}), "'quantization_config' is of type object, only"},
       {"unknown_key", delta({{"use_mva", true}}),
-       "unknown key 'use_mva': palimpsest does not know whether it changes the model; remove it if it does not"},
+       "unknown key 'use_mva': palimpsest does not know what the model computes where this is set, so it would compute "
+       "something else"},
+      {"unknown_keys", delta({{"use_mva", true}, {"zeta", 1}, {"beta_max", 2}}),
+       "unknown keys 'beta_max', 'use_mva', 'zeta': palimpsest"},
+      {"unknown_keys_without_number", many_keys, "'k16', 'k17' and 12 more: palimpsest"},
       {"key_of_the_other_architecture", gated({{"qk_norm", "sum"}}), "unknown key 'qk_norm'"},
       {"unknown_key_that_is_hostile", delta({{std::string("a\n\x1b[2J") + std::string(500, 'x'), 1}}),
        "unknown key 'a\\n\\x1b[2Jxxx"},
@@ -351,7 +425,8 @@ std::vector<BadConfig> BadConfigs() {
       {"gate_a_number", delta({{"use_gate", 1}}), "'use_gate' is 1, expected true or false"},
       {"tied_null", delta({{"tie_word_embeddings", nullptr}}), "'tie_word_embeddings' is null, expected true or false"},
       {"end_of_text_outside", delta({{"eos_token_id", 512}}),
-       "'eos_token_id' is 512, expected an id from 0 to 511 (vocab_size is 512), a list of ids, or null"},
+       "'eos_token_id' is 512, expected an id from 0 to 511 (vocab_size is 512), a list of ids, or -1 or null for "
+       "none"},
       {"end_of_text_negative", delta({{"eos_token_id", {1, -1}}}), "'eos_token_id' is -1, expected an id"},
       {"end_of_text_a_string", delta({{"eos_token_id", "</s>"}}), "'eos_token_id' is '</s>', expected an id"},
       {"end_of_text_too_many", delta({{"eos_token_id", std::vector<int>(2000, 1)}}), "lists 2000 ids, at most 1024"},

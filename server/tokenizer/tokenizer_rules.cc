@@ -114,8 +114,7 @@ absl::Status ReadKey(const std::string& key, const json& value, TokenizerRules& 
   const auto* const only = std::ranges::find_if(kOnly, [&](const Only& only) { return key == only.key; });
   if (only == std::end(kOnly)) {
     return Refuse(absl::StrCat("unknown key ", Quoted(key),
-                               ": palimpsest does not know whether it changes how text becomes tokens; remove it if it "
-                               "does not"));
+                               ": palimpsest does not know how text becomes tokens where it is set"));
   }
   if (value.is_null() || value == json::parse(only->value)) return absl::OkStatus();
   return Refuse(absl::StrCat(only->key, " is ", Shown(value), ", only ", only->value, " is supported: ", only->reason));

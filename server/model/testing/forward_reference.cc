@@ -1,5 +1,6 @@
 #include "server/model/testing/forward_reference.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -105,9 +106,9 @@ class Reference {
     for (size_t head = 0; head < x.size(); head += spec_.key_dim) {
       double sum = 0;
       for (int32_t c = 0; c < spec_.key_dim; ++c) {
-        sum += delta_net && spec_.qk_norm == "sum" ? x[head + c] : x[head + c] * x[head + c];
+        sum += delta_net && spec_.qk_norm == "sum" ? std::abs(x[head + c]) : x[head + c] * x[head + c];
       }
-      const double divisor = delta_net && spec_.qk_norm == "sum" ? sum : std::sqrt(sum + 1e-6);
+      const double divisor = delta_net && spec_.qk_norm == "sum" ? std::max(sum, 1e-6) : std::sqrt(sum + 1e-6);
       for (int32_t c = 0; c < spec_.key_dim; ++c) x[head + c] *= scale / divisor;
     }
     return x;
@@ -146,10 +147,12 @@ class Reference {
         for (int32_t c = 0; c < dk; ++c) read[r] += (row[c] += u * kj[c]) * qj[c];
       }
       read = Norm(read, At(attn + "o_norm.weight"));
-      for (int32_t r = 0; r < dv; ++r) out.push_back(read[r] * (spec_.use_gate ? Silu(gate[j * dv + r]) : 1));
+      for (int32_t r = 0; r < dv; ++r) out.push_back(read[r] * (spec_.use_gate ? Gate(gate[j * dv + r]) : 1));
     }
     return Times(attn + "o_proj.weight", out);
   }
+
+  double Gate(double x) const { return spec_.gate_activation == "sigmoid" ? Sigmoid(x) : Silu(x); }
 
   const RandomCheckpointSpec& spec_;
   std::map<std::string, Vec> tensors_;

@@ -214,6 +214,7 @@ std::string RandomCheckpointConfig(const RandomCheckpointSpec& spec) {
   if (spec.eos_token >= 0) config["eos_token_id"] = spec.eos_token;
   if (spec.model_type == "gated_deltanet") {
     config["num_v_heads"] = spec.value_heads;
+    config["output_gate_activation"] = spec.gate_activation;
     config["head_dim"] = spec.key_dim;
     config["expand_v"] = ExpandRatio(spec.value_dim, spec.key_dim);
   } else {

@@ -27,6 +27,8 @@ struct RandomCheckpointSpec {
   bool allow_neg_eigval = false;
   bool tied = false;
   float norm_eps = 1e-6f;
+  // gated_deltanet only.
+  std::string gate_activation = "swish";
   // delta_net only.
   bool use_beta = true;
   std::string qk_activation = "silu";
