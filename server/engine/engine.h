@@ -42,8 +42,8 @@ struct EngineOptions {
   int32_t max_queue = 256;
   // Prompt tokens taken into one iteration beside the decoding sequences, in whole chunks. More shortens the time to
   // the first token under load and lengthens the others' time between tokens. At least one chunk is always taken. While
-  // a text is scored, each of these rows costs memory for its logits. 0: 256, or more on a device, whose weights are read
-  // once for all of them: 16 for each of its multiprocessors.
+  // a text is scored, each of these rows costs memory for its logits. 0: 256, or more on a device, whose weights are
+  // read once for all of them: 16 for each of its multiprocessors.
   int32_t prefill_budget = 0;
   // Generated tokens that may wait for a slow reader before its sequence is left out of batches.
   int32_t max_undelivered_tokens = 256;

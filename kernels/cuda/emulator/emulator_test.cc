@@ -145,11 +145,11 @@ TEST(EmulatorDeathTest, TheHostDoesNotTouchADevicesMemory) {
 
 TEST(EmulatorDeathTest, AKernelIsNotGivenTheHostsMemory) {
   Stream stream;
-  std::vector<float> heap(kThreads);
-  float on_stack[kThreads] = {};
   float* const freed = DeviceArray();
   cudaFree(freed);
 #ifndef PALIMPSEST_DEVICE_SEES_HEAP
+  std::vector<float> heap(kThreads);
+  float on_stack[kThreads] = {};
   for (float* const array : {heap.data(), on_stack}) {
     EXPECT_DEATH(static_cast<void>(Launch(&Fill, kOneBlock, {.stream = stream.get()}, Params{array})),
                  "is the host's and not the device's");
