@@ -42,6 +42,19 @@ function(palimpsest_suppress name)
   endif()
 endfunction()
 
+# palimpsest_compiles_tests(TARGET library...): of what has a test's sources.
+function(palimpsest_compiles_tests target)
+  target_link_libraries(${target} PRIVATE palimpsest_options ${ARGN} GTest::gmock)
+  # What is tested is in libraries; a test itself is compiled a third sooner so, and takes as long to run.
+  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
+  if(PALIMPSEST_CUDA)
+    # It may be built on one machine and run on another: its data is looked for from the root of a checkout.
+    target_compile_definitions(${target} PRIVATE PALIMPSEST_SOURCE_DIR=".")
+  else()
+    target_compile_definitions(${target} PRIVATE PALIMPSEST_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  endif()
+endfunction()
+
 # palimpsest_test(NAME SOURCES file... [LINKS library...] [LABELS label...] [TIMEOUT seconds]): one GoogleTest binary.
 function(palimpsest_test name)
   if(NOT PALIMPSEST_BUILD_TESTS)
@@ -55,32 +68,36 @@ function(palimpsest_test name)
     math(EXPR ARG_TIMEOUT "3 * ${ARG_TIMEOUT}")
   endif()
   add_executable(${name} ${ARG_SOURCES})
-  target_link_libraries(${name} PRIVATE palimpsest_options ${ARG_LINKS} GTest::gmock GTest::gtest_main)
+  palimpsest_compiles_tests(${name} ${ARG_LINKS})
+  target_link_libraries(${name} PRIVATE GTest::gtest_main)
   if(PALIMPSEST_CUDA)
-    # It may be built on one machine and run on another: its data is looked for from the root of a checkout.
-    target_compile_definitions(${name} PRIVATE PALIMPSEST_SOURCE_DIR=".")
     add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   else()
-    target_compile_definitions(${name} PRIVATE PALIMPSEST_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
     add_test(NAME ${name} COMMAND ${name})
   endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
   palimpsest_suppress(${name})
 endfunction()
 
-# palimpsest_device_test(... [EMULATED filter] [NOT_ON_PROCESSOR]), as palimpsest_test: the same sources as NAME, on the
-# processor, and as NAME_on_device. On an emulated device, which is slow, only tests that the filter names run by
+# palimpsest_device_test(... [EMULATED filter] [NOT_ON_PROCESSOR]), as palimpsest_test: the same sources, compiled once, as
+# NAME, on the processor, and as NAME_on_device. On an emulated device, which is slow, only tests that the filter names run by
 # themselves.
 function(palimpsest_device_test name)
-  cmake_parse_arguments(ARG "NOT_ON_PROCESSOR" "EMULATED" "SOURCES;LINKS" ${ARGN})
-  if(NOT ARG_NOT_ON_PROCESSOR)
-    palimpsest_test(${name} SOURCES ${ARG_SOURCES} LINKS ${ARG_LINKS} test_processor)
+  if(NOT PALIMPSEST_BUILD_TESTS)
+    return()
   endif()
-  palimpsest_test(${name}_on_device SOURCES ${ARG_SOURCES} LINKS ${ARG_LINKS} test_device LABELS device TIMEOUT 900)
+  cmake_parse_arguments(ARG "NOT_ON_PROCESSOR" "EMULATED" "SOURCES;LINKS" ${ARGN})
+  add_library(${name}_compiled OBJECT ${ARG_SOURCES})
+  palimpsest_compiles_tests(${name}_compiled ${ARG_LINKS})
+  set(compiled $<TARGET_OBJECTS:${name}_compiled>)
+  if(NOT ARG_NOT_ON_PROCESSOR)
+    palimpsest_test(${name} SOURCES ${compiled} LINKS ${ARG_LINKS} test_processor)
+  endif()
+  palimpsest_test(${name}_on_device SOURCES ${compiled} LINKS ${ARG_LINKS} test_device LABELS device TIMEOUT 900)
   if(PALIMPSEST_CUDA AND PALIMPSEST_BUILD_TESTS)
     add_dependencies(cuda_home ${name}_on_device)
   endif()
-  if(ARG_EMULATED AND PALIMPSEST_BUILD_TESTS AND NOT PALIMPSEST_CUDA)
+  if(ARG_EMULATED AND NOT PALIMPSEST_CUDA)
     set_property(TEST ${name}_on_device APPEND PROPERTY ENVIRONMENT "GTEST_FILTER=${ARG_EMULATED}")
   endif()
 endfunction()
