@@ -52,7 +52,7 @@ class DeviceTimer {
     CheckCuda(cudaEventCreate(&begin_), "an event");
     CheckCuda(cudaEventCreate(&end_), "an event");
     target_.shared_bytes_per_block = device.info().shared_bytes_per_block;
-    target_.overlaps = device.info().compute_capability >= 90;
+    target_.overlaps = cuda::KernelsOverlap();
   }
   ~DeviceTimer() {
     cudaEventDestroy(begin_);

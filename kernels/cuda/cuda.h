@@ -22,8 +22,12 @@ constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Target {
   cudaStream_t stream = nullptr;
   int64_t shared_bytes_per_block = 48 << 10;
-  bool overlaps = false;  // kernels may begin before the one before has ended: from compute capability 9.0 on
+  bool overlaps = false;  // kernels may begin before the one before has ended: KernelsOverlap()
 };
+
+// Whether the kernels, as they are compiled for the current device, wait for the one before by themselves: from compute
+// capability 9.0 on.
+bool KernelsOverlap();
 
 struct Shape {
   dim3 grid;

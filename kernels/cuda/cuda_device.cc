@@ -27,7 +27,6 @@ class CudaDevice : public Device {
  public:
   CudaDevice(DeviceInfo info, bool blocking) : info_(std::move(info)), blocking_(blocking) {
     target_.shared_bytes_per_block = info_.shared_bytes_per_block;
-    target_.overlaps = info_.compute_capability >= 90;
   }
 
   ~CudaDevice() override {
@@ -45,6 +44,7 @@ class CudaDevice : public Device {
   // To be called once.
   absl::Status Start() {
     Note("cudaSetDevice", cudaSetDevice(info_.index));
+    target_.overlaps = cuda::KernelsOverlap();
     Note("cudaStreamCreate", cudaStreamCreateWithFlags(&target_.stream, cudaStreamNonBlocking));
     Note("cudaStreamCreate", cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking));
     if (error_ != cudaSuccess) return Failure();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "kernels/common/check.h"
 #include "kernels/common/device.h"
@@ -11,6 +12,7 @@ namespace {
 
 // Outputs of a matrix instruction's tile, when the other half of its 16 rows of W belongs to their gates.
 constexpr int64_t kSwigluOutputs = 8;
+constexpr int64_t kMostTileOutputs = 128;
 
 // Values of a row that is normalised, which a block keeps in shared memory (96 KiB).
 constexpr int64_t kMostNormed = 24 << 10;
@@ -99,6 +101,11 @@ bool Folds(const PackedLinear& weights, LinearMath math) {
   return weights.on_device() && math == LinearMath::kBF16 && weights.in() <= kMostNormed;
 }
 
-bool FoldsSwiglu(const PackedLinear& weights) { return weights.out() % (2 * kSwigluOutputs) == 0; }
+bool FoldsSwiglu(const PackedLinear& weights) {
+  // A tile's rows of both halves are found by 32-bit offsets from its first.
+  const bool near =
+      (weights.out() / 2 + kMostTileOutputs) * weights.row_stride() <= std::numeric_limits<int32_t>::max();
+  return near && weights.out() % (2 * kSwigluOutputs) == 0;
+}
 
 }  // namespace palimpsest

@@ -802,7 +802,8 @@ int64_t Aligned(int64_t bytes) { return DivideUp(bytes, kAlignment) * kAlignment
 // How many rows of x fit into the scratch memory as bf16, with a factor each.
 int64_t RoundedRows(const LinearParams& p, const LinearResources& resources) {
   const int64_t row_bytes = p.weights->row_stride() * int64_t{sizeof(BF16)} + int64_t{sizeof(float)};
-  return (resources.scratch_bytes - 2 * kAlignment) / row_bytes;
+  const int64_t bytes = resources.scratch_bytes - 2 * kAlignment;
+  return bytes > 0 ? bytes / row_bytes : 0;
 }
 
 // Rows of x in scratch memory, as bf16 with W's stride.
@@ -825,7 +826,7 @@ cudaError_t ForRoundedRows(const LinearParams& p, bool apart, const LinearResour
                             .ldx = p.ldx,
                             .in = W.in(),
                             .stride = W.row_stride(),
-                            .aligned = IsAligned(some.x, p.ldx * 4),
+                            .aligned = IsAligned(some.x, p.ldx * 4) && W.in() % 4 == 0,
                             .y = reinterpret_cast<BF16*>(resources.scratch)};
     const auto rows = static_cast<unsigned>(some.rows);
     const int64_t rounded = Aligned(some.rows * W.row_stride() * int64_t{sizeof(BF16)});

@@ -489,6 +489,34 @@ TEST(LinearFolds, ARowHasTheSameBitsAmongAnyNumberOfRows) {
   rows_are_steps = true;
 }
 
+// Rows that are further apart than they are long, behind whose ends there is something else.
+TEST(LinearFolds, ReadNothingBehindARowsEnd) {
+  if (TestDevice() == nullptr) GTEST_SKIP() << "only a device folds";
+  const int64_t in = 6, ldx = 8;
+  const Folded folded(32, in, false);
+  for (const std::string& target : Targets()) {
+    ASSERT_TRUE(UseTarget(target));
+    for (const int32_t rows : {3, 40}) {
+      const std::vector<float> x = Normal(rows * in, 22);
+      std::vector<float> apart(rows * ldx, kNaN), y(rows * folded.out, kNaN);
+      for (int32_t r = 0; r < rows; ++r) std::copy_n(x.begin() + r * in, in, apart.begin() + r * ldx);
+      ThreadPool pool(1);
+      Linear(On(pool), {.weights = &folded.packed,
+                        .math = LinearMath::kBF16,
+                        .x = apart.data(),
+                        .ldx = ldx,
+                        .y = y.data(),
+                        .ldy = folded.out,
+                        .rows = rows,
+                        .step_rows = StepRows(rows),
+                        .norm_weight = folded.norm.data(),
+                        .norm_eps = Folded::kEps});
+      EXPECT_TRUE(SameBits(y, folded.Run(x, rows))) << target << ", " << rows << " rows";
+    }
+  }
+  rows_are_steps = true;
+}
+
 TEST(LinearFolds, AreNotOfAProcessorNorInFloat32) {
   const std::vector<float> weights = Normal(32 * 8, 21);
   const std::vector<BF16> bits = ToBF16(weights);

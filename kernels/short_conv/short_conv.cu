@@ -42,13 +42,23 @@ struct ConvChannels {
       values[0] = *from;
     }
   }
-  // Of memory that the kernel does not write.
+  // Of weights, which no kernel writes.
   __device__ __forceinline__ void LoadConstant(const float* from) {
     if constexpr (kChannels == 4) {
       const float4 four = __ldg(reinterpret_cast<const float4*>(from));
       values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
     } else {
       values[0] = __ldg(from);
+    }
+  }
+  // Of inputs, which this kernel does not write, but one may that still ran when this was launched (AfterPrevious): so
+  // not as read-only memory, and past the multiprocessor's own cache.
+  __device__ __forceinline__ void LoadInput(const float* from) {
+    if constexpr (kChannels == 4) {
+      const float4 four = __ldcg(reinterpret_cast<const float4*>(from));
+      values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+    } else {
+      values[0] = __ldcg(from);
     }
   }
   __device__ __forceinline__ void Store(float* to) const {
@@ -90,7 +100,7 @@ struct ConvSequence {
     if (time < 0) {
       values.Load(tail + (p.width - 1 + time) * p.channels);
     } else {
-      values.LoadConstant(x + time * p.ldx);
+      values.LoadInput(x + time * p.ldx);
     }
     return values;
   }
@@ -112,7 +122,7 @@ __device__ void Convolve(const ConvSequence<kChannels>& sequence, int64_t begin,
     const int rows = end - t < kRowsAhead ? static_cast<int>(end - t) : kRowsAhead;
 #pragma unroll
     for (int r = 0; r < kRowsAhead; ++r) {
-      if (r < rows) inputs[kHistory + r].LoadConstant(x + r * p.ldx);
+      if (r < rows) inputs[kHistory + r].LoadInput(x + r * p.ldx);
     }
 #pragma unroll
     for (int r = 0; r < kRowsAhead; ++r) {
