@@ -45,7 +45,7 @@ endfunction()
 # palimpsest_compiles_tests(TARGET library...): of what has a test's sources.
 function(palimpsest_compiles_tests target)
   target_link_libraries(${target} PRIVATE palimpsest_options ${ARGN} GTest::gmock)
-  # What is tested is in libraries; a test itself is compiled a third sooner so, and takes as long to run.
+  # What is tested is in libraries; a test's own code is compiled a third sooner so.
   target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
   if(PALIMPSEST_CUDA)
     # It may be built on one machine and run on another: its data is looked for from the root of a checkout.
@@ -79,9 +79,9 @@ function(palimpsest_test name)
   palimpsest_suppress(${name})
 endfunction()
 
-# palimpsest_device_test(... [EMULATED filter] [NOT_ON_PROCESSOR]), as palimpsest_test: the same sources, compiled once, as
-# NAME, on the processor, and as NAME_on_device. On an emulated device, which is slow, only tests that the filter names run by
-# themselves.
+# palimpsest_device_test(... [EMULATED filter] [NOT_ON_PROCESSOR]), as palimpsest_test: the same sources, compiled once,
+# as NAME, on the processor, and as NAME_on_device. On an emulated device, which is slow, only tests that the filter
+# names run by themselves.
 function(palimpsest_device_test name)
   if(NOT PALIMPSEST_BUILD_TESTS)
     return()

@@ -54,7 +54,7 @@ __device__ __forceinline__ const BF16* RowsOfW(const RowsParams& params, bool ga
   return reinterpret_cast<const BF16*>(params.weights) + (gated ? first / 2 : first) * params.stride;
 }
 
-// What is done to the sum of an output. It is loaded before the sums are there, and for all of a thread's outputs
+// What is added to the sum of an output. It is loaded before the sums are there, and for all of a thread's outputs
 // before the first of them is stored, which the compiler may not do: a store could be to what is loaded next.
 struct Addends {
   float y = 0.0f;
