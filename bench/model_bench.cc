@@ -144,11 +144,8 @@ struct Work {
 };
 
 Work WorkOf(const Model& model) {
-  const ModelConfig& c = model.config();
-  const double table = double{1.0} * c.vocabulary * c.hidden;
-  const double body = model.parameter_count() - table * (c.tied_embeddings ? 1 : 2);
-  const double state = 6.0 * c.mixer.shape.state_floats() * c.layers;
-  return {2 * body + state, 2 * table};
+  const auto without_logits = static_cast<double>(model.Work(1, 1, 0).flops);
+  return {without_logits, static_cast<double>(model.Work(1, 1, 1).flops) - without_logits};
 }
 
 // Null where the peak was not measured.

@@ -23,15 +23,14 @@ constexpr int64_t kRowCopies = 8;
 constexpr int32_t kMostSlotsUnasked = 4096;
 
 // Whether the positions that the model was trained with reach as far as the request goes.
-absl::Status CheckContext(const EngineRequest& request, const ModelConfig& config) {
-  const int64_t most = config.max_context();
+absl::Status CheckContext(const EngineRequest& request, int64_t most) {
   if (most == 0) return absl::OkStatus();
   const int64_t before = request.initial == nullptr ? 0 : request.initial->head.position;
   const int64_t after = before + std::ssize(request.prompt);
   const bool generates = request.kind == EngineRequest::Kind::kGenerate && request.max_tokens > 0;
   if (after < most || (after == most && !generates)) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      absl::StrCat("the model was trained with positions on segments of ", config.segment_length,
+      absl::StrCat("the model was trained with positions on segments of ", most - 1,
                    " tokens, so a context holds at most ", most, ": this one has ", before, " and the prompt ",
                    request.prompt.size(), generates && after == most ? ", which leaves no room for a reply" : "",
                    "; start a new context with a shorter prompt, or score in segments or with a sliding window"));
@@ -71,13 +70,11 @@ absl::Status CheckOptions(const EngineOptions& options) {
 int32_t PrefillBudget(const Model& model, const EngineOptions& options) {
   if (options.prefill_budget > 0) return options.prefill_budget;
   if (model.device() == nullptr) return kDefaultPrefillBudget;
-  const int32_t chunks = model.device()->info().multiprocessors * kPromptRowsPerMultiprocessor / Scheduler::kChunk;
-  return std::max(chunks * Scheduler::kChunk, kDefaultPrefillBudget);
+  const int32_t chunks = model.device()->info().multiprocessors * kPromptRowsPerMultiprocessor / kChunk;
+  return std::max(chunks * kChunk, kDefaultPrefillBudget);
 }
 
-int32_t MaxRows(int32_t slots, int32_t prefill_budget) {
-  return PaddedSteps(slots) + std::max(prefill_budget, Scheduler::kChunk);
-}
+int32_t MaxRows(int32_t slots, int32_t prefill_budget) { return PaddedSteps(slots) + std::max(prefill_budget, kChunk); }
 
 absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& options) {
   const int64_t state_bytes = std::max<int64_t>(model.slot_bytes(), 1);
@@ -134,7 +131,7 @@ absl::StatusOr<ModelMemory> MemoryOf(const std::string& id, const Model& model, 
   return memory;
 }
 
-absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, const ModelConfig& config) {
+absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, int64_t max_context) {
   const auto check_id = [&](const char* what, int64_t index, int32_t id) -> absl::Status {
     if (id >= 0 && id < format.vocabulary) return absl::OkStatus();
     return absl::InvalidArgumentError(
@@ -167,7 +164,7 @@ absl::Status CheckRequest(const EngineRequest& request, const StateFormat& forma
   if (empty && request.kind == EngineRequest::Kind::kGenerate && request.max_tokens > 0) {
     return absl::FailedPreconditionError("there is nothing to continue from: the context is empty; give a prompt");
   }
-  return CheckContext(request, config);
+  return CheckContext(request, max_context);
 }
 
 }  // namespace palimpsest

@@ -32,6 +32,6 @@ absl::StatusOr<ModelMemory> MemoryOf(const std::string& id, const Model& model, 
 
 // Statuses of Engine::Submit that the request itself brings about: what the arithmetic would read or write out of
 // bounds on, and a context that is empty, of another model, or longer than positions reach.
-absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, const ModelConfig& config);
+absl::Status CheckRequest(const EngineRequest& request, const StateFormat& format, int64_t max_context);
 
 }  // namespace palimpsest

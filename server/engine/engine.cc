@@ -17,7 +17,6 @@
 #include "server/engine/admission.h"
 #include "server/engine/available_processors.h"
 #include "server/engine/bell.h"
-#include "server/engine/least_work.h"
 #include "server/engine/outbox.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/sequence.h"
@@ -53,7 +52,6 @@ class Engine::Impl {
                  .layout_hash = model_->layout().hash(),
                  .bytes = model_->layout().bytes(),
                  .vocabulary = model_->config().vocabulary}),
-        least_work_(*model_),
         slots_(options.slots, model_->slot_bytes(), model_->device()),
         stepper_(*model_, options.threads == 0 ? AvailableProcessors() : options.threads, slots_,
                  MaxRows(options.slots, options.prefill_budget)),
@@ -132,7 +130,6 @@ class Engine::Impl {
   const EngineOptions options_;
   const EngineObserver observer_;
   const StateFormat format_;
-  const LeastWork least_work_;
 
   // The engine thread's alone.
   SlotPool slots_;
@@ -187,7 +184,7 @@ absl::Status Engine::Impl::Start() {
 
 absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
   PALIMPSEST_CHECK(request.sink != nullptr);
-  if (absl::Status status = CheckRequest(request, format_, model_->config()); !status.ok()) return status;
+  if (absl::Status status = CheckRequest(request, format_, model_->max_context()); !status.ok()) return status;
   const EngineShare share = ShareOf(options_, request.owner);
   RequestId id = 0;
   {
@@ -457,9 +454,9 @@ void Engine::Impl::Advance(absl::Time now) {
       if (item.completes_prompt) CompletePrompt(sequence);
     }
   }
-  const LeastWork::Amount least = least_work_.Of(stepper_.rows(), std::ssize(items_), logit_rows);
-  counted_.least_bytes += least.bytes;
-  counted_.least_flops += least.flops;
+  const WorkEstimate minimum = model_->Work(stepper_.rows(), std::ssize(items_), logit_rows);
+  counted_.least_bytes += minimum.bytes;
+  counted_.least_flops += minimum.flops;
 }
 
 void Engine::Impl::AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Time now) {
@@ -480,7 +477,7 @@ void Engine::Impl::AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Tim
     Conclude(sequence, {.reason = EndReason::kStopString, .stop_string = request.stop_strings[stop]});
   } else if (sequence.generated_tokens >= request.max_tokens) {
     Conclude(sequence, {.reason = EndReason::kLength});
-  } else if (sequence.head.position == model_->config().max_context()) {
+  } else if (sequence.head.position == model_->max_context()) {
     Conclude(sequence, {.reason = EndReason::kContextFull});
   }
 }

@@ -185,7 +185,7 @@ struct EngineStats {
     int32_t running = 0;
   };
   std::vector<Owner> owners;
-  // What the iterations could not have done without (least_work.h).
+  // What the iterations could not have done without (Model::Work).
   int64_t least_bytes = 0;
   int64_t least_flops = 0;
 };
@@ -223,7 +223,7 @@ class Engine {
   // owner has more in it.  UNAVAILABLE: draining, or the device failed. INVALID_ARGUMENT: a token id of the prompt, the
   // logit bias or the state is outside the vocabulary. FAILED_PRECONDITION: the state is of another model or layout, or
   // there is nothing to continue from, or the context would be longer than the model's positions reach
-  // (ModelConfig::max_context()).
+  // (Model::max_context()).
   absl::StatusOr<RequestId> Submit(EngineRequest& request);
   // Thread-safe. The request ends with CANCELLED soon; unknown or finished ids are ignored.
   void Cancel(RequestId id);

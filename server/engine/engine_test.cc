@@ -8,7 +8,6 @@
 
 #include "absl/time/clock.h"
 #include "server/engine/engine_testing.h"
-#include "server/engine/least_work.h"
 #include "server/session/session_store.h"
 
 namespace palimpsest::testing {
@@ -225,31 +224,6 @@ TEST_F(EngineTest, AnEmptyAppendLeavesASessionUntouched) {
   EXPECT_TRUE(RunToEnd(*engine_, std::move(request))->Wait().status.ok());
   EXPECT_EQ(store.Get(kDefaultOwner, "a", absl::Now())->version, version);
   EXPECT_EQ(store.Peek(kDefaultOwner, "a", absl::Now())->state, nullptr);
-}
-
-TEST(LeastWorkTest, CountsWhatAnIterationCannotDoWithout) {
-  const RandomCheckpointSpec spec = TestSpec();
-  const std::shared_ptr<const Model> model = TestModel();
-  const LeastWork work(*model);
-  const int64_t table = int64_t{spec.vocabulary} * spec.hidden;
-  // Read, and written unless the device writes it seldom.
-  const int64_t states = (model->write_interval() > 1 ? 1 : 2) * model->layout().bytes();
-  const int64_t body = model->parameter_count() - 2 * table;
-  const int64_t fast_weights = int64_t{spec.layers} * spec.value_heads * spec.key_dim * spec.value_dim;
-
-  // A step of one sequence reads all weights but the table that a row is looked up in.
-  EXPECT_EQ(work.Of(1, 1, 1).bytes, model->weight_bytes() - 4 * table + states);
-  EXPECT_EQ(work.Of(1, 1, 1).flops, 2 * body + 6 * fast_weights + 2 * table);
-  // Prompts need no head, more sequences more states, more rows more arithmetic.
-  EXPECT_EQ(work.Of(64, 1, 0).bytes, model->weight_bytes() - 8 * table + states);
-  EXPECT_EQ(work.Of(64, 1, 0).flops, 64 * (2 * body + 6 * fast_weights));
-  EXPECT_EQ(work.Of(3, 3, 3).bytes - work.Of(2, 2, 2).bytes, states);
-
-  RandomCheckpointSpec tied = spec;
-  tied.tied = true;
-  const std::shared_ptr<const Model> alike = LoadModel(tied);
-  EXPECT_EQ(LeastWork(*alike).Of(1, 1, 1).flops, work.Of(1, 1, 1).flops);
-  EXPECT_EQ(LeastWork(*alike).Of(1, 1, 1).bytes, work.Of(1, 1, 1).bytes);
 }
 
 TEST(EngineObserverTest, IsToldOfIterationsTokensAndFinishes) {

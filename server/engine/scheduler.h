@@ -25,14 +25,13 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "kernels/fast_weight/fast_weight.h"
+#include "server/model/chunk.h"
 
 namespace palimpsest {
 
 // Not thread-safe.
 class Scheduler {
  public:
-  static constexpr int32_t kChunk = FastWeightParams::kChunk;
   // An owner pays for a job when it gets a lane: its prompt, and so many rows of its reply. Rows beyond are paid for as
   // they run, and what was not used comes back at the end.
   static constexpr int64_t kReplyRowsPaidAhead = 256;

@@ -252,9 +252,9 @@ TEST(Scheduler, KeepsItsLawsUnderRandomTraffic) {
           case Work::kPrefill:
             ASSERT_EQ(seen.fed, seen.job.feed);
             ASSERT_EQ(item.begin, seen.prefilled);
-            ASSERT_EQ(item.begin % Scheduler::kChunk, 0);
+            ASSERT_EQ(item.begin % kChunk, 0);
             seen.prefilled += item.rows;
-            ASSERT_TRUE(item.rows % Scheduler::kChunk == 0 || seen.prefilled == seen.job.prefill_rows);
+            ASSERT_TRUE(item.rows % kChunk == 0 || seen.prefilled == seen.job.prefill_rows);
             prefill_rows += item.rows;
             break;
           case Work::kDecode:
@@ -265,7 +265,7 @@ TEST(Scheduler, KeepsItsLawsUnderRandomTraffic) {
           ASSERT_EQ(item.completes_prompt, seen.prefilled == seen.job.prefill_rows);
         }
       }
-      ASSERT_LE(prefill_rows, std::max(budget, Scheduler::kChunk));
+      ASSERT_LE(prefill_rows, std::max(budget, kChunk));
       for (auto it = by_lane.begin(); it != by_lane.end();) {
         Seen& seen = it->second;
         const bool prompt_done = seen.fed == seen.job.feed && seen.prefilled == seen.job.prefill_rows;

@@ -32,21 +32,21 @@ absl::Status Stepper::WarmUp() {
   const SlotHandle slot = slots_.Acquire(nullptr);
   PALIMPSEST_CHECK(slot.index >= 0);
   bool finite = true;
-  const ModelConfig& config = model_.config();
+  const int32_t vocabulary = model_.config().vocabulary;
   const auto run = [&](int32_t sequences, int32_t rows, int32_t slot_index) {
     Clear(0);
     for (int32_t s = 0; s < sequences; ++s) {
       row_begin_.push_back(static_cast<int32_t>(tokens_.size()));
       slot_.push_back(slot_index);
       first_position_.push_back(0);
-      for (int32_t i = 0; i < rows; ++i) tokens_.push_back(i % config.vocabulary);
+      for (int32_t i = 0; i < rows; ++i) tokens_.push_back(i % vocabulary);
       AddAnswer(static_cast<int32_t>(tokens_.size()) - 1);
     }
     steps_ = rows == 1 ? sequences : 0;
     Forward();
   };
-  const int32_t chunk =
-      config.sinusoidal_positions ? std::min(Scheduler::kChunk, config.segment_length) : Scheduler::kChunk;
+  const int64_t most = model_.max_context();
+  const int32_t chunk = most > 0 ? static_cast<int32_t>(std::min<int64_t>(kChunk, most - 1)) : kChunk;
   // So that no batch can fail for want of memory later. The host's is touched on first use only; a device's is taken by
   // the largest batch below.
   GrowLogits(max_rows_);
@@ -63,12 +63,12 @@ absl::Status Stepper::WarmUp() {
       // A bias has the logits copied: every row at once may ask for that.
       const SamplingSettings biased{.logit_bias = {{0, 0.0f}}};
       for (SampleRow& answer : answers_) answer.settings = &biased;
-      Sample(context_, answers_, config.vocabulary);
+      Sample(context_, answers_, vocabulary);
     }
   }
   for (const int32_t rows : {chunk, 1}) {
     run(1, rows, slot.index);
-    Sample(context_, answers_, config.vocabulary);
+    Sample(context_, answers_, vocabulary);
     if (absl::Status status = Synchronize(); !status.ok()) return status;
     finite = finite && answers_.front().finite;
   }
@@ -93,7 +93,7 @@ void Stepper::Begin(std::span<const Scheduler::Item> items, std::span<Sequence* 
 }
 
 absl::Status Stepper::Finish() {
-  FinishSampling();
+  if (!answers_.empty()) model_.FinishSampling(context_, workspace_, answers_, logits_.data());
   return Synchronize();
 }
 
@@ -103,31 +103,6 @@ void Stepper::MakeWhole(SlotHandle slot) {
 
 absl::Status Stepper::Synchronize() {
   return context_.device == nullptr ? absl::OkStatus() : context_.device->Synchronize();
-}
-
-void Stepper::FinishSampling() {
-  if (answers_.empty()) return;
-  const ModelConfig& config = model_.config();
-  FinishSample(context_, answers_, config.vocabulary);
-  if (config.clusters() == 1) return;
-  // Where a draw fell on a cluster that was left out, the draw is made again with that cluster there. It falls into it
-  // then, or, if rounding will have it, into a neighbour: hence the loop, which ends when no cluster is left.
-  std::vector<int32_t> wanted(answers_.size());
-  for (bool again = true; again;) {
-    again = false;
-    for (size_t i = 0; i < answers_.size(); ++i) {
-      const SampleRow& answer = answers_[i];
-      const bool left_out =
-          answer.finite && answer.settings != nullptr && model_.StandsForCluster(answer.logits, answer.token);
-      wanted[i] = left_out ? answer.token : -1;
-      again |= left_out;
-    }
-    if (!again) return;
-    model_.ExtendLogits(context_, workspace_, wanted, logits_.data());
-    for (size_t i = 0; i < answers_.size(); ++i) {
-      if (wanted[i] >= 0) Sample(context_, std::span(answers_).subspan(i, 1), config.vocabulary);
-    }
-  }
 }
 
 void Stepper::Clear(size_t items) {

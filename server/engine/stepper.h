@@ -53,9 +53,6 @@ class Stepper {
   SampleRow& AddAnswer(int32_t row);
   void Forward();
   absl::Status Synchronize();
-  // Waits for all answers, and computes what they turn out to need of the logits.
-  void FinishSampling();
-
   void GrowLogits(int64_t rows);
 
   const Model& model_;

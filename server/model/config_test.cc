@@ -42,43 +42,45 @@ ModelConfig Parsed(const std::string& text) {
   return config.ok() ? *config : ModelConfig();
 }
 
+// Of the first layer.
+const FastWeightConfig& MixerOf(const ModelConfig& config) {
+  return std::get<FastWeightConfig>(config.layers.front().mixer);
+}
+
 TEST(ModelConfig, DeltaNetTakesTheDefaultsOfItsClass) {
   const ModelConfig config = Parsed(R"({"model_type": "delta_net"})");
   EXPECT_EQ(config.architecture, "delta_net");
   EXPECT_EQ(config.vocabulary, 32000);
   EXPECT_EQ(config.hidden, 2048);
-  EXPECT_EQ(config.layers, 24);
-  EXPECT_EQ(config.mlp_inner, 5632);
-  EXPECT_FLOAT_EQ(config.norm_eps, 1e-6f);
-  EXPECT_FALSE(config.tied_embeddings);
+  EXPECT_EQ(config.layers.size(), 24);
+  EXPECT_EQ(std::get<MlpConfig>(config.layers[0].channel).inner, 5632);
+  EXPECT_FLOAT_EQ(config.layers[0].norm.eps, 1e-6f);
+  EXPECT_FALSE(config.head.tied);
   EXPECT_EQ(config.bos_token, 1);
   EXPECT_THAT(config.eos_tokens, ElementsAre(2));
-  const MixerConfig& mixer = config.mixer;
+  const FastWeightConfig& mixer = MixerOf(config);
   EXPECT_EQ(mixer.shape.heads, 16);
   EXPECT_EQ(mixer.shape.value_heads, 16);
   EXPECT_EQ(mixer.shape.key_dim, 128);
   EXPECT_EQ(mixer.shape.value_dim, 128);
   EXPECT_EQ(mixer.rule, UpdateRule::kDelta);
-  EXPECT_EQ(mixer.feature_map, FeatureMapKind::kSilu);
-  EXPECT_EQ(mixer.key_norm, KeyNorm::kL2);
-  EXPECT_TRUE(mixer.learned_beta);
-  EXPECT_EQ(mixer.beta_scale, 1.0f);
-  EXPECT_FALSE(mixer.output_gate);
-  EXPECT_EQ(mixer.gate_activation, GateActivation::kNone);
-  EXPECT_EQ(mixer.conv_width, 4);
-  EXPECT_FALSE(mixer.conv_bias);
+  EXPECT_EQ(mixer.features.map, FeatureMapKind::kSilu);
+  EXPECT_EQ(mixer.features.norm, KeyNorm::kL2);
+  EXPECT_TRUE(mixer.beta.learned);
+  EXPECT_EQ(mixer.beta.scale, 1.0f);
+  EXPECT_EQ(mixer.output.gate, GateActivation::kNone);
+  EXPECT_EQ(mixer.conv, (ConvConfig{.width = 4, .bias = false}));
 }
 
 TEST(ModelConfig, GatedDeltaNetTakesTheDefaultsOfItsClass) {
   const ModelConfig config = Parsed(R"({"model_type": "gated_deltanet"})");
-  EXPECT_EQ(config.layers, 21);
-  EXPECT_EQ(config.mixer.shape.heads, 6);
-  EXPECT_EQ(config.mixer.shape.value_heads, 6);
-  EXPECT_EQ(config.mixer.shape.key_dim, 256);
-  EXPECT_EQ(config.mixer.shape.value_dim, 512);
-  EXPECT_EQ(config.mixer.rule, UpdateRule::kGatedDelta);
-  EXPECT_TRUE(config.mixer.output_gate);
-  EXPECT_EQ(config.mixer.gate_activation, GateActivation::kSilu);
+  EXPECT_EQ(config.layers.size(), 21);
+  EXPECT_EQ(MixerOf(config).shape.heads, 6);
+  EXPECT_EQ(MixerOf(config).shape.value_heads, 6);
+  EXPECT_EQ(MixerOf(config).shape.key_dim, 256);
+  EXPECT_EQ(MixerOf(config).shape.value_dim, 512);
+  EXPECT_EQ(MixerOf(config).rule, UpdateRule::kGatedDelta);
+  EXPECT_EQ(MixerOf(config).output.gate, GateActivation::kSilu);
 }
 
 TEST(ModelConfig, ReadsEverySettingOfDeltaNet) {
@@ -95,17 +97,16 @@ TEST(ModelConfig, ReadsEverySettingOfDeltaNet) {
                                                          {"hidden_act", "silu"},
                                                          {"eos_token_id", {7, 3}},
                                                          {"bos_token_id", 0}}));
-  EXPECT_EQ(config.mixer.shape.key_dim, 8);
-  EXPECT_EQ(config.mixer.shape.value_dim, 32);
-  EXPECT_EQ(config.mixer.key_norm, KeyNorm::kL1);
-  EXPECT_EQ(config.mixer.feature_map, FeatureMapKind::kElu1);
-  EXPECT_FALSE(config.mixer.learned_beta);
-  EXPECT_TRUE(config.mixer.output_gate);
-  EXPECT_EQ(config.mixer.gate_activation, GateActivation::kSilu);
-  EXPECT_EQ(config.mixer.beta_scale, 2.0f);
-  EXPECT_EQ(config.mixer.conv_width, 7);
-  EXPECT_FLOAT_EQ(config.norm_eps, 1e-5f);
-  EXPECT_TRUE(config.tied_embeddings);
+  EXPECT_EQ(MixerOf(config).shape.key_dim, 8);
+  EXPECT_EQ(MixerOf(config).shape.value_dim, 32);
+  EXPECT_EQ(MixerOf(config).features.norm, KeyNorm::kL1);
+  EXPECT_EQ(MixerOf(config).features.map, FeatureMapKind::kElu1);
+  EXPECT_FALSE(MixerOf(config).beta.learned);
+  EXPECT_EQ(MixerOf(config).output.gate, GateActivation::kSilu);
+  EXPECT_EQ(MixerOf(config).beta.scale, 2.0f);
+  EXPECT_EQ(MixerOf(config).conv->width, 7);
+  EXPECT_FLOAT_EQ(config.layers[0].norm.eps, 1e-5f);
+  EXPECT_TRUE(config.head.tied);
   EXPECT_THAT(config.eos_tokens, ElementsAre(3, 7));
   EXPECT_EQ(config.bos_token, 0);
 }
@@ -117,13 +118,13 @@ TEST(ModelConfig, ReadsEverySettingOfGatedDeltaNet) {
                                                               {"allow_neg_eigval", true},
                                                               {"use_short_conv", false},
                                                               {"eos_token_id", nullptr}}));
-  EXPECT_EQ(config.mixer.shape.heads, 4);
-  EXPECT_EQ(config.mixer.shape.value_heads, 8);
-  EXPECT_EQ(config.mixer.shape.key_dim, 16);
-  EXPECT_EQ(config.mixer.shape.value_dim, 24);
-  EXPECT_FALSE(config.mixer.output_gate);
-  EXPECT_EQ(config.mixer.beta_scale, 2.0f);
-  EXPECT_EQ(config.mixer.conv_width, 0);
+  EXPECT_EQ(MixerOf(config).shape.heads, 4);
+  EXPECT_EQ(MixerOf(config).shape.value_heads, 8);
+  EXPECT_EQ(MixerOf(config).shape.key_dim, 16);
+  EXPECT_EQ(MixerOf(config).shape.value_dim, 24);
+  EXPECT_EQ(MixerOf(config).output.gate, GateActivation::kNone);
+  EXPECT_EQ(MixerOf(config).beta.scale, 2.0f);
+  EXPECT_EQ(MixerOf(config).conv, std::nullopt);
   EXPECT_THAT(config.eos_tokens, IsEmpty());
   EXPECT_EQ(config.bos_token, -1);
 }
@@ -133,7 +134,7 @@ TEST(ModelConfig, DerivesTheInnerSize) {
   const auto inner = [](const nlohmann::json& changes) {
     nlohmann::json all = {{"intermediate_size", nullptr}, {"num_heads", 1}, {"expand_k", 0.01}, {"expand_v", 0.01}};
     all.update(changes);
-    return Parsed(Config("delta_net", all)).mlp_inner;
+    return std::get<MlpConfig>(Parsed(Config("delta_net", all)).layers[0].channel).inner;
   };
   EXPECT_EQ(inner({{"hidden_size", 768}}), 2048);
   EXPECT_EQ(inner({{"hidden_size", 1024}}), 2816);
@@ -207,8 +208,8 @@ TEST(ModelConfig, AcceptsWhatTrainersAndConvertersLeave) {
 TEST(ModelConfig, AGateMayBeASigmoid) {
   const ModelConfig silu = Parsed(Config("gated_deltanet", {}));
   const ModelConfig sigmoid = Parsed(Config("gated_deltanet", {{"output_gate_activation", "sigmoid"}}));
-  EXPECT_EQ(silu.mixer.gate_activation, GateActivation::kSilu);
-  EXPECT_EQ(sigmoid.mixer.gate_activation, GateActivation::kSigmoid);
+  EXPECT_EQ(MixerOf(silu).output.gate, GateActivation::kSilu);
+  EXPECT_EQ(MixerOf(sigmoid).output.gate, GateActivation::kSigmoid);
   EXPECT_NE(silu.Canonical(), sigmoid.Canonical());
   const nlohmann::json none = {{"use_gate", false}, {"output_gate_activation", "sigmoid"}};
   EXPECT_EQ(Parsed(Config("gated_deltanet", none)).Canonical(),
@@ -218,8 +219,8 @@ TEST(ModelConfig, AGateMayBeASigmoid) {
 TEST(ModelConfig, WidthsAreRoundedWhereTheyAreIntegersButForTheirLastDigits) {
   const ModelConfig config =
       Parsed(Config("delta_net", {{"hidden_size", 200}, {"num_heads", 2}, {"expand_k", 0.29}, {"expand_v", 0.502}}));
-  EXPECT_EQ(config.mixer.shape.key_dim, 29);    // 200 * 0.29 is a little less than 58
-  EXPECT_EQ(config.mixer.shape.value_dim, 50);  // of 100.4; fla before 0.6 took it so
+  EXPECT_EQ(MixerOf(config).shape.key_dim, 29);    // 200 * 0.29 is a little less than 58
+  EXPECT_EQ(MixerOf(config).shape.value_dim, 50);  // of 100.4; fla before 0.6 took it so
 }
 
 TEST(ModelConfig, GenerationConfigAddsEndOfTextIds) {
@@ -260,13 +261,13 @@ TEST(ModelConfig, ReadsTheSystemsOfThePaper) {
       "head_dim": 12, "num_hidden_layers": 3, "intermediate_size": 96, "feature_map": "dpfp", "dpfp_nu": 2,
       "qk_norm": "sum", "attention_norm": "key_and_output", "positions": "sinusoidal", "segment_length": 128,
       "cutoffs": [100, 400], "embedding_size": 40, "div_val": 2})");
-  EXPECT_EQ(delta.mixer.shape.key_dim, 48);
-  EXPECT_EQ(delta.mixer.shape.value_dim, 12);
-  EXPECT_EQ(delta.mixer.query_width(), 48);
-  EXPECT_EQ(delta.mixer.rule, UpdateRule::kDelta);
-  EXPECT_FLOAT_EQ(delta.mixer.query_scale, 1.0f / std::sqrt(12.0f));
-  EXPECT_TRUE(delta.layer_norm);
-  EXPECT_TRUE(delta.tied_embeddings);
+  EXPECT_EQ(MixerOf(delta).shape.key_dim, 48);
+  EXPECT_EQ(MixerOf(delta).shape.value_dim, 12);
+  EXPECT_EQ(MixerOf(delta).query_width(), 48);
+  EXPECT_EQ(MixerOf(delta).rule, UpdateRule::kDelta);
+  EXPECT_FLOAT_EQ(MixerOf(delta).features.query_scale, 1.0f / std::sqrt(12.0f));
+  EXPECT_EQ(delta.layers[0].norm.kind, NormConfig::Kind::kLayer);
+  EXPECT_TRUE(delta.head.tied);
   EXPECT_EQ(delta.max_context(), 129);
   EXPECT_EQ(delta.clusters(), 3);
   EXPECT_EQ(delta.cluster_begin(2), 400);
@@ -275,9 +276,9 @@ TEST(ModelConfig, ReadsTheSystemsOfThePaper) {
 
   const ModelConfig xl = Parsed(R"({"model_type": "fwp", "vocab_size": 100, "hidden_size": 64, "mixer": "softmax",
       "positions": "relative", "segment_length": 32, "memory_length": 48, "clamp_length": 60})");
-  EXPECT_TRUE(xl.mixer.is_window());
-  EXPECT_EQ(xl.mixer.window_capacity(), 80);
-  EXPECT_EQ(xl.mixer.largest_distance, 60);
+  const auto& window = std::get<AttentionConfig>(xl.layers[0].mixer);
+  EXPECT_EQ(window.capacity(), 80);
+  EXPECT_EQ(window.largest_distance, 60);
   EXPECT_EQ(xl.max_context(), 0);
   EXPECT_NE(delta.Canonical(), xl.Canonical());
 }
@@ -409,7 +410,7 @@ std::vector<BadConfig> BadConfigs() {
       {"layers_too_many", delta({{"num_hidden_layers", 2000}}), "'num_hidden_layers' is 2000, expected an integer"},
       {"layers_null", delta({{"num_hidden_layers", nullptr}}), "'num_hidden_layers' is null, expected an integer"},
       {"inner_size_zero", delta({{"intermediate_size", 0}}), "'intermediate_size' is 0, expected an integer from 1"},
-      {"inner_size_too_large", delta({{"intermediate_size", nullptr}, {"hidden_size", 131072}, {"hidden_ratio", 4}}),
+      {"inner_size_too_large", delta({{"intermediate_size", nullptr}, {"hidden_size", 131072}, {"num_heads", 128}}),
        "gives an intermediate size of 349696, expected 1 to 131072"},
       {"state_too_large", gated({{"num_hidden_layers", 1024}, {"num_heads", 64}, {"head_dim", 512}, {"expand_v", 2.0}}),
        "one state takes 139049566208 bytes, expected at most 1073741824"},

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -116,9 +117,10 @@ class FirstCall {
     EXPECT_TRUE(device->Synchronize().ok());
   }
 
-  // In host memory only.
-  void ExtendLogits(std::span<const int32_t> ids, std::vector<float>& logits) {
-    model_.ExtendLogits(context(), workspace_, ids, logits.data());
+  // Draws from the logits of the last Forward, in host memory only.
+  void Sample(std::span<SampleRow> answers, std::vector<float>& logits) {
+    BeginSample(context(), answers, model_.config().vocabulary);
+    model_.FinishSampling(context(), workspace_, answers, logits.data());
   }
 
  private:
@@ -427,7 +429,7 @@ TEST(Forward, ATargetNeedsItsClusterOnly) {
     for (int32_t i = 0; i < spec.vocabulary; ++i) sum += std::exp(row[i]), left_out += row[i] == kNoLogit;
     EXPECT_NEAR(sum, 1.0, 1e-5) << "row " << r;
     const float* const all = player.logits(0).data() + r * spec.vocabulary;
-    EXPECT_EQ(model->StandsForCluster(row, 100), targets[r] >= 0 && (targets[r] < 100 || targets[r] >= 180));
+    EXPECT_EQ(row[101] == kNoLogit, targets[r] >= 0 && (targets[r] < 100 || targets[r] >= 180));
     if (targets[r] < 0) {
       EXPECT_TRUE(
           SameBytes(std::vector<float>(row, row + spec.vocabulary), std::vector<float>(all, all + spec.vocabulary)));
@@ -451,26 +453,62 @@ TEST(Forward, ClustersComeOnDemand) {
   player.Call({{0, tokens}});
 
   const std::vector<int32_t> rows = {0, 1, 2}, targets(3, kNoIdYet);
-  std::vector<float> logits(3 * spec.vocabulary);
+  const int32_t R = spec.vocabulary;
+  std::vector<float> logits(3 * R);
   FirstCall call(*model, tokens);
   call.Forward(rows, targets, logits);
+  EXPECT_EQ(logits[101], kNoLogit);
+  EXPECT_EQ(logits[182], kNoLogit);
+  EXPECT_NE(logits[180], kNoLogit) << "a cluster of one id is always there";
+  // Draws that the whole row decides, and the clusters that they fall into.
   const std::vector<float>& all = player.logits(0);
-  EXPECT_TRUE(model->StandsForCluster(logits.data(), 100));
-  EXPECT_TRUE(model->StandsForCluster(logits.data(), 181));
-  EXPECT_FALSE(model->StandsForCluster(logits.data(), 99));
-  EXPECT_FALSE(model->StandsForCluster(logits.data(), 180)) << "a cluster of one id is always there";
-  for (const std::vector<int32_t>& wanted : {std::vector<int32_t>{100, -1, 181}, {181, 101, -1}, {-1, 200, 150}}) {
-    call.ExtendLogits(wanted, logits);
+  std::set<bool> seen;
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    const SamplingSettings settings{.seed = seed};
+    std::vector<SampleRow> answers(3), expected(3);
     for (int32_t r = 0; r < 3; ++r) {
-      if (wanted[r] < 0) continue;
-      EXPECT_FALSE(model->StandsForCluster(logits.data() + r * spec.vocabulary, wanted[r]));
-      EXPECT_EQ(logits[r * spec.vocabulary + wanted[r]], all[r * spec.vocabulary + wanted[r]]);
+      answers[r].logits = logits.data() + r * R;
+      expected[r].logits = all.data() + r * R;
+      answers[r].settings = expected[r].settings = &settings;
+      answers[r].position = expected[r].position = r;
+    }
+    call.Sample(answers, logits);
+    call.Sample(expected, logits);
+    for (int32_t r = 0; r < 3; ++r) {
+      EXPECT_EQ(answers[r].token, expected[r].token);
+      // A cluster of one id is one computation less, and so a rounding.
+      EXPECT_NEAR(logits[r * R + answers[r].token], all[r * R + answers[r].token],
+                  answers[r].token == 180 ? 1e-5 : 0.0);
+      seen.insert(answers[r].token >= 100);
     }
   }
-  for (size_t i = 0; i < logits.size(); ++i) {
-    // A cluster of one id is one computation less, and so a rounding.
-    EXPECT_NEAR(logits[i], all[i], i % spec.vocabulary == 180 ? 1e-5 : 0.0) << i;
-  }
+  EXPECT_EQ(seen.size(), 2) << "some draws fall into the first cluster, some into others";
+}
+
+TEST(Forward, WorkCountsWhatAnIterationCannotDoWithout) {
+  const RandomCheckpointSpec spec;
+  const auto model = LoadRandom(spec);
+  ASSERT_NE(model, nullptr);
+  const int64_t table = int64_t{spec.vocabulary} * spec.hidden;
+  // Read, and written unless the device writes it seldom.
+  const int64_t states = (model->write_interval() > 1 ? 1 : 2) * model->layout().bytes();
+  const int64_t body = model->parameter_count() - 2 * table;
+  const int64_t fast_weights = int64_t{spec.layers} * spec.value_heads * spec.key_dim * spec.value_dim;
+
+  // A step of one sequence reads all weights but the table that a row is looked up in.
+  EXPECT_EQ(model->Work(1, 1, 1).bytes, model->weight_bytes() - 4 * table + states);
+  EXPECT_EQ(model->Work(1, 1, 1).flops, 2 * body + 6 * fast_weights + 2 * table);
+  // Prompts need no head, more sequences more states, more rows more arithmetic.
+  EXPECT_EQ(model->Work(64, 1, 0).bytes, model->weight_bytes() - 8 * table + states);
+  EXPECT_EQ(model->Work(64, 1, 0).flops, 64 * (2 * body + 6 * fast_weights));
+  EXPECT_EQ(model->Work(3, 3, 3).bytes - model->Work(2, 2, 2).bytes, states);
+
+  RandomCheckpointSpec tied = spec;
+  tied.tied = true;
+  const auto alike = LoadRandom(tied);
+  ASSERT_NE(alike, nullptr);
+  EXPECT_EQ(alike->Work(1, 1, 1).flops, model->Work(1, 1, 1).flops);
+  EXPECT_EQ(alike->Work(1, 1, 1).bytes, model->Work(1, 1, 1).bytes);
 }
 
 TEST(Forward, NumbersThatStopBeingFiniteStayInTheirSequence) {

@@ -133,13 +133,14 @@ TEST(GoldenModels, CoverBothArchitecturesAndEverySetting) {
     const absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder);
     ASSERT_TRUE(model.ok()) << model.status();
     const ModelConfig& config = (*model)->config();
+    const auto& mixer = std::get<FastWeightConfig>(config.layers[0].mixer);
     delta |= config.architecture == "delta_net";
     gated |= config.architecture == "gated_deltanet";
     sharded |= std::filesystem::exists(folder + "/model.safetensors.index.json");
-    no_conv |= config.mixer.conv_width == 0;
-    odd |= config.hidden % 16 != 0 || config.mixer.shape.key_dim % 8 != 0;
+    no_conv |= !mixer.conv;
+    odd |= config.hidden % 16 != 0 || mixer.shape.key_dim % 8 != 0;
     bf16 |= (*model)->weight_dtype() == DType::kBF16;
-    grouped |= config.mixer.shape.value_heads != config.mixer.shape.heads;
+    grouped |= mixer.shape.value_heads != mixer.shape.heads;
   }
   EXPECT_TRUE(delta && gated && sharded && no_conv && odd && bf16 && grouped)
       << delta << gated << sharded << no_conv << odd << bf16 << grouped;

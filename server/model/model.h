@@ -10,12 +10,20 @@
 #include "kernels/common/ragged.h"
 #include "kernels/common/thread_pool.h"
 #include "kernels/linear/linear.h"
+#include "kernels/sampling/sampling.h"
+#include "server/model/chunk.h"
 #include "server/model/config.h"
 #include "server/model/state_layout.h"
 
 namespace palimpsest {
 
 struct ModelWeights;  // weights.h
+
+// The roofline's lower bound: what the machine has to do at least.
+struct WorkEstimate {
+  int64_t bytes = 0;  // read or written: the weights once, each state once in and, unless it is written seldom, out
+  int64_t flops = 0;  // a multiply-add counts two
+};
 
 struct ModelOptions {
   // Arithmetic of the projections. kAuto: kBF16 for bf16 weights where the processor multiplies bf16 natively (rounds
@@ -58,7 +66,7 @@ struct ForwardBatch {
 
 inline constexpr float kNoLogit = -1e30f;
 inline constexpr int32_t kAllIds = -1;
-inline constexpr int32_t kNoIdYet = -2;  // ExtendLogits may ask for some later
+inline constexpr int32_t kNoIdYet = -2;  // FinishSampling finds out
 
 // Buffers of a forward pass; grows to the largest batch seen and is reused. One per thread that calls Forward. Must not
 // outlive the model. On a device it keeps recordings of the passes that repeat, see Model::Forward.
@@ -75,7 +83,7 @@ class Workspace {
   };
   Counts counts() const;
 
-  struct Buffers;  // forward_pass.h
+  struct Buffers;  // layers/scratch.h
 
  private:
   friend class Model;
@@ -94,6 +102,14 @@ class Model {
   ~Model();
 
   const ModelConfig& config() const;
+  // Tokens that are processed at once: appends are cut into chunks of so many, counted from their first token.
+  static constexpr int32_t chunk() { return kChunk; }
+  // Tokens that a context may have, the pending one included; 0: any number.
+  int64_t max_context() const;
+  // What an iteration over `rows` tokens of `sequences` sequences cannot do without, `logit_rows` of them wanting
+  // logits. Rather too little than too much: a table that rows are looked up in counts nothing, of a head that is cut
+  // into clusters the first counts, and the arithmetic of an attention window counts nothing.
+  WorkEstimate Work(int64_t rows, int64_t sequences, int64_t logit_rows) const;
   const StateLayout& layout() const;
   // Where its weights, and the states and logits it is given, are. Null: in host memory.
   Device* device() const;
@@ -128,11 +144,9 @@ class Model {
   // `logits` then has room for PaddedSteps(rows) rows. A failure shows in Device::Synchronize.
   void Forward(const ExecContext& ctx, const ForwardBatch& batch, Workspace& workspace, float* logits) const;
 
-  // Whether `id` in this row of logits stands for the whole of its cluster, which was left out.
-  bool StandsForCluster(const float* row, int32_t id) const;
-  // Computes clusters that the last Forward with this workspace left out: in each of its `logit_rows` that of the id
-  // given, and nothing where that is negative. `logits` is what it filled in.
-  void ExtendLogits(const ExecContext& ctx, Workspace& workspace, std::span<const int32_t> ids, float* logits) const;
+  // Finishes what BeginSample began (kernels/sampling/sampling.h) for logits that the last Forward with this workspace
+  // filled in, `logits` being where. A draw that fell on a cluster that was left out is made again with it there.
+  void FinishSampling(const ExecContext& ctx, Workspace& workspace, std::span<SampleRow> answers, float* logits) const;
 
  private:
   explicit Model(std::unique_ptr<const ModelWeights> weights);

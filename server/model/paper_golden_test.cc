@@ -69,8 +69,9 @@ class PaperGoldenTest : public ::testing::TestWithParam<testing::PaperGolden> {
 
   void ExpectGolden(const std::vector<int32_t>& lengths) {
     // DPFP under the sum rule divides by numbers of the order of eps at a text's first positions.
-    const MixerConfig& mixer = model_->config().mixer;
-    const bool ill = mixer.feature_map == FeatureMapKind::kDpfp && mixer.rule == UpdateRule::kSum;
+    const auto* const mixer = std::get_if<FastWeightConfig>(&model_->config().layers[0].mixer);
+    const bool ill =
+        mixer != nullptr && mixer->features.map == FeatureMapKind::kDpfp && mixer->rule == UpdateRule::kSum;
     const std::vector<double> logprobs = LogProbabilities(lengths);
     double worst = 0;
     for (size_t t = 0; t < next_logprob_.size(); ++t) {
@@ -101,17 +102,22 @@ TEST(PaperGoldens, CoverEverySystem) {
     const absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(golden.folder);
     ASSERT_TRUE(model.ok()) << model.status();
     const ModelConfig& config = (*model)->config();
-    const MixerConfig& mixer = config.mixer;
-    if (mixer.is_window()) {
-      seen.insert(mixer.relative_positions ? "transformer_xl" : "softmax");
+    const LayerConfig& layer = config.layers[0];
+    if (const auto* const attention = std::get_if<AttentionConfig>(&layer.mixer)) {
+      seen.insert(attention->relative_positions ? "transformer_xl" : "softmax");
     } else {
+      const auto& mixer = std::get<FastWeightConfig>(layer.mixer);
+      const auto& norm = mixer.attention_norm;
       seen.insert(absl::StrCat(mixer.rule == UpdateRule::kSum ? "sum" : "delta", " ",
-                               static_cast<int>(mixer.feature_map), " ", static_cast<int>(mixer.attention_norm),
-                               mixer.scaled_denominator ? " A" : ""));
+                               static_cast<int>(mixer.features.map), " ",
+                               !norm            ? 0
+                               : norm->keys_too ? 2
+                                                : 1,
+                               norm && norm->scaled_denominator ? " A" : ""));
     }
-    if (config.sinusoidal_positions) seen.insert("positions");
-    if (config.clusters() > 1) seen.insert(config.div_val > 1 ? "narrowing clusters" : "clusters");
-    if (config.norm_placement != NormPlacement::kPost) seen.insert("pre-norm");
+    if (config.embedding.sinusoids) seen.insert("positions");
+    if (config.clusters() > 1) seen.insert(config.embedding.div_val > 1 ? "narrowing clusters" : "clusters");
+    if (layer.placement != NormPlacement::kPost) seen.insert("pre-norm");
   }
   // Softmax and Transformer-XL; the sum rule with three maps in form A, three in form B, one without a denominator; the
   // delta rule with three maps and three normalisations each; and the four others.

@@ -16,7 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/common/simd.h"
-#include "server/model/fingerprint.h"
+#include "server/model/loading/fingerprint.h"
 #include "server/model/model.h"
 #include "server/model/testing/model_runner.h"
 

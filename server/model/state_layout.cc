@@ -2,8 +2,12 @@
 
 #include <string_view>
 #include <utility>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "base/round_up.h"
+#include "server/model/layers/attention.h"
+#include "server/model/layers/fast_weight.h"
 
 namespace palimpsest {
 namespace {
@@ -48,31 +52,30 @@ uint64_t Hash(const std::vector<StatePieceSpec>& pieces, int64_t bytes) {
 
 }  // namespace
 
+void StateLayoutBuilder::EnterLayer(size_t index) { prefix_ = absl::StrCat("layers.", index, "."); }
+
+StateHandle StateLayoutBuilder::Add(std::string_view name, std::vector<int64_t> shape, DType dtype) {
+  StatePieceSpec piece{.name = prefix_ + std::string(name), .dtype = dtype, .shape = std::move(shape)};
+  piece.offset = layout_.bytes_;
+  piece.bytes = SizeOf(piece.dtype);
+  for (const int64_t dim : piece.shape) piece.bytes *= dim;
+  layout_.bytes_ = RoundUp(piece.offset + piece.bytes, kAlignment);
+  layout_.pieces_.push_back(std::move(piece));
+  return {.offset = layout_.pieces_.back().offset, .dtype = dtype};
+}
+
+StateLayout StateLayoutBuilder::Finish() && {
+  layout_.hash_ = Hash(layout_.pieces_, layout_.bytes_);
+  return std::move(layout_);
+}
+
 StateLayout StateLayout::FromConfig(const ModelConfig& config, DType fast_weights) {
-  const MixerConfig& mixer = config.mixer;
-  StateLayout layout;
-  const auto add = [&](std::string name, std::vector<int64_t> shape, DType dtype = DType::kF32) {
-    StatePieceSpec piece{.name = std::move(name), .dtype = dtype, .shape = std::move(shape)};
-    piece.offset = layout.bytes_;
-    piece.bytes = SizeOf(piece.dtype);
-    for (int64_t dim : piece.shape) piece.bytes *= dim;
-    layout.bytes_ = (piece.offset + piece.bytes + kAlignment - 1) / kAlignment * kAlignment;
-    layout.pieces_.push_back(std::move(piece));
-  };
-  for (int32_t i = 0; i < config.layers; ++i) {
-    const std::string layer = absl::StrCat("layers.", i, ".");
-    if (mixer.is_window()) {
-      add(layer + "window", {2, mixer.shape.heads, mixer.window_capacity(), mixer.head_dim});
-      continue;
-    }
-    add(layer + "fast_weight", {mixer.shape.value_heads, mixer.shape.value_dim, mixer.shape.key_dim}, fast_weights);
-    if (mixer.attention_norm != AttentionNormKind::kNone) {
-      add(layer + "key_sum", {mixer.shape.heads, mixer.shape.key_dim});
-    }
-    if (mixer.conv_width > 1) add(layer + "conv_tail", {mixer.conv_width - 1, mixer.conv_channels()});
+  StateLayoutBuilder builder(fast_weights);
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    builder.EnterLayer(i);
+    std::visit([&](const auto& mixer) { Pieces(mixer, builder); }, config.layers[i].mixer);
   }
-  layout.hash_ = Hash(layout.pieces_, layout.bytes_);
-  return layout;
+  return std::move(builder).Finish();
 }
 
 }  // namespace palimpsest

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/common/dtype.h"
@@ -31,9 +32,34 @@ class StateLayout {
   uint64_t hash() const { return hash_; }
 
  private:
+  friend class StateLayoutBuilder;
+
   std::vector<StatePieceSpec> pieces_;
   int64_t bytes_ = 0;
   uint64_t hash_ = 0;
+};
+
+// Where a layer's piece is in a state, for the layer that has asked for it.
+struct StateHandle {
+  int64_t offset = -1;  // -1: the layer has no such piece
+  DType dtype = DType::kF32;
+};
+
+// Lays pieces out one after the other.
+class StateLayoutBuilder {
+ public:
+  explicit StateLayoutBuilder(DType fast_weights) : fast_weights_(fast_weights) {}
+
+  DType fast_weights() const { return fast_weights_; }
+  // Pieces that follow are those of this layer.
+  void EnterLayer(size_t index);
+  StateHandle Add(std::string_view name, std::vector<int64_t> shape, DType dtype = DType::kF32);
+  StateLayout Finish() &&;
+
+ private:
+  const DType fast_weights_;
+  std::string prefix_;
+  StateLayout layout_;
 };
 
 }  // namespace palimpsest

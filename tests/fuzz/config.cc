@@ -24,7 +24,7 @@ void Run(std::string_view input) {
   PALIMPSEST_CHECK(config->max_context() >= 0);
   for (int32_t i = 0; i < config->clusters(); ++i) {
     PALIMPSEST_CHECK(config->cluster_begin(i) < config->cluster_end(i));
-    if (config->adaptive) PALIMPSEST_CHECK(config->cluster_width(i) > 0);
+    if (config->embedding.adaptive) PALIMPSEST_CHECK(config->cluster_width(i) > 0);
   }
   PALIMPSEST_CHECK(!config->Canonical().empty());
   for (const DType fast_weights : {DType::kF32, DType::kBF16}) {

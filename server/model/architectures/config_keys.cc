@@ -1,4 +1,4 @@
-#include "server/model/config_keys.h"
+#include "server/model/architectures/config_keys.h"
 
 #include <algorithm>
 #include <cmath>

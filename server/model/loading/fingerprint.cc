@@ -1,4 +1,4 @@
-#include "server/model/fingerprint.h"
+#include "server/model/loading/fingerprint.h"
 
 #include <openssl/evp.h>
 

@@ -2,7 +2,7 @@
 // and trainers write into every file.
 #pragma once
 
-#include "server/model/config_keys.h"
+#include "server/model/architectures/config_keys.h"
 
 namespace palimpsest {
 

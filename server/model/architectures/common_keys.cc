@@ -1,4 +1,4 @@
-#include "server/model/common_keys.h"
+#include "server/model/architectures/common_keys.h"
 
 #include <nlohmann/json.hpp>
 
@@ -17,7 +17,7 @@ constexpr const char* kHarmless[] = {
     "problem_type", "id2label", "label2id",
     // The state has no length, so neither has the text.
     "max_position_embeddings",
-    // Where the norms' weights are in old files; checkpoint_tensors.cc finds them by name.
+    // Where the norms' weights are in old files; the table of names finds them by name.
     "norm_first",
     // Token ids that generation does not use.
     "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id",
