@@ -146,7 +146,7 @@ absl::Status CheckRequest(const EngineRequest& request, const StateFormat& forma
   }
   if (request.initial != nullptr) {
     const StateFormat& given = request.initial->format;
-    if (given != format || request.initial->data.size() != format.bytes) {
+    if (given != format || request.initial->data.size() != format.UsedBytes(request.initial->head.processed())) {
       return absl::FailedPreconditionError(absl::StrCat(
           "the state is of another model or layout: it is of model ", given.model_fingerprint, " and has ", given.bytes,
           " bytes, this model is ", format.model_fingerprint, " and its states have ", format.bytes,

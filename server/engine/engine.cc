@@ -51,7 +51,8 @@ class Engine::Impl {
         format_({.model_fingerprint = model_->fingerprint(),
                  .layout_hash = model_->layout().hash(),
                  .bytes = model_->layout().bytes(),
-                 .vocabulary = model_->config().vocabulary}),
+                 .vocabulary = model_->config().vocabulary,
+                 .positioned = model_->layout().positioned()}),
         slots_(options.slots, model_->slot_bytes(), model_->device()),
         stepper_(*model_, options.threads == 0 ? AvailableProcessors() : options.threads, slots_,
                  MaxRows(options.slots, options.prefill_budget)),
@@ -427,10 +428,9 @@ absl::Status Engine::Impl::KeepStates() {
     if (item.work != Scheduler::Work::kDecode || !sequence.commits_delivered()) continue;
     stepper_.MakeWhole(sequence.slot);
     absl::StatusOr<std::shared_ptr<State>> copied =
-        CopyState(format_, slots_, sequence.slot, std::move(sequence.before));
+        CopyState(format_, sequence.head, slots_, sequence.slot, std::move(sequence.before));
     if (!copied.ok()) return copied.status();
     sequence.before = *std::move(copied);
-    sequence.before->head = sequence.head;
   }
   return absl::OkStatus();
 }
@@ -553,7 +553,8 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, C
     state = std::move(sequence.before);
   } else if (sequence.LeavesState(ending)) {
     stepper_.MakeWhole(sequence.slot);
-    absl::StatusOr<std::shared_ptr<State>> copied = BeginCopyState(format_, slots_, sequence.slot, &copy);
+    absl::StatusOr<std::shared_ptr<State>> copied =
+        BeginCopyState(format_, sequence.head, slots_, sequence.slot, &copy);
     if (copied.ok()) {
       state = *std::move(copied);
     } else if (absl::IsResourceExhausted(copied.status())) {

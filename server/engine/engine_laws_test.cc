@@ -43,21 +43,28 @@ class ByHand {
     const auto last = logits_.end() - vocabulary_;
     return pending_ = static_cast<int32_t>(std::max_element(last, logits_.end()) - last);
   }
-  std::string StateBytes() {
+  // Those of the state that are used.
+  std::string StateBytes(const StateFormat& format) {
     const std::vector<std::byte> state = runner_.State(0);
-    return std::string(reinterpret_cast<const char*>(state.data()), state.size());
+    std::string bytes;
+    for (const ByteRange& range : format.UsedRanges(position_)) {
+      bytes.append(reinterpret_cast<const char*>(state.data()) + range.offset, static_cast<size_t>(range.bytes));
+    }
+    return bytes;
   }
 
  private:
   void Forward(const std::vector<int32_t>& tokens) {
-    const ModelRunner::Piece piece{.slot = 0, .tokens = tokens};
+    const ModelRunner::Piece piece{.slot = 0, .tokens = tokens, .first_position = position_};
     logits_ = runner_.Forward({&piece, 1});
+    position_ += std::ssize(tokens);
   }
 
   const int64_t vocabulary_;
   ModelRunner runner_;
   std::vector<float> logits_;
   int32_t pending_ = -1;
+  int64_t position_ = 0;
 };
 
 TEST(EngineLaws, AContextGrowsByTheDocumentedRule) {
@@ -75,8 +82,8 @@ TEST(EngineLaws, AContextGrowsByTheDocumentedRule) {
       const auto expect_same = [&](const RecordingSink& reply) {
         for (const int32_t id : reply.ids()) ASSERT_EQ(by_hand.Next(), id);
         const State& state = *reply.Wait().state;
-        ASSERT_EQ(by_hand.StateBytes(), std::string(reinterpret_cast<const char*>(state.data.data()),
-                                                    static_cast<size_t>(state.data.size())));
+        ASSERT_EQ(by_hand.StateBytes(state.format), std::string(reinterpret_cast<const char*>(state.data.data()),
+                                                                static_cast<size_t>(state.data.size())));
       };
       by_hand.Append(prompt);
       const auto reply = RunToEnd(*engine, greedy(Generate(prompt, 5)));

@@ -22,15 +22,14 @@ bool AllBelow(const std::byte* data, int64_t bytes, Bits magnitude, Bits infinit
   return largest < infinity;
 }
 
-bool IsFinite(const StatePieceSpec& piece, const std::byte* state) {
-  const std::byte* data = state + piece.offset;
-  switch (piece.dtype) {
+bool AreFinite(DType dtype, const std::byte* data, int64_t bytes) {
+  switch (dtype) {
     case DType::kF32:
-      return AllBelow<uint32_t>(data, piece.bytes, 0x7FFFFFFF, 0x7F800000);
+      return AllBelow<uint32_t>(data, bytes, 0x7FFFFFFF, 0x7F800000);
     case DType::kBF16:
-      return AllBelow<uint16_t>(data, piece.bytes, 0x7FFF, 0x7F80);
+      return AllBelow<uint16_t>(data, bytes, 0x7FFF, 0x7F80);
     case DType::kF16:
-      return AllBelow<uint16_t>(data, piece.bytes, 0x7FFF, 0x7C00);
+      return AllBelow<uint16_t>(data, bytes, 0x7FFF, 0x7C00);
     case DType::kI32:
     case DType::kI64:
       return true;
@@ -104,31 +103,36 @@ bool Sequence::HandsOutState(Ending ending) const {
 
 namespace {
 
-std::shared_ptr<State> NewState(const StateFormat& format) {
+std::shared_ptr<State> NewState(const StateFormat& format, const SequenceHead& head) {
   auto state = std::make_shared<State>();
   state->format = format;
-  state->data = AlignedBytes(format.bytes);
+  state->head = head;
+  state->data = AlignedBytes(format.UsedBytes(head.processed()));
   return state;
 }
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<State>> BeginCopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
-                                                      SlotCopy* copy) {
+absl::StatusOr<std::shared_ptr<State>> BeginCopyState(const StateFormat& format, const SequenceHead& head,
+                                                      SlotPool& slots, SlotHandle slot, SlotCopy* copy) {
   return OrNoMemory("the state of a reply", [&]() -> absl::StatusOr<std::shared_ptr<State>> {
-    std::shared_ptr<State> state = NewState(format);
-    absl::StatusOr<SlotCopy> begun = slots.BeginCopyOut(slot, state->data.data(), format.bytes);
+    std::shared_ptr<State> state = NewState(format, head);
+    absl::StatusOr<SlotCopy> begun = slots.BeginCopyOut(slot, format.UsedRanges(head.processed()), state->data.data());
     if (!begun.ok()) return begun.status();
     *copy = *std::move(begun);
     return state;
   });
 }
 
-absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
-                                                 std::shared_ptr<State> used) {
+absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, const SequenceHead& head, SlotPool& slots,
+                                                 SlotHandle slot, std::shared_ptr<State> used) {
   return OrNoMemory("the state of a reply", [&]() -> absl::StatusOr<std::shared_ptr<State>> {
-    if (used == nullptr) used = NewState(format);
-    if (absl::Status status = slots.CopyOut(slot, used->data.data(), format.bytes); !status.ok()) return status;
+    const int64_t tokens = head.processed();
+    if (used == nullptr || used->data.size() != format.UsedBytes(tokens)) used = NewState(format, head);
+    used->head = head;
+    if (absl::Status status = slots.CopyOut(slot, format.UsedRanges(tokens), used->data.data()); !status.ok()) {
+      return status;
+    }
     return used;
   });
 }
@@ -147,8 +151,19 @@ absl::Status LostWithDevice(const Sequence& sequence, const absl::Status& status
 }
 
 bool IsFinite(const StateLayout& layout, const State& state) {
-  return std::ranges::all_of(layout.pieces(),
-                             [&](const StatePieceSpec& piece) { return IsFinite(piece, state.data.data()); });
+  const std::byte* data = state.data.data();
+  auto piece = layout.pieces().begin();
+  for (const ByteRange& range : layout.UsedRanges(state.head.processed())) {
+    const int64_t end = range.offset + range.bytes;
+    // The pieces, or parts of them, that the range has.
+    for (; piece != layout.pieces().end() && piece->offset < end; ++piece) {
+      const int64_t from = std::max(piece->offset, range.offset), to = std::min(piece->offset + piece->bytes, end);
+      if (from < to && !AreFinite(piece->dtype, data + (from - range.offset), to - from)) return false;
+      if (piece->offset + piece->bytes > end) break;
+    }
+    data += range.bytes;
+  }
+  return true;
 }
 
 }  // namespace palimpsest

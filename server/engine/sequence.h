@@ -90,13 +90,13 @@ struct Sequence {
   absl::Time last_token = absl::InfiniteFuture();
 };
 
-// What a slot holds, as a state without a head; into `used`, if there is one, of which nobody else knows. INTERNAL: the
+// What a slot holds, as a state with this head; into `used`, if there is one, of which nobody else knows. INTERNAL: the
 // device that has the slots failed.  RESOURCE_EXHAUSTED: the system has no memory left for it.
-absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
-                                                 std::shared_ptr<State> used);
+absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, const SequenceHead& head, SlotPool& slots,
+                                                 SlotHandle slot, std::shared_ptr<State> used);
 // The same of a new one, whose data has come when `copy` is finished.
-absl::StatusOr<std::shared_ptr<State>> BeginCopyState(const StateFormat& format, SlotPool& slots, SlotHandle slot,
-                                                      SlotCopy* copy);
+absl::StatusOr<std::shared_ptr<State>> BeginCopyState(const StateFormat& format, const SequenceHead& head,
+                                                      SlotPool& slots, SlotHandle slot, SlotCopy* copy);
 
 // The end of a sequence whose state is lost, for this reason; and because the device failed.
 absl::Status Lost(const Sequence& sequence, const absl::Status& status);

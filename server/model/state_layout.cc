@@ -52,10 +52,27 @@ uint64_t Hash(const std::vector<StatePieceSpec>& pieces, int64_t bytes) {
 
 }  // namespace
 
+std::vector<PositionedPiece> StateLayout::positioned() const {
+  std::vector<PositionedPiece> positioned;
+  for (const StatePieceSpec& piece : pieces_) {
+    if (piece.position_axis < 0) continue;
+    int64_t blocks = 1;
+    for (int32_t i = 0; i < piece.position_axis; ++i) blocks *= piece.shape[i];
+    positioned.push_back({piece.offset, piece.bytes, blocks, piece.shape[piece.position_axis]});
+  }
+  return positioned;
+}
+
+std::vector<ByteRange> StateLayout::UsedRanges(int64_t tokens) const {
+  return palimpsest::UsedRanges(bytes_, positioned(), tokens);
+}
+
 void StateLayoutBuilder::EnterLayer(size_t index) { prefix_ = absl::StrCat("layers.", index, "."); }
 
-StateHandle StateLayoutBuilder::Add(std::string_view name, std::vector<int64_t> shape, DType dtype) {
-  StatePieceSpec piece{.name = prefix_ + std::string(name), .dtype = dtype, .shape = std::move(shape)};
+StateHandle StateLayoutBuilder::Add(std::string_view name, std::vector<int64_t> shape, DType dtype,
+                                    int32_t position_axis) {
+  StatePieceSpec piece{
+      .name = prefix_ + std::string(name), .dtype = dtype, .shape = std::move(shape), .position_axis = position_axis};
   piece.offset = layout_.bytes_;
   piece.bytes = SizeOf(piece.dtype);
   for (const int64_t dim : piece.shape) piece.bytes *= dim;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/used_ranges.h"
 #include "server/model/config.h"
 
 namespace palimpsest {
@@ -18,6 +19,8 @@ struct StatePieceSpec {
   std::vector<int64_t> shape;
   int64_t offset = 0;  // bytes from the start of the state, a multiple of 64
   int64_t bytes = 0;
+  // Of a piece with an entry for each of some last positions, the dimension that counts them; -1: it has none.
+  int32_t position_axis = -1;
 };
 
 class StateLayout {
@@ -26,6 +29,10 @@ class StateLayout {
   static StateLayout FromConfig(const ModelConfig& config, DType fast_weights = DType::kF32);
 
   const std::vector<StatePieceSpec>& pieces() const { return pieces_; }
+  // Those that have positions.
+  std::vector<PositionedPiece> positioned() const;
+  // What of a state is used once so many tokens have been processed (kernels/common/used_ranges.h).
+  std::vector<ByteRange> UsedRanges(int64_t tokens) const;
   // Bytes of one state, a multiple of 64.
   int64_t bytes() const { return bytes_; }
   // Changes whenever a piece's name, type, shape or offset does.
@@ -53,7 +60,8 @@ class StateLayoutBuilder {
   DType fast_weights() const { return fast_weights_; }
   // Pieces that follow are those of this layer.
   void EnterLayer(size_t index);
-  StateHandle Add(std::string_view name, std::vector<int64_t> shape, DType dtype = DType::kF32);
+  StateHandle Add(std::string_view name, std::vector<int64_t> shape, DType dtype = DType::kF32,
+                  int32_t position_axis = -1);
   StateLayout Finish() &&;
 
  private:

@@ -270,8 +270,8 @@ const std::vector<Row>& Rows() {
        "STATE_REFUSED"},
       {"state_bit_flipped", GENERATE(r.set_state(Changed(w.snapshot, w.snapshot.size() / 2, 4))), kDataLoss,
        "its checksum does not match its bytes", "", "STATE_REFUSED"},
-      {"state_of_another_version", GENERATE(r.set_state(Changed(w.snapshot, 8, 3))), kInvalid,
-       "snapshot has format version 2, this server reads version 1", "state", "BAD_REQUEST"},
+      {"state_of_another_version", GENERATE(r.set_state(Changed(w.snapshot, 8, 2))), kInvalid,
+       "snapshot has format version 3, this server reads versions 1 and 2", "state", "BAD_REQUEST"},
       {"state_of_another_model", GENERATE(r.set_state(w.foreign)), kPrecondition,
        "state: snapshot is of another model: its fingerprint is", "", "STATE_REFUSED"},
       // Score, Tokenize, Detokenize.

@@ -94,7 +94,7 @@ absl::StatusOr<StatePtr> EmptyState(const StateFormat& format) {
   return OrNoMemory("a state", [&]() -> absl::StatusOr<StatePtr> {
     auto state = std::make_shared<State>();
     state->format = format;
-    state->data = AlignedBytes(format.bytes);
+    state->data = AlignedBytes(format.UsedBytes(0));
     return state;
   });
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/round_up.h"
 #include "kernels/common/check.h"
 
 namespace palimpsest {
@@ -33,7 +34,7 @@ absl::Status SlotCopy::Finish() {
 
 SlotPool::SlotPool(int32_t slots, int64_t state_bytes, Device* device)
     : device_(device),
-      stride_((state_bytes + kAlignment - 1) / kAlignment * kAlignment),
+      stride_(RoundUp(state_bytes, kAlignment)),
       memory_(slots * stride_, device),
       generation_(static_cast<size_t>(slots), 0),
       stagings_(device == nullptr ? 0 : kStagings) {
@@ -53,22 +54,44 @@ int64_t SlotPool::StagingBytes(int64_t state_bytes) { return kStagings * state_b
 
 SlotHandle SlotPool::Acquire(const State* initial) {
   if (free_.empty()) return {};
-  const int64_t given = initial == nullptr ? 0 : initial->data.size();
-  PALIMPSEST_CHECK(given <= stride_);
   const int32_t index = free_.back();
   free_.pop_back();
-  std::byte* slot = memory_.data() + index * stride_;
-  if (device_ != nullptr) {
-    for (const SlotStaging& staging : stagings_) {
-      if (staging.slot == index) device_->StreamAwaits(*staging.copy);
-    }
-    if (given > 0) device_->CopyToDevice(slot, initial->data.data(), given);
-    device_->FillWithZeros(slot + given, stride_ - given);
-  } else {
-    if (given > 0) std::memcpy(slot, initial->data.data(), static_cast<size_t>(given));
-    std::memset(slot + given, 0, static_cast<size_t>(stride_ - given));
+  for (const SlotStaging& staging : stagings_) {
+    if (staging.slot == index) device_->StreamAwaits(*staging.copy);
   }
+  Fill(memory_.data() + index * stride_, initial);
   return {.index = index, .generation = ++generation_[index]};
+}
+
+void SlotPool::Fill(std::byte* slot, const State* initial) {
+  std::vector<ByteRange> ranges;
+  if (initial != nullptr) {
+    ranges = initial->format.positioned.empty() ? std::vector<ByteRange>{{0, initial->data.size()}}
+                                                : initial->format.UsedRanges(initial->head.processed());
+  }
+  const std::byte* from = initial == nullptr ? nullptr : initial->data.data();
+  int64_t filled = 0;
+  const auto fill_with_zeros = [&](int64_t end) {
+    PALIMPSEST_CHECK(end >= filled && end <= stride_);
+    if (device_ != nullptr) {
+      device_->FillWithZeros(slot + filled, end - filled);
+    } else {
+      std::memset(slot + filled, 0, static_cast<size_t>(end - filled));
+    }
+  };
+  for (const auto& [offset, bytes] : ranges) {
+    if (bytes == 0) continue;
+    fill_with_zeros(offset);
+    PALIMPSEST_CHECK(offset + bytes <= stride_);
+    if (device_ != nullptr) {
+      device_->CopyToDevice(slot + offset, from, bytes);
+    } else {
+      std::memcpy(slot + offset, from, static_cast<size_t>(bytes));
+    }
+    from += bytes;
+    filled = offset + bytes;
+  }
+  fill_with_zeros(stride_);
 }
 
 void SlotPool::Release(SlotHandle handle) {
@@ -77,27 +100,31 @@ void SlotPool::Release(SlotHandle handle) {
   free_.push_back(handle.index);
 }
 
-absl::Status SlotPool::CopyOut(SlotHandle handle, std::byte* to, int64_t bytes) {
+absl::Status SlotPool::CopyOut(SlotHandle handle, std::span<const ByteRange> ranges, std::byte* to) {
   const std::byte* const slot = Data(handle);
-  PALIMPSEST_CHECK(bytes <= stride_);
-  if (device_ != nullptr) {
-    device_->CopyToHost(to, slot, bytes);
-    return device_->Synchronize();
+  for (const auto& [offset, bytes] : ranges) {
+    PALIMPSEST_CHECK(offset + bytes <= stride_);
+    if (device_ != nullptr) {
+      device_->CopyToHost(to, slot + offset, bytes);
+    } else if (bytes > 0) {
+      std::memcpy(to, slot + offset, static_cast<size_t>(bytes));
+    }
+    to += bytes;
   }
-  if (bytes > 0) std::memcpy(to, slot, static_cast<size_t>(bytes));
-  return absl::OkStatus();
+  return device_ == nullptr ? absl::OkStatus() : device_->Synchronize();
 }
 
-absl::StatusOr<SlotCopy> SlotPool::BeginCopyOut(SlotHandle handle, std::byte* to, int64_t bytes) {
-  SlotStaging* const staging = bytes > 0 ? FindStaging() : nullptr;
+absl::StatusOr<SlotCopy> SlotPool::BeginCopyOut(SlotHandle handle, std::span<const ByteRange> ranges, std::byte* to) {
+  SlotStaging* const staging = ranges.size() == 1 ? FindStaging() : nullptr;
   SlotCopy copy;
   if (staging == nullptr) {
-    absl::Status status = CopyOut(handle, to, bytes);
+    absl::Status status = CopyOut(handle, ranges, to);
     if (!status.ok()) return status;
     return copy;
   }
-  PALIMPSEST_CHECK(bytes <= stride_);
-  device_->CopyToHostAside(*staging->copy, staging->memory, Data(handle), bytes);
+  const auto& [offset, bytes] = ranges.front();
+  PALIMPSEST_CHECK(offset + bytes <= stride_);
+  device_->CopyToHostAside(*staging->copy, staging->memory, Data(handle) + offset, bytes);
   staging->slot = handle.index;
   copy.staging_ = staging;
   copy.device_ = device_;

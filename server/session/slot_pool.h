@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -62,18 +63,20 @@ class SlotPool {
   int32_t free() const { return static_cast<int32_t>(free_.size()); }
   int32_t live() const { return size() - free(); }
 
-  // Gives out a slot and fills all of it: with `initial`'s data, or with zeros for null. index is -1 when none is free.
+  // Gives out a slot and fills all of it: with `initial`'s data where that is used, and with zeros. Null: with zeros
+  // only. index is -1 when none is free.
   SlotHandle Acquire(const State* initial);
   // Takes a slot back. A handle of another generation, or of a slot that is not out, is a broken invariant: aborts.
   void Release(SlotHandle handle);
   // The slot's address in the pool's memory; aborts on a stale handle.
   std::byte* Data(SlotHandle handle);
-  // Copies the first `bytes` of the slot into host memory; aborts on a stale handle. INTERNAL: the device failed.
-  absl::Status CopyOut(SlotHandle handle, std::byte* to, int64_t bytes);
+  // Copies these ranges of the slot into host memory, one after the other; aborts on a stale handle. INTERNAL: the
+  // device failed.
+  absl::Status CopyOut(SlotHandle handle, std::span<const ByteRange> ranges, std::byte* to);
   // The same without waiting for a device, whose stream goes on beside the copy. The slot may be released and given out
-  // again at once; `to` is to be left alone until Finish. On a processor, and where kStagings states are on their way
-  // already, it is CopyOut.
-  absl::StatusOr<SlotCopy> BeginCopyOut(SlotHandle handle, std::byte* to, int64_t bytes);
+  // again at once; `to` is to be left alone until Finish. On a processor, of several ranges, and where kStagings states
+  // are on their way already, it is CopyOut.
+  absl::StatusOr<SlotCopy> BeginCopyOut(SlotHandle handle, std::span<const ByteRange> ranges, std::byte* to);
 
   std::byte* base() { return memory_.data(); }
   int64_t stride() const { return stride_; }
@@ -81,6 +84,7 @@ class SlotPool {
  private:
   static constexpr int32_t kStagings = 4;
 
+  void Fill(std::byte* slot, const State* initial);
   // One that is free; null if there is none.
   SlotStaging* FindStaging();
 

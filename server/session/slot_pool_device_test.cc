@@ -34,7 +34,7 @@ TEST(SlotPoolOnDevice, AStateThatLeavesIsNotTheNextTenants) {
     for (int i = 0; i < kCopies; ++i) {
       const State state = StateOf(20 * round + i);
       const SlotHandle slot = pool.Acquire(&state);
-      absl::StatusOr<SlotCopy> copy = pool.BeginCopyOut(slot, left[i].data(), kBytes);
+      absl::StatusOr<SlotCopy> copy = pool.BeginCopyOut(slot, std::vector<ByteRange>{{0, kBytes}}, left[i].data());
       ASSERT_TRUE(copy.ok()) << copy.status();
       copies[i] = *std::move(copy);
       pool.Release(slot);
@@ -46,7 +46,7 @@ TEST(SlotPoolOnDevice, AStateThatLeavesIsNotTheNextTenants) {
       EXPECT_EQ(left[i], Bytes(20 * round + i)) << i;
     }
     std::vector<std::byte> zeros(kBytes);
-    ASSERT_TRUE(pool.CopyOut(next, zeros.data(), kBytes).ok());
+    ASSERT_TRUE(pool.CopyOut(next, std::vector<ByteRange>{{0, kBytes}}, zeros.data()).ok());
     EXPECT_EQ(zeros, Bytes(0));
     pool.Release(next);
   }

@@ -89,5 +89,32 @@ TEST(SlotPoolDeathTest, ABrokenHandleEndsTheProcess) {
   EXPECT_DEATH(pool.Release({}), "check failed");
 }
 
+// A state of which a part is used goes into its places, with zeros between, and comes out of them.
+TEST(SlotPool, MovesWhatIsUsed) {
+  SlotPool pool(1, 128);
+  State state;
+  state.format.bytes = 128;
+  state.format.positioned = {{.offset = 32, .bytes = 64, .blocks = 2, .positions = 4}};
+  for (int i = 0; i < 3; ++i) state.head.Append(i);
+  state.data = AlignedBytes(state.format.UsedBytes(2));
+  ASSERT_EQ(state.data.size(), 128 - 32);
+  for (int64_t i = 0; i < state.data.size(); ++i) state.data.data()[i] = static_cast<std::byte>(i + 1);
+  const SlotHandle first = pool.Acquire(nullptr);
+  std::memset(pool.Data(first), 0xAB, 128);
+  pool.Release(first);
+
+  const SlotHandle slot = pool.Acquire(&state);
+  const std::byte* const data = pool.Data(slot);
+  EXPECT_EQ(data[31], std::byte{32});
+  EXPECT_EQ(data[47], std::byte{48});
+  EXPECT_TRUE(All(data + 48, 16, std::byte{0}));
+  EXPECT_EQ(data[64], std::byte{49});
+  EXPECT_TRUE(All(data + 80, 16, std::byte{0}));
+  EXPECT_EQ(data[127], std::byte{96});
+  std::vector<std::byte> out(96);
+  ASSERT_TRUE(pool.CopyOut(slot, state.format.UsedRanges(2), out.data()).ok());
+  EXPECT_TRUE(std::equal(out.begin(), out.end(), state.data.data()));
+}
+
 }  // namespace
 }  // namespace palimpsest

@@ -1,8 +1,8 @@
-// Snapshot v1, little endian, nothing padded:
+// Snapshots, little endian, nothing padded:
 //
 //   bytes      type      what
 //   0          char[8]   magic "PLMPSTAT"
-//   8          u32       version, 1
+//   8          u32       version, 1 or 2
 //   12         u32       header length: where the data begins, counted from the magic
 //   16         byte[32]  fingerprint of the model: SHA-256 of its configuration and weights
 //   48         u64       hash of the state layout
@@ -16,7 +16,9 @@
 //   84+4n+u    byte[d]   data: the state's arrays as the layout places them
 //   84+4n+u+d  byte[32]  SHA-256 of all that comes before
 //
-// A reader refuses any other version; a later version may change anything after the version field.
+// Version 2 is that of layouts with pieces that fill up with the context (windows of attention): its data are the used
+// ranges alone (kernels/common/used_ranges.h). Version 1 has the state as a whole; it is what other layouts are written
+// as, and is read of all. A reader refuses any other version; a later one may change anything after the version field.
 #include <openssl/evp.h>
 
 #include <array>
@@ -38,7 +40,7 @@ static_assert(std::endian::native == std::endian::little, "snapshots are little 
 
 constexpr char kMagicChars[] = "PLMPSTAT";
 constexpr std::string_view kMagic = kMagicChars;
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kWhole = 1, kUsedRanges = 2;  // versions
 constexpr int64_t kFingerprintBytes = 32;
 constexpr int64_t kChecksumBytes = 32;
 constexpr int64_t kMaxUndecoded = 3;
@@ -170,11 +172,12 @@ std::string_view AsView(const AlignedBytes& bytes) {
 
 std::string Serialized(const State& state) {
   const std::string fingerprint = absl::HexStringToBytes(state.format.model_fingerprint);
-  PALIMPSEST_CHECK(fingerprint.size() == kFingerprintBytes && state.data.size() == state.format.bytes);
+  PALIMPSEST_CHECK(fingerprint.size() == kFingerprintBytes &&
+                   state.data.size() == state.format.UsedBytes(state.head.processed()));
   std::string out;
   out.reserve(static_cast<size_t>(SnapshotBytes(state)));
   out.append(kMagic);
-  Put<uint32_t>(out, kVersion);
+  Put<uint32_t>(out, state.format.positioned.empty() ? kWhole : kUsedRanges);
   Put<uint32_t>(out, static_cast<uint32_t>(HeaderBytes(state.head)));
   out.append(fingerprint);
   Put<uint64_t>(out, state.format.layout_hash);
@@ -197,9 +200,10 @@ absl::StatusOr<StatePtr> Parse(std::string_view bytes, const StateFormat& expect
   if (bytes.size() < kVersionEnd) return truncated();
   Reader reader(bytes);
   reader.GetBytes(kMagic.size());
-  if (const auto version = reader.Get<uint32_t>(); version != kVersion) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("snapshot has format version ", version, ", this server reads version ", kVersion));
+  const auto version = reader.Get<uint32_t>();
+  if (version != kWhole && version != kUsedRanges) {
+    return absl::InvalidArgumentError(absl::StrCat("snapshot has format version ", version,
+                                                   ", this server reads versions ", kWhole, " and ", kUsedRanges));
   }
 
   auto state = std::make_shared<State>();
@@ -252,14 +256,27 @@ absl::StatusOr<StatePtr> Parse(std::string_view bytes, const StateFormat& expect
         ", this server's is ", absl::Hex(expected.layout_hash, absl::kZeroPad16),
         "; of the same model, it was made with another --state_dtype, which this server would need, too"));
   }
-  if (rest != expected.bytes) {
-    return absl::FailedPreconditionError(absl::StrCat("snapshot has another state layout: its state has ", rest,
-                                                      " bytes, this model's ", expected.bytes));
+  if (version == kUsedRanges && expected.positioned.empty()) {
+    return absl::DataLossError(
+        "snapshot contradicts itself: its format version is that of states that fill up with the context, which this "
+        "model's do not");
   }
   if (absl::Status status = CheckHead(head, expected.vocabulary); !status.ok()) return status;
+  const int64_t used = expected.UsedBytes(head.processed()), whole = version == kWhole ? expected.bytes : used;
+  if (rest != whole) {
+    return absl::FailedPreconditionError(absl::StrCat("snapshot has another state layout: its state has ", rest,
+                                                      " bytes, this model's ", whole, " at position ", head.position));
+  }
   state->format = expected;
-  state->data = AlignedBytes(rest);
-  if (rest > 0) std::memcpy(state->data.data(), bytes.data() + header_bytes, static_cast<size_t>(rest));
+  state->data = AlignedBytes(used);
+  const char* const data = bytes.data() + header_bytes;
+  if (version == kUsedRanges && used > 0) std::memcpy(state->data.data(), data, static_cast<size_t>(used));
+  std::byte* to = state->data.data();
+  for (const ByteRange& range : expected.UsedRanges(head.processed())) {
+    if (version == kUsedRanges) break;
+    std::memcpy(to, data + range.offset, static_cast<size_t>(range.bytes));
+    to += range.bytes;
+  }
   return state;
 }
 

@@ -163,8 +163,10 @@ TEST(Snapshot, SaysWhatIsWrongWithIt) {
       {"short other file", "x", Format(), absl::StatusCode::kInvalidArgument, "does not begin with PLMPSTAT"},
       {"nothing", "", Format(), absl::StatusCode::kDataLoss, "truncated: it has 0 bytes"},
       {"version 0", Doctored(good, 8, Raw<uint32_t>(0)), Format(), absl::StatusCode::kInvalidArgument, "version 0"},
-      {"version 2", Doctored(good, 8, Raw<uint32_t>(2)), Format(), absl::StatusCode::kInvalidArgument,
-       "version 2, this server reads version 1"},
+      {"version 3", Doctored(good, 8, Raw<uint32_t>(3)), Format(), absl::StatusCode::kInvalidArgument,
+       "version 3, this server reads versions 1 and 2"},
+      {"version 2", Doctored(good, 8, Raw<uint32_t>(2)), Format(), absl::StatusCode::kDataLoss,
+       "its format version is that of states that fill up with the context"},
       {"header length", Doctored(good, 12, Raw<uint32_t>(110)), Format(), absl::StatusCode::kDataLoss,
        "says its header has 110 bytes, it has 106"},
       {"model", good, other_model, absl::StatusCode::kFailedPrecondition, "of another model: its fingerprint is 0001"},
@@ -221,6 +223,58 @@ TEST(StateDigest, ChangesWithEveryPartOfTheState) {
   other = MakeState(300);
   other.head.recent[100] ^= 1;
   EXPECT_NE(StateDigest(other), digest);
+}
+
+// A layout of two pieces: 64 bytes that are always used, and a window of four positions in two blocks.
+StateFormat WindowFormat() {
+  StateFormat format = Format();
+  format.positioned = {{.offset = 64, .bytes = 64, .blocks = 2, .positions = 4}};
+  return format;
+}
+
+State WindowState(int64_t position) {
+  const State whole = MakeState(position, "");
+  State state{.format = WindowFormat(), .head = whole.head, .data = {}};
+  state.data = AlignedBytes(state.format.UsedBytes(whole.head.processed()));
+  std::byte* to = state.data.data();
+  for (const ByteRange& range : state.format.UsedRanges(whole.head.processed())) {
+    std::memcpy(to, whole.data.data() + range.offset, static_cast<size_t>(range.bytes));
+    to += range.bytes;
+  }
+  return state;
+}
+
+TEST(Snapshot, OfAWindowHasTheEntriesThatAreUsed) {
+  for (const int64_t position : {0, 1, 2, 4, 5, 300}) {
+    const State state = WindowState(position);
+    const std::string bytes = *SerializeSnapshot(state);
+    EXPECT_EQ(bytes[8], 2) << "format version";
+    EXPECT_EQ(std::ssize(bytes), SnapshotBytes(state));
+    EXPECT_LE(std::ssize(bytes), MaxSnapshotBytes(WindowFormat()));
+    const absl::StatusOr<StatePtr> parsed = ParseSnapshot(bytes, WindowFormat());
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    EXPECT_EQ(DataOf(**parsed), DataOf(state));
+    EXPECT_EQ(StateDigest(**parsed), StateDigest(state));
+  }
+  EXPECT_EQ(std::ssize(*SerializeSnapshot(WindowState(3))) - std::ssize(*SerializeSnapshot(WindowState(2))), 16 + 4);
+}
+
+// What servers wrote before there was another: all of the state, whether used or not.
+TEST(Snapshot, OfVersionOneIsReadOfAWindow) {
+  for (const int64_t position : {0, 3, 300}) {
+    const absl::StatusOr<StatePtr> parsed = ParseSnapshot(*SerializeSnapshot(MakeState(position, "")), WindowFormat());
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    EXPECT_EQ(DataOf(**parsed), DataOf(WindowState(position)));
+  }
+}
+
+TEST(Snapshot, OfAWindowIsRefusedWithMoreOrLessThanItsPositionHas) {
+  StateFormat narrow = WindowFormat();
+  narrow.positioned[0].positions = 2;
+  const absl::StatusOr<StatePtr> refused = ParseSnapshot(*SerializeSnapshot(WindowState(3)), narrow);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("its state has 96 bytes, this model's 128 at position 3"));
 }
 
 }  // namespace

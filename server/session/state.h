@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/common/aligned_buffer.h"
+#include "kernels/common/used_ranges.h"
 
 namespace palimpsest {
 
@@ -17,7 +18,12 @@ struct StateFormat {
   std::string model_fingerprint;  // SHA-256, 64 hexadecimal digits
   uint64_t layout_hash = 0;
   int64_t bytes = 0;
-  int32_t vocabulary = 0;  // token ids in a head are below it
+  int32_t vocabulary = 0;                        // token ids in a head are below it
+  std::vector<PositionedPiece> positioned = {};  // pieces that fill up with the context
+
+  // What a state is moved, parked and sent as, once so many tokens have been processed.
+  std::vector<ByteRange> UsedRanges(int64_t tokens) const { return palimpsest::UsedRanges(bytes, positioned, tokens); }
+  int64_t UsedBytes(int64_t tokens) const { return palimpsest::UsedBytes(bytes, positioned, tokens); }
 
   bool operator==(const StateFormat&) const = default;
 };
@@ -37,6 +43,8 @@ struct SequenceHead {
   // Last bytes of the text, if they are the beginning of a character only; at most 3. A prompt drops them.
   std::string undecoded;
 
+  // Tokens that the model has processed: all but the pending one.
+  int64_t processed() const { return position > 0 ? position - 1 : 0; }
   // Appends to the context: position, pending and recent.
   void Append(int32_t token);
   bool operator==(const SequenceHead&) const = default;
@@ -47,7 +55,7 @@ struct SequenceHead {
 struct State {
   StateFormat format;
   SequenceHead head;
-  AlignedBytes data;  // format.bytes
+  AlignedBytes data;  // the used ranges of format, one after the other
 };
 using StatePtr = std::shared_ptr<const State>;
 

@@ -38,7 +38,8 @@ AlignedArray<float> RelativeKeys(const AttentionConfig& config, const TensorView
 }  // namespace
 
 AttentionState Pieces(const AttentionConfig& config, StateLayoutBuilder& builder) {
-  return {.window = builder.Add("window", {2, config.heads, config.capacity(), config.head_dim})};
+  return {.window = builder.Add("window", {2, config.heads, config.capacity(), config.head_dim}, DType::kF32,
+                                /*position_axis=*/2)};
 }
 
 std::vector<TensorSpec> Tensors(const AttentionConfig& config, int64_t hidden) {
