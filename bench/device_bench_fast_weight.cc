@@ -27,6 +27,7 @@ constexpr Variant kVariants[] = {
     {"gated_delta", UpdateRule::kGatedDelta, DType::kBF16, kOneReplay},
     {"channel_gated_delta", UpdateRule::kChannelGatedDelta, DType::kF32, kStepsAlone},
     {"low_rank", UpdateRule::kLowRank, DType::kF32, kStepsAlone},
+    {"channel_gated_sum", UpdateRule::kChannelGatedSum, DType::kF32, kStepsAlone},
 };
 
 constexpr double kExact = 1e-5, kRounded = 5e-3;  // float32; factors rounded to tf32

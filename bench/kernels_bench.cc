@@ -249,12 +249,12 @@ void Register(Machine& machine) {
   static constexpr Step kSteps[] = {{"", UpdateRule::kGatedDelta, DType::kF32},
                                     {"/bf16", UpdateRule::kGatedDelta, DType::kBF16},
                                     {"/channel_gated", UpdateRule::kChannelGatedDelta, DType::kF32},
-                                    {"/low_rank", UpdateRule::kLowRank, DType::kF32}};
-  static constexpr std::pair<const char*, UpdateRule> kChunks[] = {{"sum", UpdateRule::kSum},
-                                                                   {"delta", UpdateRule::kDelta},
-                                                                   {"gated", UpdateRule::kGatedDelta},
-                                                                   {"channel_gated", UpdateRule::kChannelGatedDelta},
-                                                                   {"low_rank", UpdateRule::kLowRank}};
+                                    {"/low_rank", UpdateRule::kLowRank, DType::kF32},
+                                    {"/channel_gated_sum", UpdateRule::kChannelGatedSum, DType::kF32}};
+  static constexpr std::pair<const char*, UpdateRule> kChunks[] = {
+      {"sum", UpdateRule::kSum},          {"delta", UpdateRule::kDelta},
+      {"gated", UpdateRule::kGatedDelta}, {"channel_gated", UpdateRule::kChannelGatedDelta},
+      {"low_rank", UpdateRule::kLowRank}, {"channel_gated_sum", UpdateRule::kChannelGatedSum}};
   for (const FastWeightShape& shape : {FastWeightShape{12, 12, 64, 64}, FastWeightShape{8, 8, 128, 128}}) {
     const std::string size = std::to_string(shape.key_dim);
     for (const Step& kind : kSteps) {

@@ -6,6 +6,7 @@
 //   gated delta          S_t = a_t S_{t-1} + u_t k_t^T,      u_t = beta_t (v_t - a_t S_{t-1} k_t),
 //                                                            a_t = exp(log_decay_t)  (Gated DeltaNet)
 //   channel-gated delta  the same with S_{t-1} Diag(a_t) for a_t S_{t-1}: a decay for each channel of the keys (KDA)
+//   channel-gated sum    S_t = S_{t-1} Diag(a_t) + v_t k_t^T                                                     (GLA)
 //   low rank             S_t = S_{t-1} Diag(a_t) + (S_{t-1} remove_t) insert_t^T + v_t k_t^T
 //                                                            diagonal plus low rank (RWKV-7)
 //   output               o_t = S_t q_t                       (read after write)
@@ -30,13 +31,15 @@
 
 namespace palimpsest {
 
-enum class UpdateRule : uint8_t { kSum, kDelta, kGatedDelta, kChannelGatedDelta, kLowRank };
+enum class UpdateRule : uint8_t { kSum, kDelta, kGatedDelta, kChannelGatedDelta, kLowRank, kChannelGatedSum };
 
 // u_t = beta_t (v_t - what S_{t-1} says of k_t).
-constexpr bool Corrects(UpdateRule rule) { return rule != UpdateRule::kSum && rule != UpdateRule::kLowRank; }
+constexpr bool Corrects(UpdateRule rule) {
+  return rule == UpdateRule::kDelta || rule == UpdateRule::kGatedDelta || rule == UpdateRule::kChannelGatedDelta;
+}
 constexpr bool DecaysHeads(UpdateRule rule) { return rule == UpdateRule::kGatedDelta; }
 constexpr bool DecaysChannels(UpdateRule rule) {
-  return rule == UpdateRule::kChannelGatedDelta || rule == UpdateRule::kLowRank;
+  return rule == UpdateRule::kChannelGatedDelta || rule == UpdateRule::kLowRank || rule == UpdateRule::kChannelGatedSum;
 }
 constexpr bool Decays(UpdateRule rule) { return DecaysHeads(rule) || DecaysChannels(rule); }
 

@@ -43,6 +43,7 @@ TEST(FastWeightConfig, AChunksArraysLieApartAndFitTheDevicesTheyAreFor) {
   EXPECT_FALSE(HasChunkForm(256, UpdateRule::kDelta, 163 << 10));
   EXPECT_FALSE(HasChunkForm(48, UpdateRule::kDelta, 227 << 10));
   EXPECT_FALSE(HasChunkForm(128, UpdateRule::kChannelGatedDelta, 227 << 10));
+  EXPECT_FALSE(HasChunkForm(128, UpdateRule::kChannelGatedSum, 227 << 10));
 }
 
 TEST(FastWeightConfig, ManyHeadsHaveMoreValuesToABlock) {

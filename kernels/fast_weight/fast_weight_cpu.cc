@@ -56,6 +56,8 @@ FastWeightKernels Kernels(UpdateRule rule, DType dtype) {
       return KernelsOf<UpdateRule::kChannelGatedDelta>(dtype);
     case UpdateRule::kLowRank:
       return KernelsOf<UpdateRule::kLowRank>(dtype);
+    case UpdateRule::kChannelGatedSum:
+      return KernelsOf<UpdateRule::kChannelGatedSum>(dtype);
   }
   return {};
 }

@@ -20,6 +20,8 @@ cudaError_t WithRule(UpdateRule rule, F f) {
       return f.template operator()<UpdateRule::kChannelGatedDelta>();
     case UpdateRule::kLowRank:
       return f.template operator()<UpdateRule::kLowRank>();
+    case UpdateRule::kChannelGatedSum:
+      return f.template operator()<UpdateRule::kChannelGatedSum>();
   }
   return cudaErrorInvalidValue;
 }

@@ -155,7 +155,7 @@ struct RowsInRegisters {
 #pragma unroll
       for (float& value : row) value *= in.decay;
     }
-    if constexpr (kRule == UpdateRule::kChannelGatedDelta) {
+    if constexpr (DecaysChannels(kRule) && kRule != UpdateRule::kLowRank) {
 #pragma unroll
       for (int i = 0; i < In::kFloats; ++i) row[i] *= in.channel_decay[i];
     }

@@ -70,15 +70,17 @@ void ScanBlock(const HeadRows& head, int64_t n, int32_t v, int32_t width, const 
     const float* const decay = scratch.decay + i * K;
     const float* const look = scratch.look + i * K;
     V read[kVectors], u[kVectors], out[kVectors];
-    SumOverChannels(
-        K,
-        [&](V(&chain)[kVectors], int32_t c) HWY_ATTR {
-          const V with = hn::Set(d, look[c]);
-          for (int m = 0; m < kVectors; ++m) {
-            chain[m] = hn::MulAdd(with, hn::Load(d, S + c * kBlock + m * kLanes), chain[m]);
-          }
-        },
-        read);
+    if constexpr (kRule != UpdateRule::kChannelGatedSum) {
+      SumOverChannels(
+          K,
+          [&](V(&chain)[kVectors], int32_t c) HWY_ATTR {
+            const V with = hn::Set(d, look[c]);
+            for (int m = 0; m < kVectors; ++m) {
+              chain[m] = hn::MulAdd(with, hn::Load(d, S + c * kBlock + m * kLanes), chain[m]);
+            }
+          },
+          read);
+    }
     for (int m = 0; m < kVectors; ++m) {
       u[m] = LoadPart(head.v + i * head.ldv + v + m * kLanes, width - m * kLanes);
       if constexpr (Corrects(kRule)) u[m] = hn::Mul(hn::Set(d, head.beta[i * head.ldgate]), hn::Sub(u[m], read[m]));
@@ -113,6 +115,7 @@ void Scan(const HeadRows& head, int64_t n, float* floats) {
   const int32_t K = head.key_dim;
   for (int64_t i = 0; i < n; ++i) {
     Exponentiate(head.log_decay + i * head.ldchannels, K, scratch.decay + i * K);
+    if constexpr (kRule == UpdateRule::kChannelGatedSum) continue;
     for (int32_t c = 0; c < K; ++c) {
       scratch.look[i * K + c] = kRule == UpdateRule::kLowRank ? head.remove[i * head.ldchannels + c]
                                                               : scratch.decay[i * K + c] * head.k[i * head.ldk + c];

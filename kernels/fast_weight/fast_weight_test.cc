@@ -223,6 +223,7 @@ constexpr FastWeightShape kShapeOne = {.heads = 1, .value_heads = 1, .key_dim = 
 
 const UpdateRule kSum = UpdateRule::kSum, kDelta = UpdateRule::kDelta, kGated = UpdateRule::kGatedDelta;
 const UpdateRule kChannel = UpdateRule::kChannelGatedDelta, kLowRank = UpdateRule::kLowRank;
+const UpdateRule kChannelSum = UpdateRule::kChannelGatedSum;
 const DType kBF16 = DType::kBF16;
 constexpr double kHalfUnit = 0x1p-8;  // of bfloat16, relative: the most that one rounding does
 const Case kCases[] = {
@@ -290,12 +291,25 @@ const Case kCases[] = {
     {.name = "low_rank_k7_v5", .rule = kLowRank, .shape = kShapeOdd, .lengths = {1, 2, 65}, .tolerance = 1e-5},
     {.name = "low_rank_shared_keys", .rule = kLowRank, .shape = kShapeShared, .lengths = {1, 2, 65}},
     {.name = "low_rank_strong_decay", .rule = kLowRank, .lengths = {1, 65}, .decay = Decay::kMixed},
+    {.name = "channel_sum", .rule = kChannelSum},
+    {.name = "channel_sum_length_1", .rule = kChannelSum, .lengths = {1}},
+    {.name = "channel_sum_ragged", .rule = kChannelSum, .lengths = {1, 0, 70, 1, 3, 64, 1, 130}},
+    {.name = "channel_sum_k24_v40", .rule = kChannelSum, .shape = kShape24x40, .lengths = {1, 2, 65, 130}},
+    {.name = "channel_sum_k128_v128", .rule = kChannelSum, .shape = kShape128, .lengths = {1, 2, 65}},
+    {.name = "channel_sum_k7_v5", .rule = kChannelSum, .shape = kShapeOdd, .lengths = {1, 2, 65}, .tolerance = 1e-5},
+    {.name = "channel_sum_shared_keys", .rule = kChannelSum, .shape = kShapeShared, .lengths = {1, 2, 65}},
+    {.name = "channel_sum_strong_decay", .rule = kChannelSum, .lengths = {1, 65}, .decay = Decay::kMixed},
     // One rounding at the end, or one after each chunk: what the first did to later rows adds to it.
     {.name = "bf16_sum", .rule = kSum, .lengths = {1, 64}, .dtype = kBF16, .tolerance = kHalfUnit},
     {.name = "bf16_delta", .lengths = {1, 2, 64}, .dtype = kBF16, .tolerance = kHalfUnit},
     {.name = "bf16_gated", .rule = kGated, .lengths = {1, 2, 64, 65, 130}, .dtype = kBF16, .tolerance = 3 * kHalfUnit},
     {.name = "bf16_channel", .rule = kChannel, .lengths = {1, 2, 64, 130}, .dtype = kBF16, .tolerance = 3 * kHalfUnit},
     {.name = "bf16_low_rank", .rule = kLowRank, .lengths = {1, 64, 130}, .dtype = kBF16, .tolerance = 3 * kHalfUnit},
+    {.name = "bf16_channel_sum",
+     .rule = kChannelSum,
+     .lengths = {1, 2, 64, 130},
+     .dtype = kBF16,
+     .tolerance = 3 * kHalfUnit},
     {.name = "bf16_k128_v128",
      .rule = kGated,
      .shape = kShape128,
@@ -446,7 +460,7 @@ TEST_P(EveryRule, ARowReadsNothingOfTheRowsAfterIt) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rules, EveryRule, testing::Values(kSum, kDelta, kGated, kChannel, kLowRank));
+INSTANTIATE_TEST_SUITE_P(Rules, EveryRule, testing::Values(kSum, kDelta, kGated, kChannel, kLowRank, kChannelSum));
 
 TEST(FastWeightLaws, WhatIsWrittenWithFullStrengthIsReadInTheSameRow) {
   for (const int32_t rows_per_call : {1, 64}) {
@@ -502,7 +516,7 @@ TEST(FastWeightLaws, TotalDecayForgetsAllThatWasBefore) {
 }
 
 TEST(FastWeightTest, ABF16StateIsRoundedOnceAtTheEndOfAChunk) {
-  for (const UpdateRule rule : {kSum, kDelta, kGated, kChannel, kLowRank}) {
+  for (const UpdateRule rule : {kSum, kDelta, kGated, kChannel, kLowRank, kChannelSum}) {
     for (const int32_t length : {1, 64}) {
       Call rounded({.name = "", .rule = rule, .lengths = {length}, .dtype = kBF16});
       Call exact({.name = "", .rule = rule, .lengths = {length}});

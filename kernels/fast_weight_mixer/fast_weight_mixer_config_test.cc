@@ -74,7 +74,7 @@ TEST(HasFusedSteps, OfMixersThatABlockCanDoAlone) {
   mixer.memory.shape.key_dim = 48;
   EXPECT_FALSE(HasFusedSteps(mixer)) << "no rows in registers";
 
-  for (const UpdateRule rule : {UpdateRule::kChannelGatedDelta, UpdateRule::kLowRank}) {
+  for (const UpdateRule rule : {UpdateRule::kChannelGatedDelta, UpdateRule::kLowRank, UpdateRule::kChannelGatedSum}) {
     mixer = Plain();
     mixer.memory.rule = rule;
     EXPECT_FALSE(HasFusedSteps(mixer));

@@ -22,6 +22,8 @@ const char* NameOf(UpdateRule rule) {
       return "channel_gated_delta";
     case UpdateRule::kLowRank:
       return "low_rank";
+    case UpdateRule::kChannelGatedSum:
+      return "channel_gated_sum";
   }
   return "?";
 }
