@@ -35,7 +35,12 @@ cudaError_t RunRows(const FastWeightParams& p, RowsTaken taken, RowsForm form, c
     if (params.fetches) shape.shared_bytes = bytes;
   }
   return WithRuleAndType(p, [&]<UpdateRule kRule, typename Stored>() {
-    if (config.key_dim == 0) return Launch(FastWeightAnyRowsKernel<kRule, Stored>, shape, target, params);
+    if (config.key_dim == 0) {
+      if constexpr (HasSubSteps(kRule)) {
+        if (p.sub_steps > 1) return Launch(FastWeightAnyRowsKernel<kRule, Stored, true>, shape, target, params);
+      }
+      return Launch(FastWeightAnyRowsKernel<kRule, Stored, false>, shape, target, params);
+    }
     return WithKeyDim<16, 32, 64, 128, 256>(config.key_dim, [&]<int kK>() {
       const auto launch = [&]<RowsForm kForm>() {
         return Launch(FastWeightRowsKernel<kK, kRule, Stored, kForm>, shape, target, params);
@@ -95,16 +100,18 @@ __global__ void __launch_bounds__(kAdvanceThreads) AdvanceReplayKernel(AdvanceRe
 }  // namespace
 
 cudaError_t Run(const FastWeightParams& p, const Target& target) {
+  if (p.sub_steps < 1 || (p.sub_steps > 1 && !HasSubSteps(p.rule))) return cudaErrorInvalidValue;
   const bool replay = p.replay.interval > 1;
-  if (replay && !HasReplayForm(p.shape, p.rule)) return cudaErrorInvalidValue;
+  if (replay && !HasReplayForm(p.shape, p.rule, p.sub_steps)) return cudaErrorInvalidValue;
+  const RowsForm step = p.sub_steps > 1 ? RowsForm::kRows : RowsForm::kStep;
   FastWeightParams steps = p, rest = p;
   rest.rows = p.rows.AfterSteps();
   steps.rows.num_sequences -= rest.rows.num_sequences;
-  cudaError_t error = RunRows(steps, RowsTaken::kAll, replay ? RowsForm::kReplayStep : RowsForm::kStep, target);
+  cudaError_t error = RunRows(steps, RowsTaken::kAll, replay ? RowsForm::kReplayStep : step, target);
   if (error != cudaSuccess || rest.rows.num_sequences == 0) return error;
   if (replay) error = RunRows(rest, RowsTaken::kNone, RowsForm::kReplayStep, target);
   if (error != cudaSuccess) return error;
-  if (!HasChunkForm(p.shape.key_dim, p.rule, target.shared_bytes_per_block)) {
+  if (!HasChunkForm(p.shape.key_dim, p.rule, p.sub_steps, target.shared_bytes_per_block)) {
     return RunRows(rest, RowsTaken::kAll, RowsForm::kRows, target);
   }
   error = RunChunks(rest, target);

@@ -11,14 +11,17 @@
 //                                                            diagonal plus low rank (RWKV-7)
 //   output               o_t = S_t q_t                       (read after write)
 //
+// A row may write several times (sub-steps; Gated DeltaProduct): S decays once, before the first write, takes in the
+// keys and values of the row one after the other by the rule without its decay, and is read after the last.
+//
 // S is value x key, one matrix per value head; with more value heads than heads, value head j uses the q and k of head
 // floor(j * heads / value_heads).
 //
 // A sequence's rows are taken in chunks of kChunk counted from its first row in the call. A chunk of one row is a step;
 // a longer one uses the parallel (WY) form, solved by forward substitution, or, with decays by channel, goes row by row
-// with the state at hand; see README.md. Forms differ by rounding only. The bits of a sequence's outputs and state
-// depend on its own rows and state alone: not on other sequences, not on the number of threads, and not on whether its
-// chunks come in one call or in several.
+// with the state at hand, as it does with several writes to a row; see README.md. Forms differ by rounding only. The
+// bits of a sequence's outputs and state depend on its own rows and state alone: not on other sequences, not on the
+// number of threads, and not on whether its chunks come in one call or in several.
 //
 // S is kept as float32, or as bfloat16, which halves what a step reads and writes: it is then rounded to nearest, ties
 // to even, at the end of each chunk (docs/numerics.md has what that costs). Arithmetic is float32 in any case.
@@ -42,6 +45,15 @@ constexpr bool DecaysChannels(UpdateRule rule) {
   return rule == UpdateRule::kChannelGatedDelta || rule == UpdateRule::kLowRank || rule == UpdateRule::kChannelGatedSum;
 }
 constexpr bool Decays(UpdateRule rule) { return DecaysHeads(rule) || DecaysChannels(rule); }
+
+// What a row's writes after the first go by.
+constexpr UpdateRule WithoutDecay(UpdateRule rule) {
+  if (!Decays(rule) || rule == UpdateRule::kLowRank) return rule;
+  return Corrects(rule) ? UpdateRule::kDelta : UpdateRule::kSum;
+}
+
+// Whether a row may have several writes.
+constexpr bool HasSubSteps(UpdateRule rule) { return rule != UpdateRule::kLowRank; }
 
 struct FastWeightShape {
   int32_t heads = 0;        // of q and k
@@ -69,9 +81,9 @@ struct FastWeightReplay {
 // Key sizes for which a device keeps rows of the state in registers.
 constexpr bool HasRegisterForm(int32_t K) { return K == 16 || K == 32 || K == 64 || K == 128 || K == 256; }
 
-// Whether a device has the replay form for such heads.
-constexpr bool HasReplayForm(const FastWeightShape& shape, UpdateRule rule) {
-  return HasRegisterForm(shape.key_dim) && !DecaysChannels(rule);
+// Whether a device has the replay form for such heads and as many writes to a row.
+constexpr bool HasReplayForm(const FastWeightShape& shape, UpdateRule rule, int32_t sub_steps = 1) {
+  return HasRegisterForm(shape.key_dim) && !DecaysChannels(rule) && sub_steps == 1;
 }
 
 struct FastWeightParams {
@@ -79,17 +91,18 @@ struct FastWeightParams {
 
   FastWeightShape shape;
   UpdateRule rule = UpdateRule::kDelta;
+  int32_t sub_steps = 1;  // writes to a row; more than one if HasSubSteps(rule)
   RaggedRows rows;
   StatePiece state;  // [value_heads, V, K] per slot, f32 or bf16; updated in place
   // Rows of each; strides in floats between rows. q and k come mapped, normalised and scaled.
   const float* q = nullptr;  // [rows, heads, K]
   int64_t ldq = 0;
-  const float* k = nullptr;  // [rows, heads, K]
+  const float* k = nullptr;  // [rows, sub_steps, heads, K]
   int64_t ldk = 0;
-  const float* v = nullptr;  // [rows, value_heads, V]
+  const float* v = nullptr;  // [rows, sub_steps, value_heads, V]
   int64_t ldv = 0;
   // Contiguous. Null: the rule has none.
-  const float* beta = nullptr;       // [rows, value_heads]
+  const float* beta = nullptr;       // [rows, sub_steps, value_heads]
   const float* log_decay = nullptr;  // [rows, value_heads], or [rows, value_heads, K] by channel; all <= 0
   const float* remove = nullptr;     // [rows, value_heads, K], of kLowRank
   const float* insert = nullptr;     // [rows, value_heads, K], of kLowRank

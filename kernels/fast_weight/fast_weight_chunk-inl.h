@@ -134,7 +134,7 @@ void ScoreBlock(const HeadRows& head, const float* a, int64_t lda, int64_t n, in
     SetZero(sums);
     MultiplyAdd(sums, a + i * lda, lda, 1, scratch.key_by_channel + j, kChunk, head.key_dim);
     for (int r = 0; r < kRows; ++r) {
-      const V factor = hn::Set(d, kForSolve ? -head.beta[(i + r) * head.ldgate] : 1.0f);
+      const V factor = hn::Set(d, kForSolve ? -head.beta[(i + r) * head.ldbeta] : 1.0f);
       for (int m = 0; m < kVectors; ++m) {
         const int64_t at = (i + r) * kChunk + j + m * kLanes;
         V score = sums[r][m];
@@ -195,7 +195,7 @@ void ChunkBlock(const HeadRows& head, int64_t n, int32_t v, int32_t width, const
         V value = LoadPart(head.v + (i + r) * head.ldv + v + m * kLanes, width - m * kLanes);
         if (head.rule != UpdateRule::kSum) {
           value = hn::NegMulAdd(hn::Set(d, scratch.from_start[i + r]), sums[r][m], value);
-          value = hn::Mul(hn::Set(d, head.beta[(i + r) * head.ldgate]), value);
+          value = hn::Mul(hn::Set(d, head.beta[(i + r) * head.ldbeta]), value);
         }
         sums[r][m] = value;
       }

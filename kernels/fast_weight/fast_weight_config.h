@@ -21,7 +21,7 @@ struct FastWeightRowsConfig {
   int32_t blocks_per_head = 0;
 };
 
-// Forms of the kernel: one row at most, the same in the replay form, or any number.
+// Forms of the kernel: one row at most, the same in the replay form, or any number, and of writes to each.
 enum class RowsForm : uint8_t { kStep, kReplayStep, kRows };
 
 // Blocks that a multiprocessor is to hold at once: while one waits for its loads, others compute and store. Four leave
@@ -98,8 +98,8 @@ constexpr int32_t ChunkValuesOf(const FastWeightShape& shape, int32_t num_sequen
 }
 
 // Else chunks are taken row by row, with the state kept in registers.
-constexpr bool HasChunkForm(int32_t key_dim, UpdateRule rule, int64_t shared_bytes_per_block) {
-  return (key_dim == 64 || key_dim == 128 || key_dim == 256) && !DecaysChannels(rule) &&
+constexpr bool HasChunkForm(int32_t key_dim, UpdateRule rule, int32_t sub_steps, int64_t shared_bytes_per_block) {
+  return (key_dim == 64 || key_dim == 128 || key_dim == 256) && !DecaysChannels(rule) && sub_steps == 1 &&
          ChunkLayoutOf(key_dim, key_dim == 256 ? 32 : 64).bytes <= shared_bytes_per_block;
 }
 

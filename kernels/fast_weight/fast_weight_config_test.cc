@@ -39,11 +39,18 @@ TEST(FastWeightConfig, AChunksArraysLieApartAndFitTheDevicesTheyAreFor) {
     EXPECT_EQ(layout.value_stride % 32, 8) << "nor do those of 4 rows and 4 pairs";
     EXPECT_LE(layout.bytes, 227 << 10) << "a block of compute capability 9.0";
   }
-  EXPECT_TRUE(HasChunkForm(128, UpdateRule::kDelta, 163 << 10)) << "a block of compute capability 8.0";
-  EXPECT_FALSE(HasChunkForm(256, UpdateRule::kDelta, 163 << 10));
-  EXPECT_FALSE(HasChunkForm(48, UpdateRule::kDelta, 227 << 10));
-  EXPECT_FALSE(HasChunkForm(128, UpdateRule::kChannelGatedDelta, 227 << 10));
-  EXPECT_FALSE(HasChunkForm(128, UpdateRule::kChannelGatedSum, 227 << 10));
+  EXPECT_TRUE(HasChunkForm(128, UpdateRule::kDelta, 1, 163 << 10)) << "a block of compute capability 8.0";
+  EXPECT_FALSE(HasChunkForm(256, UpdateRule::kDelta, 1, 163 << 10));
+  EXPECT_FALSE(HasChunkForm(48, UpdateRule::kDelta, 1, 227 << 10));
+  EXPECT_FALSE(HasChunkForm(128, UpdateRule::kChannelGatedDelta, 1, 227 << 10));
+  EXPECT_FALSE(HasChunkForm(128, UpdateRule::kChannelGatedSum, 1, 227 << 10));
+}
+
+TEST(FastWeightConfig, SeveralWritesToARowGoRowByRowAndAreWrittenAtEveryStep) {
+  EXPECT_FALSE(HasChunkForm(128, UpdateRule::kGatedDelta, 2, 227 << 10));
+  const FastWeightShape shape{.heads = 1, .value_heads = 1, .key_dim = 128, .value_dim = 128};
+  EXPECT_TRUE(HasReplayForm(shape, UpdateRule::kGatedDelta, 1));
+  EXPECT_FALSE(HasReplayForm(shape, UpdateRule::kGatedDelta, 2));
 }
 
 TEST(FastWeightConfig, ManyHeadsHaveMoreValuesToABlock) {

@@ -28,6 +28,8 @@ void Chunks(const HeadRows& head, float* scratch) {
       Step<kRule, T>(rest, 0, head.value_dim, scratch);
     } else if constexpr (DecaysChannels(kRule)) {
       Scan<kRule, T>(rest, n, scratch);
+    } else if (head.sub_steps > 1) {
+      Scan<kRule, T>(rest, n, scratch);
     } else {
       Chunk<T>(rest, n, scratch);
     }
@@ -35,7 +37,7 @@ void Chunks(const HeadRows& head, float* scratch) {
 }
 
 int64_t ScratchFloats(int32_t key_dim) {
-  return std::max({ChunkScratch::Floats(key_dim), ScanScratch::Floats(key_dim), int64_t{key_dim}});
+  return std::max({ChunkScratch::Floats(key_dim), ScanScratch::Floats(key_dim), StepScratchFloats(key_dim)});
 }
 
 template <UpdateRule kRule>
@@ -99,14 +101,19 @@ HeadRows HeadOf(const FastWeightParams& params, int32_t sequence, int32_t value_
   head.key_dim = K;
   head.value_dim = V;
   head.rows = params.rows.length(sequence);
+  head.sub_steps = params.sub_steps;
   head.q = params.q + row * params.ldq + key_head * K;
   head.ldq = params.ldq;
   head.k = params.k + row * params.ldk + key_head * K;
   head.ldk = params.ldk;
+  head.next_k = int64_t{heads} * K;
   head.v = params.v + row * params.ldv + int64_t{value_head} * V;
   head.ldv = params.ldv;
+  head.next_v = int64_t{value_heads} * V;
   const int64_t gate = row * value_heads + value_head;
-  if (Corrects(params.rule)) head.beta = params.beta + gate;
+  if (Corrects(params.rule)) head.beta = params.beta + row * params.sub_steps * value_heads + value_head;
+  head.ldbeta = int64_t{params.sub_steps} * value_heads;
+  head.next_beta = value_heads;
   if (DecaysHeads(params.rule)) head.log_decay = params.log_decay + gate;
   if (DecaysChannels(params.rule)) head.log_decay = params.log_decay + gate * K;
   if (params.rule == UpdateRule::kLowRank) {
@@ -124,7 +131,8 @@ HeadRows HeadOf(const FastWeightParams& params, int32_t sequence, int32_t value_
 
 // Cost of one head of a sequence, in rows of the state stepped.
 int64_t CostOf(const FastWeightParams& params, int32_t sequence) {
-  const int64_t steps = (params.rows.length(sequence) + kChunkRowsPerStep - 1) / kChunkRowsPerStep;
+  const int64_t rows = params.rows.length(sequence);
+  const int64_t steps = rows <= 1 ? rows : (rows * params.sub_steps + kChunkRowsPerStep - 1) / kChunkRowsPerStep;
   return steps * params.shape.value_dim;
 }
 
@@ -143,6 +151,7 @@ void AdvanceReplay(const ExecContext& ctx, const AdvanceReplayParams& params) {
 void FastWeight(const ExecContext& ctx, const FastWeightParams& params) {
   if (ctx.device != nullptr) return ctx.device->Run(params);
   PALIMPSEST_CHECK(params.replay.interval == 1);
+  PALIMPSEST_CHECK(params.sub_steps == 1 || (params.sub_steps > 1 && HasSubSteps(params.rule)));
   PALIMPSEST_CHECK(params.state.dtype == DType::kF32 || params.state.dtype == DType::kBF16);
   const int32_t value_heads = params.shape.value_heads;
   const int64_t K = params.shape.key_dim;

@@ -8,20 +8,26 @@
 
 namespace palimpsest {
 
-// The rows of one sequence, reduced to one head. Pointers are to the first row; gates are `ldgate` floats apart, what
-// comes by channel, log-decays among it then, `ldchannels`.
+// The rows of one sequence, reduced to one head. Pointers are to the first row and its first write; decays of heads are
+// `ldgate` floats apart, what comes by channel, log-decays among it then, `ldchannels`. From one write of a row to the
+// next it is the fields that begin with `next_`.
 struct HeadRows {
   UpdateRule rule = UpdateRule::kDelta;
   int32_t key_dim = 0;
   int32_t value_dim = 0;
   int32_t rows = 0;
+  int32_t sub_steps = 1;
   const float* q = nullptr;
   int64_t ldq = 0;
   const float* k = nullptr;
   int64_t ldk = 0;
+  int64_t next_k = 0;
   const float* v = nullptr;
   int64_t ldv = 0;
+  int64_t next_v = 0;
   const float* beta = nullptr;
+  int64_t ldbeta = 0;
+  int64_t next_beta = 0;
   const float* log_decay = nullptr;
   int64_t ldgate = 0;
   const float* remove = nullptr;
@@ -42,12 +48,22 @@ struct HeadRows {
     rest.q += row * ldq;
     rest.k += row * ldk;
     rest.v += row * ldv;
-    if (beta != nullptr) rest.beta += row * ldgate;
+    if (beta != nullptr) rest.beta += row * ldbeta;
     if (log_decay != nullptr) rest.log_decay += row * (DecaysChannels(rule) ? ldchannels : ldgate);
     if (remove != nullptr) rest.remove += row * ldchannels;
     if (insert != nullptr) rest.insert += row * ldchannels;
     rest.out += row * ldout;
     return rest;
+  }
+
+  // With the j-th write of each row as its first.
+  HeadRows SubStep(int32_t j) const {
+    HeadRows write = *this;
+    write.sub_steps -= j;
+    write.k += j * next_k;
+    write.v += j * next_v;
+    if (beta != nullptr) write.beta += j * next_beta;
+    return write;
   }
 };
 

@@ -18,27 +18,30 @@ void RunHead(const FastWeightParams& p, int32_t s, int32_t h) {
   for (int64_t row = p.rows.row_begin[s]; row < p.rows.row_begin[s + 1]; ++row) {
     const int64_t gate = row * value_heads + h;
     const float* const q = p.q + row * p.ldq + key_head * K;
-    const float* const k = p.k + row * p.ldk + key_head * K;
-    const float* const v = p.v + row * p.ldv + int64_t{h} * V;
     float* const out = p.out + row * p.ldout + int64_t{h} * V;
     for (int32_t c = 0; c < K; ++c) {
       if (DecaysHeads(p.rule)) decay[c] = std::exp(double{p.log_decay[gate]});
       if (DecaysChannels(p.rule)) decay[c] = std::exp(double{p.log_decay[gate * K + c]});
     }
-    for (int32_t i = 0; i < V; ++i) {
-      double* const S_i = S.data() + int64_t{i} * K;
-      double u = v[i], removed = 0.0, read = 0.0, o = 0.0;
-      for (int32_t c = 0; c < K; ++c) {
-        if (p.rule == UpdateRule::kLowRank) removed += S_i[c] * p.remove[gate * K + c];
-        read += decay[c] * S_i[c] * k[c];
+    for (int32_t j = 0; j < p.sub_steps; ++j) {
+      const float* const k = p.k + row * p.ldk + (int64_t{j} * heads + key_head) * K;
+      const float* const v = p.v + row * p.ldv + (int64_t{j} * value_heads + h) * V;
+      for (int32_t i = 0; i < V; ++i) {
+        double* const S_i = S.data() + int64_t{i} * K;
+        double u = v[i], removed = 0.0, read = 0.0, o = 0.0;
+        for (int32_t c = 0; c < K; ++c) {
+          if (p.rule == UpdateRule::kLowRank) removed += S_i[c] * p.remove[gate * K + c];
+          read += decay[c] * S_i[c] * k[c];
+        }
+        if (Corrects(p.rule)) u = p.beta[(row * p.sub_steps + j) * value_heads + h] * (v[i] - read);
+        for (int32_t c = 0; c < K; ++c) {
+          S_i[c] = decay[c] * S_i[c] + u * k[c];
+          if (p.rule == UpdateRule::kLowRank) S_i[c] += removed * p.insert[gate * K + c];
+          o += S_i[c] * q[c];
+        }
+        out[i] = static_cast<float>(o);
       }
-      if (Corrects(p.rule)) u = p.beta[gate] * (v[i] - read);
-      for (int32_t c = 0; c < K; ++c) {
-        S_i[c] = decay[c] * S_i[c] + u * k[c];
-        if (p.rule == UpdateRule::kLowRank) S_i[c] += removed * p.insert[gate * K + c];
-        o += S_i[c] * q[c];
-      }
-      out[i] = static_cast<float>(o);
+      decay.assign(K, 1.0);
     }
   }
   for (size_t i = 0; i < S.size(); ++i) PutFloat(static_cast<float>(S[i]), state[i]);

@@ -94,12 +94,13 @@ struct RowInputs {
   float remove[In::kFloats];
   float insert[In::kFloats];
 
-  __device__ __forceinline__ void Load(const FastWeightParams& p, int64_t row, int value_head, int lane, bool aligned) {
+  // With the first of the row's `sub_steps` writes.
+  __device__ __forceinline__ void Load(const FastWeightParams& p, int64_t row, int value_head, int sub_steps, int lane,
+                                       bool aligned) {
     const int64_t head = int64_t{value_head} * p.shape.heads / p.shape.value_heads;
     const int64_t gate = row * p.shape.value_heads + value_head;
-    In::Load(p.k + row * p.ldk + head * kK, lane, aligned, k);
+    LoadWrite(p, row, value_head, 0, sub_steps, lane, aligned);
     In::Load(p.q + row * p.ldq + head * kK, lane, aligned, q);
-    if constexpr (Corrects(kRule)) beta = p.beta[gate];
     if constexpr (DecaysHeads(kRule)) decay = DecayOf(p.log_decay[gate]);
     if constexpr (DecaysChannels(kRule)) {
       In::Load(p.log_decay + gate * kK, lane, aligned, channel_decay);
@@ -110,6 +111,14 @@ struct RowInputs {
       In::Load(p.remove + gate * kK, lane, aligned, remove);
       In::Load(p.insert + gate * kK, lane, aligned, insert);
     }
+  }
+
+  // What one of the row's writes brings.
+  __device__ __forceinline__ void LoadWrite(const FastWeightParams& p, int64_t row, int value_head, int sub_step,
+                                            int sub_steps, int lane, bool aligned) {
+    const int64_t head = int64_t{value_head} * p.shape.heads / p.shape.value_heads;
+    In::Load(p.k + row * p.ldk + (int64_t{sub_step} * p.shape.heads + head) * kK, lane, aligned, k);
+    if constexpr (Corrects(kRule)) beta = p.beta[(row * sub_steps + sub_step) * p.shape.value_heads + value_head];
   }
 };
 
@@ -148,14 +157,16 @@ struct RowsInRegisters {
     }
   }
 
-  // Row n of S takes in the row in time; `u` comes as v's element and goes as what was written under k.
+  // Row n of S takes in the row in time, or, without the decay, a write of it after the first; `u` comes as v's element
+  // and goes as what was written under k.
+  template <bool kDecays = true>
   __device__ __forceinline__ void Write(int n, const RowInputs<kK, kRule, Stored>& in, float& u) {
     float(&row)[In::kFloats] = S[n];
-    if constexpr (DecaysHeads(kRule)) {
+    if constexpr (kDecays && DecaysHeads(kRule)) {
 #pragma unroll
       for (float& value : row) value *= in.decay;
     }
-    if constexpr (DecaysChannels(kRule) && kRule != UpdateRule::kLowRank) {
+    if constexpr (kDecays && DecaysChannels(kRule) && kRule != UpdateRule::kLowRank) {
 #pragma unroll
       for (int i = 0; i < In::kFloats; ++i) row[i] *= in.channel_decay[i];
     }
@@ -170,12 +181,13 @@ struct RowsInRegisters {
 
   // The first `rows` take in a row in time, with v's elements from `v` on. What is written under k goes to `written`,
   // too, unless that is null.
+  template <bool kDecays = true>
   __device__ __forceinline__ void Write(const RowInputs<kK, kRule, Stored>& in, int lane, int rows, const float* v,
                                         float* written) {
 #pragma unroll
     for (int n = 0; n < kRows; ++n) {
       float u = n < rows ? v[n] : 0.0f;
-      Write(n, in, u);
+      Write<kDecays>(n, in, u);
       if (written != nullptr && lane == 0 && n < rows) written[n] = u;
     }
   }

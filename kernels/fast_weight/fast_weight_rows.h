@@ -4,6 +4,7 @@
 //   1. k, q (spread over the lanes of a state row), v, beta, decay, or what else the rule has
 //   2. S k, summed over the lanes                     u = beta (v - a S k)
 //   3. S <- a S + u k, and S q of what was written    out
+// With several writes to a row, 2 and the first half of 3 come once for each, the decay with the first.
 // The state is read once before the first row and written once after the last: 16 bytes a lane, kRowsPerThread rows'
 // loads in flight.
 #pragma once
@@ -92,11 +93,19 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, RowsBlocks
   for (int32_t r = task.row_begin; r < task.row_end; ++r) {
     const int64_t column = int64_t{task.value_head} * V + first;
     RowInputs<kK, kRule, Stored> in;
-    in.Load(p, r, task.value_head, lane, params.aligned);
+    in.Load(p, r, task.value_head, kForm == RowsForm::kRows ? p.sub_steps : 1, lane, params.aligned);
     if constexpr (kReplay) {
       if (!write && first == 0) entries.Keep(in, lane);
     }
     rows.Write(in, lane, count, p.v + r * p.ldv + column, written);
+    if constexpr (kForm == RowsForm::kRows && HasSubSteps(kRule)) {
+#pragma unroll 1
+      for (int32_t j = 1; j < p.sub_steps; ++j) {
+        in.LoadWrite(p, r, task.value_head, j, p.sub_steps, lane, params.aligned);
+        const float* const v = p.v + r * p.ldv + int64_t{j} * p.shape.value_heads * V + column;
+        rows.template Write<false>(in, lane, count, v, nullptr);
+      }
+    }
     rows.Read(in.q, lane, count, p.out + r * p.ldout + column);
     if constexpr (kForm != RowsForm::kRows) break;
     if ((r - task.row_begin) % FastWeightParams::kChunk == FastWeightParams::kChunk - 1) rows.Round();
@@ -104,8 +113,49 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, RowsBlocks
   if (write) rows.Store(lane, count, state);
 }
 
-// Any key size: a warp has one row of the state, which stays in memory, where it is rounded after every row in time.
-template <UpdateRule kRule, typename Stored>
+// One write to a row S of the state, which stays in memory, by a warp: write number j of row r in time. Returns the
+// lane's part of S q after it.
+template <UpdateRule kRule, typename Stored, bool kSeveralWrites>
+__device__ __forceinline__ float WriteAnyRow(const FastWeightParams& p, int32_t r, int32_t j, int32_t value_head,
+                                             int32_t v, Stored* S) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, K = p.shape.key_dim, V = p.shape.value_dim;
+  const int64_t h = int64_t{value_head} * p.shape.heads / p.shape.value_heads;
+  const float* const k = p.k + r * p.ldk + (int64_t{j} * p.shape.heads + h) * K;
+  const float* const q = p.q + r * p.ldq + h * K;
+  const int64_t gate = int64_t{r} * p.shape.value_heads + value_head;
+  const auto decayed = [&](int i) {
+    const float stored = FloatFrom(S[i]);
+    if (kSeveralWrites && j > 0) return stored;
+    if constexpr (DecaysHeads(kRule)) return DecayOf(p.log_decay[gate]) * stored;
+    if constexpr (DecaysChannels(kRule)) return DecayOf(p.log_decay[gate * K + i]) * stored;
+    return stored;
+  };
+  float u = p.v[r * p.ldv + (int64_t{j} * p.shape.value_heads + value_head) * V + v];
+  float removed = 0.0f;
+  if constexpr (Corrects(kRule)) {
+    float read = 0.0f;
+    for (int i = lane; i < K; i += kWarp) read = fmaf(decayed(i), k[i], read);
+    const int64_t write = kSeveralWrites ? int64_t{r} * p.sub_steps + j : r;
+    u = p.beta[write * p.shape.value_heads + value_head] * (u - GroupSum<kWarp>(read));
+  }
+  if constexpr (kRule == UpdateRule::kLowRank) {
+    for (int i = lane; i < K; i += kWarp) removed = fmaf(FloatFrom(S[i]), p.remove[gate * K + i], removed);
+    removed = GroupSum<kWarp>(removed);
+  }
+  float out = 0.0f;
+  for (int i = lane; i < K; i += kWarp) {
+    float written = decayed(i);
+    if constexpr (kRule == UpdateRule::kLowRank) written = fmaf(removed, p.insert[gate * K + i], written);
+    written = fmaf(u, k[i], written);
+    PutFloat(written, S[i]);
+    out = fmaf(written, q[i], out);
+  }
+  return out;
+}
+
+// Any key size: a warp has one row of the state, which is rounded after every write. With one write to a row in time,
+// the kernel has fewer registers.
+template <UpdateRule kRule, typename Stored, bool kSeveralWrites>
 __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads)
     FastWeightAnyRowsKernel(FastWeightRowsParams params) {
   AfterPrevious();
@@ -114,36 +164,12 @@ __global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads)
   const int lane = static_cast<int>(threadIdx.x) % kWarp, K = p.shape.key_dim, V = p.shape.value_dim;
   const int v = task.v_begin + static_cast<int>(threadIdx.x) / kWarp;
   if (task.row_begin == task.row_end || v >= V) return;
-  const int64_t h = int64_t{task.value_head} * p.shape.heads / p.shape.value_heads;
   Stored* const S = p.state.At<Stored>(task.slot) + (int64_t{task.value_head} * V + v) * K;
   for (int32_t r = task.row_begin; r < task.row_end; ++r) {
-    const float* const k = p.k + r * p.ldk + h * K;
-    const float* const q = p.q + r * p.ldq + h * K;
-    const int64_t gate = int64_t{r} * p.shape.value_heads + task.value_head;
-    const auto decayed = [&](int i) {
-      const float stored = FloatFrom(S[i]);
-      if constexpr (DecaysHeads(kRule)) return DecayOf(p.log_decay[gate]) * stored;
-      if constexpr (DecaysChannels(kRule)) return DecayOf(p.log_decay[gate * K + i]) * stored;
-      return stored;
-    };
-    float u = p.v[r * p.ldv + int64_t{task.value_head} * V + v];
-    float removed = 0.0f;
-    if constexpr (Corrects(kRule)) {
-      float read = 0.0f;
-      for (int i = lane; i < K; i += kWarp) read = fmaf(decayed(i), k[i], read);
-      u = p.beta[gate] * (u - GroupSum<kWarp>(read));
-    }
-    if constexpr (kRule == UpdateRule::kLowRank) {
-      for (int i = lane; i < K; i += kWarp) removed = fmaf(FloatFrom(S[i]), p.remove[gate * K + i], removed);
-      removed = GroupSum<kWarp>(removed);
-    }
     float out = 0.0f;
-    for (int i = lane; i < K; i += kWarp) {
-      float written = decayed(i);
-      if constexpr (kRule == UpdateRule::kLowRank) written = fmaf(removed, p.insert[gate * K + i], written);
-      written = fmaf(u, k[i], written);
-      PutFloat(written, S[i]);
-      out = fmaf(written, q[i], out);
+#pragma unroll 1
+    for (int32_t j = 0; j < (kSeveralWrites ? p.sub_steps : 1); ++j) {
+      out = WriteAnyRow<kRule, Stored, kSeveralWrites>(p, r, j, task.value_head, v, S);
     }
     out = GroupSum<kWarp>(out);
     if (lane == 0) p.out[r * p.ldout + int64_t{task.value_head} * V + v] = out;

@@ -12,6 +12,7 @@
 #include <random>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels/common/aligned_buffer.h"
@@ -56,13 +57,15 @@ struct Case {
   Keys keys = Keys::kUnit;
   Decay decay = Decay::kMild;
   DType dtype = DType::kF32;  // of the states
+  int32_t sub_steps = 1;
   double tolerance = 3e-6;
   friend void PrintTo(const Case& c, std::ostream* os) { *os << c.name; }
 };
 
 // The inputs of a call, and its outputs, which start as NaN. Sequence s uses slot (3 s + 1) of twice as many as needed.
 struct Call {
-  explicit Call(const Case& c, uint32_t seed = 1) : shape(c.shape), rule(c.rule), dtype(c.dtype) {
+  explicit Call(const Case& c, uint32_t seed = 1)
+      : shape(c.shape), rule(c.rule), sub_steps(c.sub_steps), dtype(c.dtype) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
@@ -75,7 +78,7 @@ struct Call {
     for (float& value : q) value = normal(random) / std::sqrt(static_cast<float>(K));
     std::vector<float> common(K);
     for (float& value : common) value = normal(random);
-    k.resize(q.size());
+    k.resize(q.size() * sub_steps);
     for (int64_t at = 0; at < static_cast<int64_t>(k.size()); at += K) {
       double squares = 0.0;
       for (int32_t i = 0; i < K; ++i) {
@@ -84,11 +87,11 @@ struct Call {
       }
       for (int32_t i = 0; i < K; ++i) k[at + i] = static_cast<float>(k[at + i] / std::sqrt(squares));
     }
-    v.resize(rows * shape.value_heads * shape.value_dim);
+    v.resize(rows * sub_steps * shape.value_heads * shape.value_dim);
     for (float& value : v) value = normal(random);
-    beta.resize(rows * shape.value_heads);
+    beta.resize(rows * sub_steps * shape.value_heads);
     for (float& value : beta) value = c.max_beta * uniform(random);
-    log_decay.resize(beta.size() * (DecaysChannels(rule) ? K : 1));
+    log_decay.resize(rows * shape.value_heads * (DecaysChannels(rule) ? K : 1));
     for (float& value : log_decay) {
       value = c.decay == Decay::kStrong ? -5.0f - 15.0f * uniform(random) : -0.1f * uniform(random);
       if (c.decay == Decay::kMixed && uniform(random) < 0.1f) value = -1000.0f;
@@ -110,7 +113,7 @@ struct Call {
         }
       }
     }
-    out.assign(v.size(), kNaN);
+    out.assign(v.size() / sub_steps, kNaN);
     std::vector<float> before((3 * slot.size() + 1) * slot_floats());
     for (float& value : before) value = normal(random);
     SetStates(before);
@@ -138,6 +141,7 @@ struct Call {
     FastWeightParams params;
     params.shape = shape;
     params.rule = rule;
+    params.sub_steps = sub_steps;
     params.rows = {static_cast<int32_t>(slot.size()), row_begin.data(), slot.data()};
     params.state = {dtype == DType::kF32 ? reinterpret_cast<std::byte*>(states.data())
                                          : reinterpret_cast<std::byte*>(rounded_states.data()),
@@ -145,15 +149,15 @@ struct Call {
     params.q = q.data();
     params.ldq = shape.heads * shape.key_dim;
     params.k = k.data();
-    params.ldk = params.ldq;
+    params.ldk = sub_steps * params.ldq;
     params.v = v.data();
-    params.ldv = shape.value_heads * shape.value_dim;
+    params.ldv = int64_t{sub_steps} * shape.value_heads * shape.value_dim;
     params.beta = Corrects(rule) ? beta.data() : nullptr;
     params.log_decay = Decays(rule) ? log_decay.data() : nullptr;
     params.remove = rule == UpdateRule::kLowRank ? remove.data() : nullptr;
     params.insert = rule == UpdateRule::kLowRank ? insert.data() : nullptr;
     params.out = out.data();
-    params.ldout = params.ldv;
+    params.ldout = shape.value_heads * shape.value_dim;
     return params;
   }
 
@@ -167,7 +171,7 @@ struct Call {
     params.k += row * params.ldk;
     params.v += row * params.ldv;
     const int64_t channels = int64_t{shape.value_heads} * shape.key_dim;
-    if (params.beta != nullptr) params.beta += row * shape.value_heads;
+    if (params.beta != nullptr) params.beta += row * sub_steps * shape.value_heads;
     if (params.log_decay != nullptr) params.log_decay += row * (DecaysChannels(rule) ? channels : shape.value_heads);
     if (params.remove != nullptr) params.remove += row * channels;
     if (params.insert != nullptr) params.insert += row * channels;
@@ -194,6 +198,7 @@ struct Call {
 
   FastWeightShape shape;
   UpdateRule rule;
+  int32_t sub_steps;
   DType dtype;
   std::vector<int32_t> row_begin, slot;
   std::vector<float> q, k, v, beta, log_decay, remove, insert, out;
@@ -316,6 +321,67 @@ const Case kCases[] = {
      .lengths = {1, 2, 65},
      .dtype = kBF16,
      .tolerance = 3 * kHalfUnit},
+    {.name = "two_writes", .lengths = {1, 65, 130}, .sub_steps = 2},
+    {.name = "three_writes_sum", .rule = kSum, .lengths = {1, 2, 65}, .sub_steps = 3},
+    {.name = "three_writes_gated_ragged", .rule = kGated, .lengths = {1, 0, 70, 1, 3, 64, 1, 65}, .sub_steps = 3},
+    {.name = "two_writes_gated_k128_v128", .rule = kGated, .shape = kShape128, .lengths = {1, 2, 65}, .sub_steps = 2},
+    {.name = "two_writes_gated_k7_v5",
+     .rule = kGated,
+     .shape = kShapeOdd,
+     .lengths = {1, 2, 65},
+     .sub_steps = 2,
+     .tolerance = 1e-5},
+    {.name = "three_writes_gated_shared_keys",
+     .rule = kGated,
+     .shape = kShapeShared,
+     .lengths = {1, 2, 65, 130},
+     .sub_steps = 3},
+    {.name = "two_writes_gated_everything_hard",
+     .rule = kGated,
+     .shape = kShape24x40,
+     .lengths = {1, 2, 64, 130},
+     .max_beta = 2.0f,
+     .keys = Keys::kNearlyEqual,
+     .decay = Decay::kMixed,
+     .sub_steps = 2,
+     .tolerance = 1e-5},
+    {.name = "three_writes_channel_ragged", .rule = kChannel, .lengths = {1, 0, 70, 1, 3, 64, 1, 65}, .sub_steps = 3},
+    {.name = "two_writes_channel_shared_keys",
+     .rule = kChannel,
+     .shape = kShapeShared,
+     .lengths = {1, 2, 65},
+     .sub_steps = 2},
+    {.name = "three_writes_channel_k24_v40",
+     .rule = kChannel,
+     .shape = kShape24x40,
+     .lengths = {1, 2, 65},
+     .sub_steps = 3},
+    {.name = "two_writes_channel_sum", .rule = kChannelSum, .lengths = {1, 2, 65, 130}, .sub_steps = 2},
+    {.name = "three_writes_channel_sum_k7_v5",
+     .rule = kChannelSum,
+     .shape = kShapeOdd,
+     .lengths = {1, 2, 65},
+     .sub_steps = 3,
+     .tolerance = 1e-5},
+    {.name = "bf16_two_writes_gated",
+     .rule = kGated,
+     .lengths = {1, 2, 64, 65, 130},
+     .dtype = kBF16,
+     .sub_steps = 2,
+     .tolerance = 3 * kHalfUnit},
+    {.name = "bf16_three_writes_channel",
+     .rule = kChannel,
+     .lengths = {1, 2, 64, 130},
+     .dtype = kBF16,
+     .sub_steps = 3,
+     .tolerance = 3 * kHalfUnit},
+    {.name = "bf16_two_writes_k7_v5",
+     .rule = kGated,
+     .shape = kShapeOdd,
+     .lengths = {1, 2, 3},
+     .dtype = kBF16,
+     .sub_steps = 2,
+     .tolerance = 4 * kHalfUnit},
     {.name = "bf16_k16_v16",
      .rule = kGated,
      .shape = kShape16,
@@ -394,7 +460,7 @@ TEST_P(FastWeightCase, ASequenceOfNaNStaysAlone) {
   const int32_t last = static_cast<int32_t>(clean.slot.size()) - 1;
   Call poisoned(GetParam());
   const int64_t value_floats = int64_t{poisoned.shape.value_heads} * poisoned.shape.value_dim;
-  std::fill(poisoned.v.begin() + poisoned.row_begin[last] * value_floats, poisoned.v.end(), kNaN);
+  std::fill(poisoned.v.begin() + poisoned.row_begin[last] * poisoned.sub_steps * value_floats, poisoned.v.end(), kNaN);
   poisoned.Run();
   const auto own_out = poisoned.out.begin() + poisoned.row_begin[last] * value_floats;
   const std::vector<float> expected = clean.States();
@@ -428,6 +494,22 @@ Call OrthonormalKeys(UpdateRule rule, int32_t K) {
   return call;
 }
 
+void ExpectRowsReadNothingOfTheRowsAfterThem(const Case& c) {
+  for (const int32_t good_rows : {1, 3, 8, 37, 64, 100}) {
+    Call clean(c), poisoned(c);
+    clean.Run();
+    for (std::vector<float>* values : {&poisoned.q, &poisoned.k, &poisoned.v, &poisoned.beta, &poisoned.log_decay,
+                                       &poisoned.remove, &poisoned.insert}) {
+      std::fill(values->begin() + values->size() / c.lengths[0] * good_rows, values->end(), kNaN);
+    }
+    poisoned.Run();
+    const size_t good_values = clean.out.size() / c.lengths[0] * good_rows;
+    clean.out.resize(good_values);
+    poisoned.out.resize(good_values);
+    EXPECT_TRUE(SameBits(poisoned.out, clean.out)) << good_rows << " rows";
+  }
+}
+
 class EveryRule : public testing::TestWithParam<UpdateRule> {};
 
 TEST_P(EveryRule, OrthonormalKeysReadBackExactlyWhatWasWritten) {
@@ -444,19 +526,58 @@ TEST_P(EveryRule, OrthonormalKeysReadBackExactlyWhatWasWritten) {
 }
 
 TEST_P(EveryRule, ARowReadsNothingOfTheRowsAfterIt) {
-  for (const int32_t good_rows : {1, 3, 8, 37, 64, 100}) {
-    Call clean({.name = "", .rule = GetParam(), .shape = kShape24x40, .lengths = {130}});
-    clean.Run();
-    Call poisoned({.name = "", .rule = GetParam(), .shape = kShape24x40, .lengths = {130}});
-    for (std::vector<float>* values : {&poisoned.q, &poisoned.k, &poisoned.v, &poisoned.beta, &poisoned.log_decay,
-                                       &poisoned.remove, &poisoned.insert}) {
-      std::fill(values->begin() + values->size() / 130 * good_rows, values->end(), kNaN);
+  ExpectRowsReadNothingOfTheRowsAfterThem({.name = "", .rule = GetParam(), .shape = kShape24x40, .lengths = {130}});
+}
+
+TEST_P(EveryRule, NorWithSeveralWrites) {
+  if (!HasSubSteps(GetParam())) GTEST_SKIP() << "one write to a row";
+  ExpectRowsReadNothingOfTheRowsAfterThem(
+      {.name = "", .rule = GetParam(), .shape = kShape24x40, .lengths = {130}, .sub_steps = 2});
+}
+
+// A call of one sequence whose first writes of a row have the row's decay and whose others have none, each as a row of
+// its own. Only the last write's q is a query.
+Call WritesAsRows(const Call& call) {
+  Call rows = call;
+  const int64_t n = call.sub_steps, query = call.q.size() / call.row_begin.back();
+  const int64_t gates = call.log_decay.size() / call.row_begin.back();
+  rows.sub_steps = 1;
+  rows.row_begin = {0, static_cast<int32_t>(call.row_begin.back() * n)};
+  rows.q.assign(call.q.size() * n, 7.0f);
+  rows.log_decay.assign(call.log_decay.size() * n, 0.0f);
+  for (int64_t row = 0; row < call.row_begin.back(); ++row) {
+    std::copy_n(&call.q[row * query], query, &rows.q[(row * n + n - 1) * query]);
+    std::copy_n(&call.log_decay[row * gates], gates, &rows.log_decay[row * n * gates]);
+  }
+  rows.out.assign(call.out.size() * n, kNaN);
+  return rows;
+}
+
+// The outputs of every n-th row.
+std::vector<float> EveryNthRow(const std::vector<float>& out, int64_t n, int64_t width) {
+  std::vector<float> result;
+  for (size_t at = (n - 1) * width; at < out.size(); at += n * width) {
+    result.insert(result.end(), out.begin() + at, out.begin() + at + width);
+  }
+  return result;
+}
+
+TEST_P(EveryRule, SeveralWritesAreRowsOfWhichTheLastIsRead) {
+  if (!HasSubSteps(GetParam())) GTEST_SKIP() << "one write to a row";
+  for (const FastWeightShape& shape : {kShape64, kShape24x40}) {
+    for (const int32_t n : {2, 3}) {
+      Call call({.name = "", .rule = GetParam(), .shape = shape, .lengths = {5}, .sub_steps = n});
+      const int64_t width = int64_t{shape.value_heads} * shape.value_dim;
+      Call rows = WritesAsRows(call), chunk = call;
+      chunk.Run();
+      call.RunInCallsOf(1);
+      rows.RunInCallsOf(1);
+      const std::vector<float> out = EveryNthRow(rows.out, n, width);
+      EXPECT_TRUE(SameBits(call.out, out)) << n << " writes";
+      EXPECT_TRUE(SameBits(call.states, rows.states)) << n << " writes";
+      EXPECT_LT(RelativeError(chunk.out, out), 3e-6) << n << " writes";
+      EXPECT_LT(RelativeError(chunk.states, rows.states), 3e-6) << n << " writes";
     }
-    poisoned.Run();
-    const size_t good_values = clean.out.size() / 130 * good_rows;
-    clean.out.resize(good_values);
-    poisoned.out.resize(good_values);
-    EXPECT_TRUE(SameBits(poisoned.out, clean.out)) << good_rows << " rows";
   }
 }
 
@@ -517,9 +638,10 @@ TEST(FastWeightLaws, TotalDecayForgetsAllThatWasBefore) {
 
 TEST(FastWeightTest, ABF16StateIsRoundedOnceAtTheEndOfAChunk) {
   for (const UpdateRule rule : {kSum, kDelta, kGated, kChannel, kLowRank, kChannelSum}) {
-    for (const int32_t length : {1, 64}) {
-      Call rounded({.name = "", .rule = rule, .lengths = {length}, .dtype = kBF16});
-      Call exact({.name = "", .rule = rule, .lengths = {length}});
+    for (const auto& [length, sub_steps] : {std::pair{1, 1}, {64, 1}, {1, 3}, {64, 2}}) {
+      if (sub_steps > 1 && !HasSubSteps(rule)) continue;
+      Call rounded({.name = "", .rule = rule, .lengths = {length}, .dtype = kBF16, .sub_steps = sub_steps});
+      Call exact({.name = "", .rule = rule, .lengths = {length}, .sub_steps = sub_steps});
       exact.states = rounded.States();
       rounded.Run();
       FastWeightReference(exact.Params());

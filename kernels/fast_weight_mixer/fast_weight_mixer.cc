@@ -59,8 +59,8 @@ FastWeightMixerParams AfterSteps(FastWeightMixerParams mixer) {
 bool HasFusedSteps(const FastWeightMixerParams& mixer) {
   const FastWeightParams& memory = mixer.memory;
   const bool values_fit = !mixer.value || (IsElementwise(mixer.value->map) && mixer.value->norm == KeyNorm::kNone);
-  return HasRegisterForm(memory.shape.key_dim) && !DecaysChannels(memory.rule) && !mixer.attention_norm &&
-         IsElementwise(mixer.query.map) && IsElementwise(mixer.key.map) && values_fit &&
+  return HasRegisterForm(memory.shape.key_dim) && !DecaysChannels(memory.rule) && memory.sub_steps == 1 &&
+         !mixer.attention_norm && IsElementwise(mixer.query.map) && IsElementwise(mixer.key.map) && values_fit &&
          (mixer.gate || !Corrects(memory.rule));
 }
 

@@ -48,7 +48,7 @@ void ForEachOp(const FastWeightMixerParams& mixer, const Run& run) {
 }
 
 // Whether a device has that form for its steps: elementwise feature maps, no attention normalisation, a memory whose
-// rows are kept in registers, and gates if its rule has them.
+// rows are kept in registers, without decays by channel and with one write to a row, and gates if its rule has them.
 bool HasFusedSteps(const FastWeightMixerParams& mixer);
 
 }  // namespace palimpsest

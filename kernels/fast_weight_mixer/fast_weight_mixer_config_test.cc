@@ -80,6 +80,10 @@ TEST(HasFusedSteps, OfMixersThatABlockCanDoAlone) {
     EXPECT_FALSE(HasFusedSteps(mixer));
   }
 
+  mixer = Plain();
+  mixer.memory.sub_steps = 2;
+  EXPECT_FALSE(HasFusedSteps(mixer));
+
   for (FeatureMapParams FastWeightMixerParams::*map : {&FastWeightMixerParams::query, &FastWeightMixerParams::key}) {
     mixer = Plain();
     (mixer.*map).map = FeatureMapKind::kDpfp;
