@@ -26,10 +26,10 @@ FeatureMapParams After(FeatureMapParams p, int32_t rows) {
 GateParams After(GateParams p, int32_t rows) {
   p.rows -= rows;
   if (p.b != nullptr) p.b += rows * p.ldb;
-  p.beta += int64_t{rows} * p.heads;
+  if (p.beta != nullptr) p.beta += int64_t{rows} * p.heads;
   if (p.log_decay == nullptr) return p;
   p.a += rows * p.lda;
-  p.log_decay += int64_t{rows} * p.heads;
+  p.log_decay += rows * p.decays();
   return p;
 }
 
@@ -57,11 +57,15 @@ FastWeightMixerParams AfterSteps(FastWeightMixerParams mixer) {
 }  // namespace
 
 bool HasFusedSteps(const FastWeightMixerParams& mixer) {
+  const auto decays_fit = [](const GateParams& gate) {
+    return gate.decay_kind == DecayKind::kSoftplus && gate.decay_channels == 1 && gate.a_log != nullptr &&
+           gate.dt_bias != nullptr;
+  };
   const FastWeightParams& memory = mixer.memory;
   const bool values_fit = !mixer.value || (IsElementwise(mixer.value->map) && mixer.value->norm == KeyNorm::kNone);
   return HasRegisterForm(memory.shape.key_dim) && !DecaysChannels(memory.rule) && memory.sub_steps == 1 &&
          !mixer.attention_norm && IsElementwise(mixer.query.map) && IsElementwise(mixer.key.map) && values_fit &&
-         (mixer.gate || !Corrects(memory.rule));
+         (mixer.gate || !Corrects(memory.rule)) && (!DecaysHeads(memory.rule) || decays_fit(*mixer.gate));
 }
 
 void FastWeightMixer(const ExecContext& ctx, const FastWeightMixerParams& params) {

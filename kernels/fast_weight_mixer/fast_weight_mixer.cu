@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(MixerStepConfig::kMostThreads, MixerStepConfig
   }
   RowInputs<kK, kRule, Stored> in;
   if constexpr (Corrects(kRule)) in.beta = Beta(*p.mixer.gate, row, head);
-  if constexpr (DecaysHeads(kRule)) in.decay = DecayOf(LogDecay(*p.mixer.gate, row, head));
+  if constexpr (DecaysHeads(kRule)) in.decay = DecayOf(SoftplusLogDecay(*p.mixer.gate, row, head));
   const bool normalises = p.mixer.norm && config.parts == 1;
   if (normalises) {
 #pragma unroll 1

@@ -47,8 +47,17 @@ void ForEachOp(const FastWeightMixerParams& mixer, const Run& run) {
   if (mixer.norm) run(*mixer.norm);
 }
 
-// Whether a device has that form for its steps: elementwise feature maps, no attention normalisation, a memory whose
-// rows are kept in registers, without decays by channel and with one write to a row, and gates if its rule has them.
+// Whether a device has that form for its steps:
+//
+//                   steps in one launch or two           op by op
+//   key size        16, 32, 64, 128, 256                 others
+//   rule            sum, delta, gated delta              with decays by channel, low rank
+//   writes to a row one                                  several
+//   maps            of one value each, normalised or not of several values: DPFP, FAVOR+
+//   map of values   of one value each, not normalised    others
+//   gates           those of the rule; the decay by      none where the rule has a beta; other kinds of decay, without
+//                   softplus, with A_log and a bias      A_log or without a bias
+//   attention norm  none                                 any
 bool HasFusedSteps(const FastWeightMixerParams& mixer);
 
 }  // namespace palimpsest

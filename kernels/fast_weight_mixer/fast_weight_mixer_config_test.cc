@@ -61,6 +61,27 @@ FastWeightMixerParams Plain() {
   return mixer;
 }
 
+TEST(HasFusedSteps, OfDecaysByHeadAndSoftplusAlone) {
+  const float some = 0.0f;
+  FastWeightMixerParams gated = Plain();
+  gated.memory.rule = UpdateRule::kGatedDelta;
+  gated.gate->a_log = gated.gate->dt_bias = &some;
+  EXPECT_TRUE(HasFusedSteps(gated));
+
+  for (const DecayKind kind : {DecayKind::kSigmoid, DecayKind::kLogSigmoid}) {
+    FastWeightMixerParams mixer = gated;
+    mixer.gate->decay_kind = kind;
+    EXPECT_FALSE(HasFusedSteps(mixer));
+  }
+  for (const float* GateParams::*weight : {&GateParams::a_log, &GateParams::dt_bias}) {
+    FastWeightMixerParams mixer = gated;
+    (*mixer.gate).*weight = nullptr;
+    EXPECT_FALSE(HasFusedSteps(mixer));
+  }
+  gated.gate->decay_channels = 64;
+  EXPECT_FALSE(HasFusedSteps(gated));
+}
+
 TEST(HasFusedSteps, OfMixersThatABlockCanDoAlone) {
   FastWeightMixerParams mixer = Plain();
   EXPECT_TRUE(HasFusedSteps(mixer));

@@ -16,7 +16,21 @@ struct Case {
   bool has_decay;
   float beta_scale;
   float deviation;  // of the projections
+  DecayKind decay_kind = DecayKind::kSoftplus;
+  int32_t decay_heads = 0;
+  int32_t decay_channels = 1;
+  float lower_bound = -kInfinity;
+  float divisor = 1.0f;
+  bool has_a_log = true;
+  bool has_bias = true;
+  bool has_beta = true;
+
+  int32_t heads_of_decay() const { return decay_heads == 0 ? heads : decay_heads; }
+  int32_t decays() const { return heads_of_decay() * decay_channels; }
 };
+
+constexpr DecayKind kSoftplus = DecayKind::kSoftplus, kSigmoid = DecayKind::kSigmoid;
+constexpr DecayKind kLogSigmoid = DecayKind::kLogSigmoid;
 
 constexpr Case kCases[] = {
     {"base", 5, 6, true, true, 1.0f, 2.0f},
@@ -29,16 +43,31 @@ constexpr Case kCases[] = {
     {"small", 5, 19, true, true, 1.0f, 1e-4f},
     {"saturated", 5, 19, true, true, 1.0f, 30.0f},
     {"many_rows", 1700, 33, true, true, 1.0f, 2.0f},
+    {"three_writes_to_a_row", 5, 18, true, true, 1.0f, 2.0f, kSoftplus, 6},
+    {"by_channel", 5, 3, true, true, 1.0f, 2.0f, kSoftplus, 0, 37},
+    {"by_channel_many_rows", 300, 4, true, true, 1.0f, 2.0f, kSoftplus, 0, 64},
+    {"by_channel_without_scale", 5, 3, true, true, 1.0f, 2.0f, kSoftplus, 0, 37, -kInfinity, 1.0f, false},
+    {"by_channel_without_bias", 5, 3, true, true, 1.0f, 2.0f, kSoftplus, 0, 37, -kInfinity, 1.0f, true, false},
+    {"sigmoid_by_channel", 5, 3, true, true, 1.0f, 2.0f, kSigmoid, 0, 37, -5.0f},
+    {"sigmoid_by_head", 5, 19, true, true, 1.0f, 2.0f, kSigmoid, 0, 1, -5.0f},
+    {"sigmoid_without_scale", 5, 4, false, true, 1.0f, 2.0f, kSigmoid, 0, 64, -0.60653066f, 1.0f, false, true, false},
+    {"sigmoid_saturated", 5, 3, true, true, 1.0f, 30.0f, kSigmoid, 0, 37, -5.0f},
+    {"log_sigmoid", 5, 4, false, true, 1.0f, 2.0f, kLogSigmoid, 0, 64, -kInfinity, 16.0f, false, true, false},
+    {"log_sigmoid_odd", 5, 3, true, true, 1.0f, 2.0f, kLogSigmoid, 2, 19, -kInfinity, 16.0f, false},
+    {"log_sigmoid_without_bias", 5, 3, true, true, 1.0f, 2.0f, kLogSigmoid, 0, 19, -kInfinity, 16.0f, false, false},
+    {"log_sigmoid_cut_off", 5, 3, true, true, 1.0f, 8.0f, kLogSigmoid, 0, 37, -0.25f, 16.0f, false},
+    {"log_sigmoid_far_out", 5, 3, true, true, 1.0f, 1e4f, kLogSigmoid, 0, 37, -kInfinity, 16.0f, false},
+    {"wider_than_beta", 5, 2, true, true, 1.0f, 2.0f, kSoftplus, 9, 5},
 };
 
 struct Data {
   explicit Data(const Case& c)
       : b(Matrix::Random(c.rows, c.heads, 1, c.deviation)),
-        a(Matrix::Random(c.rows, c.heads, 2, c.deviation, 5)),
-        a_log(Normal(c.heads, 3)),
-        dt_bias(Normal(c.heads, 4)),
+        a(Matrix::Random(c.rows, c.decays(), 2, c.deviation, 5)),
+        a_log(Normal(c.heads_of_decay(), 3)),
+        dt_bias(Normal(c.decays(), 4)),
         beta(Matrix::Poisoned(c.rows, c.heads, 0)),
-        log_decay(Matrix::Poisoned(c.rows, c.heads, 0)) {}
+        log_decay(Matrix::Poisoned(c.rows, c.decays(), 0)) {}
 
   GateParams Params(const Case& c) {
     GateParams p;
@@ -47,12 +76,17 @@ struct Data {
     p.b = c.has_b ? b.data() : nullptr;
     p.ldb = b.stride;
     p.beta_scale = c.beta_scale;
-    p.beta = beta.data();
+    p.beta = c.has_beta ? beta.data() : nullptr;
+    p.decay_kind = c.decay_kind;
+    p.decay_heads = c.decay_heads;
+    p.decay_channels = c.decay_channels;
+    p.lower_bound = c.lower_bound;
+    p.divisor = c.divisor;
     if (c.has_decay) {
       p.a = a.data();
       p.lda = a.stride;
-      p.a_log = a_log.data();
-      p.dt_bias = dt_bias.data();
+      p.a_log = c.has_a_log ? a_log.data() : nullptr;
+      p.dt_bias = c.has_bias ? dt_bias.data() : nullptr;
       p.log_decay = log_decay.data();
     }
     return p;
@@ -94,7 +128,7 @@ TEST_P(GateTest, ARowsBitsDependOnThatRowAlone) {
       GateParams p = alone.Params(c);
       p.rows = 1;
       if (c.has_b) p.b = alone.b.row(r);
-      p.beta = alone.beta.row(r);
+      if (c.has_beta) p.beta = alone.beta.row(r);
       if (c.has_decay) {
         p.a = alone.a.row(r);
         p.log_decay = alone.log_decay.row(r);
@@ -136,6 +170,25 @@ TEST_P(GateTest, NaNComesOutAndExtremesStayInRange) {
   EXPECT_EQ(log_decay[1], 0.0f);
   EXPECT_EQ(log_decay[2], -1e30f);
   EXPECT_NEAR(log_decay[3], -19.999f, 1e-5f);
+
+  p.a_log = nullptr;
+  p.decay_kind = DecayKind::kSigmoid;
+  p.lower_bound = -5.0f;
+  Gate(On(pool), p);
+  EXPECT_TRUE(std::isnan(log_decay[0]));
+  EXPECT_EQ(log_decay[1], 0.0f);
+  EXPECT_EQ(log_decay[2], -5.0f);
+
+  p.decay_kind = DecayKind::kLogSigmoid;
+  p.divisor = 16.0f;
+  Gate(On(pool), p);
+  EXPECT_TRUE(std::isnan(log_decay[0]));
+  EXPECT_EQ(log_decay[1], -5.0f);
+  EXPECT_EQ(log_decay[2], 0.0f);
+  p.lower_bound = -kInfinity;
+  Gate(On(pool), p);
+  EXPECT_TRUE(std::isnan(log_decay[0]));
+  EXPECT_EQ(log_decay[1], -6.25e28f);
 }
 
 }  // namespace
