@@ -53,7 +53,7 @@ void ForEachOp(const FastWeightMixerParams& mixer, const Run& run) {
 //   key size        16, 32, 64, 128, 256                 others
 //   rule            sum, delta, gated delta              with decays by channel, low rank
 //   writes to a row one                                  several
-//   maps            of one value each, normalised or not of several values: DPFP, FAVOR+
+//   maps            of one value each, normalised or not of several values: DPFP, FAVOR+, learned ones
 //   map of values   of one value each, not normalised    others
 //   gates           those of the rule; the decay by      none where the rule has a beta; other kinds of decay, without
 //                   softplus, with A_log and a bias      A_log or without a bias

@@ -107,8 +107,11 @@ TEST(HasFusedSteps, OfMixersThatABlockCanDoAlone) {
 
   for (FeatureMapParams FastWeightMixerParams::*map : {&FastWeightMixerParams::query, &FastWeightMixerParams::key}) {
     mixer = Plain();
-    (mixer.*map).map = FeatureMapKind::kDpfp;
-    EXPECT_FALSE(HasFusedSteps(mixer));
+    for (const FeatureMapKind of_several : {FeatureMapKind::kDpfp, FeatureMapKind::kFavor, FeatureMapKind::kT2r,
+                                            FeatureMapKind::kHedgehog, FeatureMapKind::kElementwiseProduct}) {
+      (mixer.*map).map = of_several;
+      EXPECT_FALSE(HasFusedSteps(mixer));
+    }
     (mixer.*map).map = FeatureMapKind::kElu1;
     EXPECT_TRUE(HasFusedSteps(mixer));
   }

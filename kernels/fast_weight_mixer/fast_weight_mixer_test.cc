@@ -72,6 +72,7 @@ const Case kCases[] = {
     {.name = "elu_sum", .linear_keys = true, .map = FeatureMapKind::kElu1, .norm = KeyNorm::kSum},
     {.name = "identity_l1", .linear_keys = true, .map = FeatureMapKind::kIdentity, .norm = KeyNorm::kL1},
     {.name = "relu_sum", .linear_keys = true, .map = FeatureMapKind::kRelu, .norm = KeyNorm::kSum},
+    {.name = "relu_shifted_sum", .linear_keys = true, .map = FeatureMapKind::kRelu, .norm = KeyNorm::kShiftedSum},
     {.name = "relu_l2", .linear_keys = true, .map = FeatureMapKind::kRelu},
     {.name = "silu_unnormalised",
      .rule = kSum,

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -20,7 +21,37 @@ double Map(FeatureMapKind map, double x) {
   }
 }
 
+// A x + a, and then B x + b.
+std::vector<double> LearnedOutputsOf(const FeatureMapParams& p, const float* x) {
+  const int64_t outputs = LearnedOutputs(p.map, p.dim);
+  std::vector<double> u(p.projection + p.dim * outputs, p.projection + (p.dim + 1) * outputs);
+  for (int32_t i = 0; i < p.dim; ++i) {
+    for (int64_t j = 0; j < outputs; ++j) u[j] += double{x[i]} * p.projection[i * outputs + j];
+  }
+  return u;
+}
+
+std::vector<double> LearnedFeatures(const FeatureMapParams& p, const float* x) {
+  const std::vector<double> u = LearnedOutputsOf(p, x);
+  std::vector<double> y;
+  if (p.map == FeatureMapKind::kElementwiseProduct) {
+    for (int32_t i = 0; i < p.dim; ++i) y.push_back(u[i] * u[p.dim + i]);
+  } else if (p.map == FeatureMapKind::kT2r) {
+    for (const double value : u) y.push_back(Map(FeatureMapKind::kRelu, value));
+  } else {
+    double most = 0.0, sum = 0.0;
+    for (const double value : u) most = std::max(most, std::abs(2.0 * value));
+    for (const double sign : {2.0, -2.0}) {
+      for (const double value : u) y.push_back(std::exp(sign * value - most));
+    }
+    for (const double value : y) sum += value;
+    for (double& value : y) value /= sum;
+  }
+  return y;
+}
+
 std::vector<double> Features(const FeatureMapParams& p, const float* x) {
+  if (IsLearned(p.map)) return LearnedFeatures(p, x);
   std::vector<double> y;
   if (p.map == FeatureMapKind::kDpfp) {
     std::vector<double> r;
@@ -61,6 +92,7 @@ void FeatureMapReference(const FeatureMapParams& p) {
       }
       double divisor = 1.0;
       if (p.norm == KeyNorm::kSum && sum != 0.0) divisor = sum;
+      if (p.norm == KeyNorm::kShiftedSum) divisor = sum + 1e-4;
       if (p.norm == KeyNorm::kL1) divisor = sizes < 1e-6 ? 1e-6 : sizes;
       if (p.norm == KeyNorm::kL2) divisor = std::sqrt(squares + 1e-6);
       float* const y = p.y + r * p.ldy + h * p.features();

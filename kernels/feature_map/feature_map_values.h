@@ -33,6 +33,7 @@ __device__ __forceinline__ float AddFeature(KeyNorm norm, float feature, float s
 __device__ __forceinline__ float FeatureFactor(KeyNorm norm, float scale, float sum) {
   if (norm == KeyNorm::kL2) return scale / sqrtf(sum + 1e-6f);
   if (norm == KeyNorm::kL1) return scale / (sum < 1e-6f ? 1e-6f : sum);
+  if (norm == KeyNorm::kShiftedSum) return scale / (sum + 1e-4f);
   if (norm == KeyNorm::kSum && sum != 0.0f) return scale / sum;
   return scale;
 }

@@ -42,6 +42,12 @@ const char* NameOf(FeatureMapKind map) {
       return "dpfp";
     case FeatureMapKind::kFavor:
       return "favor";
+    case FeatureMapKind::kElementwiseProduct:
+      return "elementwise_product";
+    case FeatureMapKind::kT2r:
+      return "t2r";
+    case FeatureMapKind::kHedgehog:
+      return "hedgehog";
   }
   return "?";
 }
@@ -55,6 +61,8 @@ const char* NameOf(KeyNorm norm) {
       return "sum";
     case KeyNorm::kL2:
       return "l2";
+    case KeyNorm::kShiftedSum:
+      return "shifted_sum";
   }
   return "?";
 }
