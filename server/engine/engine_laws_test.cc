@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <random>
+#include <string>
 
 #include "kernels/common/test_device.h"
 #include "server/engine/engine.h"
@@ -67,8 +69,45 @@ class ByHand {
   int64_t position_ = 0;
 };
 
-TEST(EngineLaws, AContextGrowsByTheDocumentedRule) {
-  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 4});
+struct Family {
+  const char* name;
+  RandomCheckpointSpec spec;
+
+  friend void PrintTo(const Family& row, std::ostream* out) { *out << row.name; }
+};
+
+std::vector<Family> Families() {
+  const auto model = [](const char* model_type, const char* settings) {
+    RandomCheckpointSpec spec;
+    spec.model_type = model_type;
+    spec.settings = settings;
+    spec.eos_token = 7;
+    return spec;
+  };
+  RandomCheckpointSpec delta_net;
+  delta_net.model_type = "delta_net";
+  return {{"gated_deltanet", TestSpec()},
+          {"delta_net", delta_net},
+          {"fwp", model("fwp", R"({"qk_norm": "sum", "attention_norm": "key_and_output"})")},
+          {"fwp_window", model("fwp", R"({"mixer": "softmax", "segment_length": 40})")}};
+}
+
+class LawsOfEveryFamily : public ::testing::TestWithParam<Family> {
+ protected:
+  // Loaded once for each family.
+  static std::shared_ptr<const Model> ModelOfFamily() {
+    static std::map<std::string, std::shared_ptr<const Model>> models;
+    std::shared_ptr<const Model>& model = models[GetParam().name];
+    if (model == nullptr) model = LoadModel(GetParam().spec);
+    return model;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(EngineLaws, LawsOfEveryFamily, ::testing::ValuesIn(Families()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(LawsOfEveryFamily, AContextGrowsByTheDocumentedRule) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 4}, {}, ModelOfFamily());
   for (const int64_t first : {1, 2, 64, 65, 66, 129, 200}) {
     for (const int64_t second : {0, 1, 2, 65, 130}) {
       ByHand by_hand(engine->model());
@@ -138,11 +177,12 @@ EngineRequest Copy(const EngineRequest& request) {
   return copy;
 }
 
-TEST(EngineLaws, SixtyFourPromptsAloneAndTogetherGiveTheSameBytes) {
+TEST_P(LawsOfEveryFamily, SixtyFourPromptsAloneAndTogetherGiveTheSameBytes) {
   const std::vector<EngineRequest> requests = SixtyFourRequests();
   std::vector<Outcome> alone;
   {
-    const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 1, .prefill_budget = 64});
+    const std::unique_ptr<Engine> engine =
+        StartEngine({.threads = 1, .slots = 1, .prefill_budget = 64}, {}, ModelOfFamily());
     for (const EngineRequest& request : requests) alone.push_back(OutcomeOf(*RunToEnd(*engine, Copy(request))));
   }
   const EngineOptions kOptions[] = {
@@ -152,7 +192,7 @@ TEST(EngineLaws, SixtyFourPromptsAloneAndTogetherGiveTheSameBytes) {
   };
   std::mt19937 random(5);
   for (const EngineOptions& options : kOptions) {
-    const std::unique_ptr<Engine> engine = StartEngine(options);
+    const std::unique_ptr<Engine> engine = StartEngine(options, {}, ModelOfFamily());
     std::vector<size_t> order(requests.size());
     for (size_t i = 0; i < order.size(); ++i) order[i] = i;
     std::ranges::shuffle(order, random);
@@ -167,8 +207,8 @@ TEST(EngineLaws, SixtyFourPromptsAloneAndTogetherGiveTheSameBytes) {
   }
 }
 
-TEST(EngineLaws, TwentyTokensAreTenAndTen) {
-  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 2});
+TEST_P(LawsOfEveryFamily, TwentyTokensAreTenAndTen) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 2}, {}, ModelOfFamily());
   for (const int64_t length : {1, 64, 100}) {
     const std::vector<int32_t> prompt = RandomTokens(length, 3);
     const Outcome whole = OutcomeOf(*RunToEnd(*engine, Generate(prompt, 20)));
@@ -187,8 +227,8 @@ TEST(EngineLaws, TwentyTokensAreTenAndTen) {
   }
 }
 
-TEST(EngineLaws, AppendingFirstAndThenGeneratingIsOneCall) {
-  const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2});
+TEST_P(LawsOfEveryFamily, AppendingFirstAndThenGeneratingIsOneCall) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2}, {}, ModelOfFamily());
   const std::vector<int32_t> prompt = RandomTokens(150, 4);
   const auto appended = RunToEnd(*engine, Generate(prompt, 0));
   EXPECT_EQ(appended->Wait().position, 150);
@@ -197,8 +237,8 @@ TEST(EngineLaws, AppendingFirstAndThenGeneratingIsOneCall) {
             OutcomeOf(*RunToEnd(*engine, Generate(prompt, 9))));
 }
 
-TEST(EngineLaws, ForksSessionsAndInlineStatesGoOnAlike) {
-  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 8});
+TEST_P(LawsOfEveryFamily, ForksSessionsAndInlineStatesGoOnAlike) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 8}, {}, ModelOfFamily());
   SessionStore store({});
   const absl::Time now = absl::Now();
   ASSERT_TRUE(
@@ -225,19 +265,19 @@ TEST(EngineLaws, ForksSessionsAndInlineStatesGoOnAlike) {
   EXPECT_EQ(StateDigest(*store.Peek(kDefaultOwner, "a", now)->state), expected.digest);
 }
 
-TEST(EngineLaws, ASnapshotTakenUpElsewhereGoesOnAsIfNothingHadHappened) {
+TEST_P(LawsOfEveryFamily, ASnapshotTakenUpElsewhereGoesOnAsIfNothingHadHappened) {
   Outcome straight;
   std::string bytes;
   Outcome resumed;
   const std::vector<int32_t> prompt = RandomTokens(90, 8);
   {
-    const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2});
+    const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2}, {}, ModelOfFamily());
     const auto first = RunToEnd(*engine, Generate(prompt, 300));
     bytes = *SerializeSnapshot(*first->Wait().state);
     straight = OutcomeOf(*RunToEnd(*engine, Generate({}, 20, first->Wait().state)));
   }
   // Another engine, with another model object loaded from the same checkpoint.
-  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 5}, {}, LoadModel(TestSpec()));
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 5}, {}, LoadModel(GetParam().spec));
   const auto state = ParseSnapshot(bytes, engine->state_format());
   ASSERT_TRUE(state.ok()) << state.status();
   EXPECT_EQ(OutcomeOf(*RunToEnd(*engine, Generate({}, 20, *state))), straight);
@@ -269,8 +309,8 @@ TEST(EngineLaws, StatesOfBFloat16KeepTheLaws) {
   EXPECT_THAT(std::string(refused.status().message()), ::testing::HasSubstr("--state_dtype"));
 }
 
-TEST(EngineLaws, AScoreInPiecesIsTheScoreOfTheWhole) {
-  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 2});
+TEST_P(LawsOfEveryFamily, AScoreInPiecesIsTheScoreOfTheWhole) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 2}, {}, ModelOfFamily());
   const std::vector<int32_t> text = RandomTokens(400, 9);
   const auto whole = RunToEnd(*engine, Score(text));
   ASSERT_EQ(whole->ids(), Part(text, 1, 400));
@@ -296,8 +336,8 @@ TEST(EngineLaws, AScoreInPiecesIsTheScoreOfTheWhole) {
   }
 }
 
-TEST(EngineLaws, WhatIsScoredLastHasTheBitsOfTheWhole) {
-  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 2});
+TEST_P(LawsOfEveryFamily, WhatIsScoredLastHasTheBitsOfTheWhole) {
+  const std::unique_ptr<Engine> engine = StartEngine({.threads = 2, .slots = 2}, {}, ModelOfFamily());
   const std::vector<int32_t> text = RandomTokens(200, 13);
   const StatePtr context = RunToEnd(*engine, Score(RandomTokens(70, 14)))->Wait().state;
   for (const StatePtr& initial : {StatePtr(), context}) {

@@ -23,10 +23,10 @@ void CheckWidth(ConfigKeys& keys, int64_t query_width, int64_t value_width) {
 
 // As real numbers: nothing has bounded the products yet.
 double StateFloats(ConfigKeys& keys, const FastWeightConfig& c) {
-  CheckWidth(keys, c.key_width(), c.value_width());
-  double floats = static_cast<double>(c.key_width()) * c.shape.value_dim * c.shape.value_heads / c.shape.heads;
+  CheckWidth(keys, std::max(c.key_width(), c.mapped_key_width()), c.value_width());
+  double floats = static_cast<double>(c.mapped_query_width()) * c.shape.value_dim * c.shape.value_heads / c.shape.heads;
   if (c.conv) floats += static_cast<double>((c.conv->width - 1) * c.conv_channels());
-  if (c.attention_norm) floats += static_cast<double>(c.key_width());
+  if (c.attention_norm) floats += static_cast<double>(c.mapped_query_width());
   return floats;
 }
 

@@ -1,5 +1,3 @@
-#include "server/model/config.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "server/model/config.h"
 #include "server/model/testing/safetensors_writer.h"
 #include "server/model/testing/temporary_folder.h"
 
@@ -65,7 +64,7 @@ TEST(ModelConfig, DeltaNetTakesTheDefaultsOfItsClass) {
   EXPECT_EQ(mixer.shape.value_dim, 128);
   EXPECT_EQ(mixer.rule, UpdateRule::kDelta);
   EXPECT_EQ(mixer.features.map, FeatureMapKind::kSilu);
-  EXPECT_EQ(mixer.features.norm, KeyNorm::kL2);
+  EXPECT_EQ(mixer.features.key_norm, KeyNorm::kL2);
   EXPECT_TRUE(mixer.beta.learned);
   EXPECT_EQ(mixer.beta.scale, 1.0f);
   EXPECT_EQ(mixer.output.gate, GateActivation::kNone);
@@ -99,7 +98,7 @@ TEST(ModelConfig, ReadsEverySettingOfDeltaNet) {
                                                          {"bos_token_id", 0}}));
   EXPECT_EQ(MixerOf(config).shape.key_dim, 8);
   EXPECT_EQ(MixerOf(config).shape.value_dim, 32);
-  EXPECT_EQ(MixerOf(config).features.norm, KeyNorm::kL1);
+  EXPECT_EQ(MixerOf(config).features.key_norm, KeyNorm::kL1);
   EXPECT_EQ(MixerOf(config).features.map, FeatureMapKind::kElu1);
   EXPECT_FALSE(MixerOf(config).beta.learned);
   EXPECT_EQ(MixerOf(config).output.gate, GateActivation::kSilu);
@@ -357,9 +356,6 @@ std::vector<BadConfig> BadConfigs() {
       {"hybrid_qwen3_5", delta({{"model_type", "qwen3_5"}}), "'qwen3_5' is not supported: it mixes in softmax"},
       {"hybrid_kimi", delta({{"model_type", "kimi_linear"}}), "'kimi_linear' is not supported: it mixes in softmax"},
       {"rwkv7", delta({{"model_type", "rwkv7"}}), "'rwkv7' is not supported: its update is diagonal plus low rank"},
-      {"kda", delta({{"model_type", "kda"}}), "'kda' is not supported: its decay is per key channel"},
-      {"gla", delta({{"model_type", "gla"}}), "'gla' is not supported: its decay is per key channel"},
-      {"delta_product", delta({{"model_type", "gated_deltaproduct"}}), "it writes several times per token"},
       {"attention_layers", gated({{"attn", {{"layers", {1}}, {"num_heads", 4}}}}),
        "'attn' has layers of softmax attention, which have no state of fixed size; only null and [] are supported"},
       {"attention_over_windows", gated({{"attn", {{{"layers", {1}}, {"num_heads", 4}, {"window_size", 512}}}}}),

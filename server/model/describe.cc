@@ -1,5 +1,6 @@
 // The canonical text of a configuration. It is part of every fingerprint: what is written for a setting that a released
 // version had never changes, and what comes later is named only where it is not at its default.
+#include <string_view>
 #include <type_traits>
 #include <variant>
 
@@ -67,13 +68,27 @@ const char* NameOf(KeyNorm norm) {
   return "?";
 }
 
+const char* NameOf(DecayKind kind) {
+  switch (kind) {
+    case DecayKind::kSoftplus:
+      return "softplus";
+    case DecayKind::kSigmoid:
+      return "sigmoid";
+    case DecayKind::kLogSigmoid:
+      return "log_sigmoid";
+  }
+  return "?";
+}
+
 // Settings one after the other: "name=value".
 class Text {
  public:
   template <typename T>
   void Add(const char* name, const T& value) {
     absl::StrAppend(&text_, text_.empty() ? "" : " ", name, "=");
-    if constexpr (std::is_same_v<T, float>) {
+    if constexpr (std::is_same_v<T, std::string_view>) {
+      text_.append(value);  // Abseil's string_view need not be the standard one
+    } else if constexpr (std::is_same_v<T, float>) {
       absl::StrAppendFormat(&text_, "%a", value);
     } else {
       absl::StrAppend(&text_, value);
@@ -98,12 +113,20 @@ void AddMixer(const FastWeightConfig& c, Text& text) {
   text.Add("value_dim", c.shape.value_dim);
   text.Add("rule", NameOf(c.rule));
   text.Add("feature_map", NameOf(c.features.map));
-  text.Add("key_norm", NameOf(c.features.norm));
+  text.Add("key_norm", NameOf(c.features.key_norm));
   text.Add("learned_beta", c.beta.learned);
   text.Add("beta_scale", c.beta.scale);
   text.Add("output_gate", c.output.gate != GateActivation::kNone);
   text.Add("conv_width", c.conv ? c.conv->width : 0);
   text.Add("conv_bias", c.conv && c.conv->bias);
+}
+
+void AddDecay(const DecayConfig& c, Text& text) {
+  text.AddUnless(std::string_view(NameOf(DecayKind::kSoftplus)), "decay", std::string_view(NameOf(c.kind)));
+  text.AddUnless(0, "decay_rank", c.rank);
+  text.AddUnless(true, "decay_rate", c.rate);
+  text.AddUnless(DecayConfig().lower_bound, "decay_lower_bound", c.lower_bound);
+  text.AddUnless(1.0f, "decay_divisor", c.divisor);
 }
 
 void AddMixerDetails(const FastWeightConfig& c, Text& text) {
@@ -114,6 +137,16 @@ void AddMixerDetails(const FastWeightConfig& c, Text& text) {
     text.Add("attention_norm", c.attention_norm->keys_too ? 2 : 1);
     text.AddUnless(false, "scaled_denominator", c.attention_norm->scaled_denominator);
   }
+  text.AddUnless(std::string_view(NameOf(c.features.key_norm)), "query_norm",
+                 std::string_view(NameOf(c.features.query_norm)));
+  text.AddUnless(false, "tied_maps", c.features.tied);
+  text.AddUnless(false, "silu_keys", c.conv && c.conv->silu_keys);
+  text.AddUnless(1, "sub_steps", c.sub_steps);
+  text.AddUnless(1, "key_groups", c.key_groups);
+  AddDecay(c.decay, text);
+  text.AddUnless(true, "norm_weight", c.output.weight);
+  text.AddUnless(0, "gate_rank", c.output.gate_rank);
+  text.AddUnless(false, "gate_bias", c.output.gate_bias);
   text.AddUnless(false, "sigmoid_gate", c.output.gate == GateActivation::kSigmoid);
   text.AddUnless(true, "silu_values", c.silu_values);
   text.AddUnless(true, "output_norm", c.output.norm);
@@ -122,7 +155,7 @@ void AddMixerDetails(const FastWeightConfig& c, Text& text) {
 // Attention over a window was once described as a fast-weight mixer that is none, and is so still.
 void AddMixer(const AttentionConfig& c, Text& text) {
   AddMixer(FastWeightConfig{.shape = {c.heads, c.heads, c.head_dim, c.value_dim},
-                            .features = {.map = FeatureMapKind::kIdentity, .norm = KeyNorm::kNone},
+                            .features = {.map = FeatureMapKind::kIdentity, .key_norm = KeyNorm::kNone},
                             .beta = {.learned = false}},
            text);
 }

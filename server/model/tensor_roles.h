@@ -14,17 +14,30 @@ enum class Role : uint8_t {
   kKey,            // [H * K, D]
   kValue,          // [HV * V, D]
   kGate,           // [HV * V, D]
+  kGateDown,       // [rank, D]
+  kGateUp,         // [HV * V, rank]
+  kGateBias,       // [HV * V]
   kBeta,           // [HV, D]
-  kDecay,          // [HV, D]
+  kDecay,          // [HV, D]; by channel [HV * K, D]
+  kDecayDown,      // [rank, D]
+  kDecayUp,        // [HV * K, rank]
   kDecayRate,      // [HV], a logarithm ("A_log")
-  kDecayBias,      // [HV] ("dt_bias")
+  kDecayBias,      // [HV], by channel [HV * K] ("dt_bias")
   kQueryConv,      // [channels, 1, W]
   kKeyConv,
   kValueConv,
   kQueryConvBias,  // [channels]
   kKeyConvBias,
   kValueConvBias,
-  kFeatureProjection,   // [m, K]
+  kFeatureProjection,  // [m, K]
+  kQueryMap,           // [K, K] of a learned feature map
+  kQueryMapBias,       // [K]
+  kQueryMap2,          // of one that multiplies two
+  kQueryMap2Bias,
+  kKeyMap,
+  kKeyMapBias,
+  kKeyMap2,
+  kKeyMap2Bias,
   kRelativeProjection,  // [H * K, D]
   kContentBias,         // [H, K], of all layers
   kPositionBias,        // [H, K], of all layers

@@ -1,11 +1,14 @@
 #include "server/model/architectures/architecture.h"
 
+#include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/common/check.h"
 #include "server/json/json.h"
 
 namespace palimpsest {
@@ -16,7 +19,7 @@ extern const Architecture kFwp;
 
 namespace {
 
-constexpr const Architecture* kArchitectures[] = {&kDeltaNet, &kGatedDeltaNet, &kFwp};
+constexpr const Architecture* kArchitectures[] = {&kDeltaNet, &kGatedDeltaNet,   &kFwp};
 
 // Model types that one might try, and why they cannot run.
 struct Refused {
@@ -25,7 +28,6 @@ struct Refused {
 };
 constexpr const char* kUnbounded =
     "it mixes in softmax attention over the whole context, so its state has no fixed size";
-constexpr const char* kVectorDecay = "its decay is per key channel, which the mixer does not have yet";
 constexpr Refused kRefused[] = {
     {"qwen3_next", kUnbounded},
     {"qwen3_5", kUnbounded},
@@ -34,11 +36,7 @@ constexpr Refused kRefused[] = {
     {"qwen3_5_moe_text", kUnbounded},
     {"kimi_linear", kUnbounded},
     {"olmo_hybrid", kUnbounded},
-    {"kda", kVectorDecay},
-    {"gla", kVectorDecay},
     {"rwkv7", "its update is diagonal plus low rank with token shift, which the mixer does not have yet"},
-    {"gated_deltaproduct", "it writes several times per token, which the mixer does not do yet"},
-    {"linear_attn", "its feature maps and normalisers are not in the mixer yet"},
     {"comba", "it corrects its queries with its keys, which the mixer does not do"},
     {"gsa", "it has two chained memories with slots of their own, which the mixer does not have"},
     {"hgrn2", "its gates take the place of its keys, which the mixer does not do"},
@@ -47,6 +45,27 @@ constexpr Refused kRefused[] = {
 };
 
 }  // namespace
+
+std::string WithIndex(const TensorName& name, size_t index) {
+  constexpr std::string_view kIndex = "{}";
+  std::string text = name.pattern;
+  if (const size_t at = text.find(kIndex); at != std::string::npos) {
+    text.replace(at, kIndex.size(), std::to_string(index));
+  }
+  return text;
+}
+
+std::vector<TensorName> Architecture::NamesOf(Role role) const {
+  std::vector<TensorName> of_role;
+  for (const auto some : {names, shared_names}) {
+    std::ranges::copy_if(some, std::back_inserter(of_role), [&](const TensorName& name) { return name.role == role; });
+    if (!of_role.empty()) break;
+  }
+  PALIMPSEST_CHECK(!of_role.empty());
+  return of_role;
+}
+
+std::string Architecture::NameOf(Role role, size_t index) const { return WithIndex(NamesOf(role).front(), index); }
 
 const Architecture* FindArchitecture(std::string_view model_type) {
   for (const Architecture* architecture : kArchitectures) {

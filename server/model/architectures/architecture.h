@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "server/model/architectures/config_keys.h"
@@ -23,7 +25,15 @@ struct Architecture {
   // are of older files.
   std::span<const TensorName> names = {};
   std::span<const TensorName> shared_names = {};
+
+  // All names of the role, of which its own, if there are any, are instead of the shared ones. At least one.
+  std::vector<TensorName> NamesOf(Role role) const;
+  // The first, with the index in its place.
+  std::string NameOf(Role role, size_t index) const;
 };
+
+// The pattern with the index in its place.
+std::string WithIndex(const TensorName& name, size_t index);
 
 // Null: not known.
 const Architecture* FindArchitecture(std::string_view model_type);

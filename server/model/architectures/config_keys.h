@@ -55,6 +55,14 @@ class ConfigKeys {
     return words[0].value;
   }
 
+  // A missing key and null mean nothing.
+  template <typename T>
+  std::optional<T> OptionalOneOf(const char* key, std::span<const Word<T>> words) {
+    const nlohmann::json* const value = Get(key);
+    if (value == nullptr || value->is_null()) return std::nullopt;
+    return OneOf(key, "", words);
+  }
+
   // The key may be there with any value: it does not change the model.
   void Accept(const char* key) { read_.insert(key); }
   // The same of every key that begins so.

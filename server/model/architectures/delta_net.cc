@@ -13,10 +13,10 @@ void Read(ConfigKeys& keys, ModelConfig& config) {
   FastWeightConfig mixer{.rule = UpdateRule::kDelta};
   FastWeightShape& shape = mixer.shape;
   shape.heads = shape.value_heads = keys.Int("num_heads", 16, 1, kMaxHeads);
-  shape.key_dim = ReadHeadDim(keys, "expand_k", config.hidden, shape.heads);
-  shape.value_dim = ReadHeadDim(keys, "expand_v", config.hidden, shape.heads);
+  shape.key_dim = ReadHeadDim(keys, "expand_k", config.hidden, shape.heads, 1.0);
+  shape.value_dim = ReadHeadDim(keys, "expand_v", config.hidden, shape.heads, 1.0);
   mixer.features.map = keys.OneOf<FeatureMapKind>("qk_activation", "silu", kActivations);
-  mixer.features.norm = keys.OneOf<KeyNorm>("qk_norm", "l2", kNorms);
+  mixer.features.query_norm = mixer.features.key_norm = keys.OneOf<KeyNorm>("qk_norm", "l2", kNorms);
   mixer.beta.learned = keys.Bool("use_beta", true);
   mixer.output.gate = keys.Bool("use_gate", false) ? GateActivation::kSilu : GateActivation::kNone;
   keys.Accept("use_output_norm");  // the class reads it and normalizes all the same

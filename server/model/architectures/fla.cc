@@ -46,8 +46,8 @@ void ReadAttention(ConfigKeys& keys) {
 }  // namespace
 
 // head size = total / heads, which must come out even.
-int32_t ReadHeadDim(ConfigKeys& keys, const char* ratio_key, int32_t hidden, int32_t heads) {
-  const double ratio = keys.Real(ratio_key, 1.0, 1e-4, 64.0);
+int32_t ReadHeadDim(ConfigKeys& keys, const char* ratio_key, int32_t hidden, int32_t heads, double default_ratio) {
+  const double ratio = keys.Real(ratio_key, default_ratio, 1e-4, 64.0);
   const int64_t total = Width(hidden * ratio);
   if (total % heads != 0 || total / heads < 1 || total / heads > kMaxHeadDim) {
     keys.Fail(absl::StrCat("hidden_size ", hidden, " times ", ratio_key, " ", ratio, " is ", total,
@@ -65,6 +65,17 @@ void ReadGroupedHeads(ConfigKeys& keys, int32_t default_heads, FastWeightShape& 
                          shape.heads));
 }
 
+void ReadQueryGroups(ConfigKeys& keys, int32_t default_heads, FastWeightConfig& mixer) {
+  const int32_t heads = keys.Int("num_heads", default_heads, 1, kMaxHeads);
+  const int32_t key_heads = keys.OptionalInt("num_kv_heads", 1, kMaxHeads).value_or(heads);
+  mixer.shape.heads = mixer.shape.value_heads = heads;
+  if (heads % key_heads == 0) {
+    mixer.key_groups = heads / key_heads;
+  } else {
+    keys.Fail(absl::StrCat("'num_kv_heads' is ", key_heads, ", expected a divisor of num_heads, which is ", heads));
+  }
+}
+
 int32_t ReadValueDim(ConfigKeys& keys, int32_t head_dim, double default_expand) {
   const double expand = keys.Real("expand_v", default_expand, 1e-4, 64.0);
   const auto value_dim = static_cast<int32_t>(head_dim * expand);
@@ -80,18 +91,22 @@ std::optional<ConvConfig> ReadConv(ConfigKeys& keys, bool used_by_default) {
   return use ? std::optional(conv) : std::nullopt;
 }
 
+bool ReadElementwiseAffine(ConfigKeys& keys) {
+  const nlohmann::json* const value = keys.Get("elementwise_affine");
+  return (value == nullptr || !value->is_null()) && keys.Bool("elementwise_affine", true);
+}
+
 void ReadFlaModel(ConfigKeys& keys, int32_t default_layers, FastWeightConfig mixer, ModelConfig& config) {
   ReadAttention(keys);
   keys.AcceptOnly("attnres_block_size", nullptr, "residual attention changes the residual stream");
   keys.AcceptOnly("share_conv_kernel", false, "one convolution before the projections is another model");
-  keys.AcceptOnly("elementwise_affine", true, "norms without weights are not supported");
   const int32_t layers = keys.Int("num_hidden_layers", default_layers, 1, kMaxLayers);
   const auto eps = static_cast<float>(keys.Real("norm_eps", 1e-6, 1e-12, 0.1));
   static constexpr ConfigKeys::Word<bool> kHiddenActs[] = {{"swish", true}, {"silu", true}};
   keys.OneOf<bool>("hidden_act", "swish", kHiddenActs);
-  mixer.head_dim = mixer.shape.key_dim;
+  if (mixer.head_dim == 0) mixer.head_dim = mixer.shape.key_dim;
   mixer.features.query_scale = 1.0f / std::sqrt(static_cast<float>(mixer.shape.key_dim));
-  mixer.beta.scale = keys.Bool("allow_neg_eigval", false) ? 2.0f : 1.0f;
+  if (Corrects(mixer.rule)) mixer.beta.scale = keys.Bool("allow_neg_eigval", false) ? 2.0f : 1.0f;
   mixer.output.eps = eps;
   const MlpConfig mlp{.kind = MlpConfig::Kind::kSwiglu, .inner = ReadMlpInner(keys, config.hidden)};
   config.layers.assign(layers, {.norm = {.eps = eps}, .mixer = std::move(mixer), .channel = mlp});

@@ -9,10 +9,13 @@
 namespace palimpsest {
 
 // head size = hidden * ratio / heads, which must come out even.
-int32_t ReadHeadDim(ConfigKeys& keys, const char* ratio_key, int32_t hidden, int32_t heads);
+int32_t ReadHeadDim(ConfigKeys& keys, const char* ratio_key, int32_t hidden, int32_t heads, double default_ratio);
 
 // `num_heads` and `num_v_heads`, a multiple of it.
 void ReadGroupedHeads(ConfigKeys& keys, int32_t default_heads, FastWeightShape& shape);
+
+// `num_heads`, and `num_kv_heads`, which divides it.
+void ReadQueryGroups(ConfigKeys& keys, int32_t default_heads, FastWeightConfig& mixer);
 
 // `head_dim` times `expand_v`.
 int32_t ReadValueDim(ConfigKeys& keys, int32_t head_dim, double default_expand);
@@ -20,8 +23,11 @@ int32_t ReadValueDim(ConfigKeys& keys, int32_t head_dim, double default_expand);
 // `use_short_conv`, `conv_size` and `conv_bias`.
 std::optional<ConvConfig> ReadConv(ConfigKeys& keys, bool used_by_default);
 
-// All but the mixer, which is the same in all layers: its head_dim, query scale, norm and beta scale are filled in
-// here.
+// `elementwise_affine`: whether the norm of the output has a weight. Null means false, as it does in Python.
+bool ReadElementwiseAffine(ConfigKeys& keys);
+
+// All but the mixer, which is the same in all layers: its query scale, eps, and beta scale are filled in here, and its
+// head_dim where the map leaves that as it is (0).
 void ReadFlaModel(ConfigKeys& keys, int32_t default_layers, FastWeightConfig mixer, ModelConfig& config);
 
 // Names that mean the same in every model of fla.

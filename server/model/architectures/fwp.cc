@@ -88,7 +88,7 @@ FastWeightConfig ReadFastWeight(ConfigKeys& keys, int32_t heads, int32_t head_di
   mixer.output.norm = false;
   mixer.rule = keys.OneOf<UpdateRule>("update_rule", "delta", kRules);
   ReadFeatureMap(keys, mixer);
-  mixer.features.norm = keys.OneOf<KeyNorm>("qk_norm", "none", kNorms);
+  mixer.features.query_norm = mixer.features.key_norm = keys.OneOf<KeyNorm>("qk_norm", "none", kNorms);
   mixer.features.query_scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   mixer.beta.learned = mixer.rule == UpdateRule::kDelta;
   const auto norm = keys.OneOf<AttentionNorm>("attention_norm", "none", kAttentionNorms);

@@ -21,19 +21,24 @@ struct FastWeightState {
 struct FastWeightLayer {
   FastWeightConfig config;
   FastWeightState state = {};
-  StackedLinear projections = {};         // q, k, v, gate, beta, decay
-  PackedLinear raw_query = {};            // q once more, where it is made from another input than the rest
-  AlignedArray<float> conv = {};          // [W, channels of q, k, v]
-  AlignedArray<float> conv_bias = {};     // [channels of q, k, v]
-  AlignedArray<float> decay_rate = {};    // [HV]
-  AlignedArray<float> decay_bias = {};    // [HV]
-  AlignedArray<float> feature_maps = {};  // [d, m] random projections of FAVOR+
-  AlignedArray<float> output_norm = {};   // [V]
-  PackedLinear output = {};               // [D, HV * V]
+  StackedLinear projections = {};        // q, k, v, gate, beta, decay; of those with two factors, the first
+  PackedLinear raw_query = {};           // q once more, where it is made from another input than the rest
+  PackedLinear gate_up = {};             // [HV * V, rank]
+  AlignedArray<float> gate_bias = {};    // [HV * V]
+  PackedLinear decay_up = {};            // [HV * K, rank]
+  AlignedArray<float> conv = {};         // [W, channels of q, k, v]
+  AlignedArray<float> conv_bias = {};    // [channels of q, k, v]
+  AlignedArray<float> decay_rate = {};   // [HV]
+  AlignedArray<float> decay_bias = {};   // [HV], by channel [HV, K]
+  AlignedArray<float> query_map = {};    // FeatureMapParams::projection
+  AlignedArray<float> key_map = {};      // empty: that of queries
+  AlignedArray<float> output_norm = {};  // [V]
+  PackedLinear output = {};              // [D, HV * V]
 
   void VisitArrays(auto&& visit) {
-    for (PackedLinear* matrix : {&projections.matrix(), &raw_query, &output}) visit(*matrix);
-    for (AlignedArray<float>* array : {&conv, &conv_bias, &decay_rate, &decay_bias, &feature_maps, &output_norm}) {
+    for (PackedLinear* matrix : {&projections.matrix(), &raw_query, &gate_up, &decay_up, &output}) visit(*matrix);
+    for (AlignedArray<float>* array :
+         {&gate_bias, &conv, &conv_bias, &decay_rate, &decay_bias, &query_map, &key_map, &output_norm}) {
       visit(*array);
     }
   }

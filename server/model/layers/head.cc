@@ -142,8 +142,9 @@ HeadTensors TakePlain(const ModelConfig& config, const TensorView* embedding, Te
     taker.Ignore(Role::kHead, 0);
     if (copy->shape != shape || copy->dtype != embedding->dtype ||
         std::memcmp(copy->data, embedding->data, embedding->bytes()) != 0) {
-      taker.Fail(absl::StrCat("config.json says tie_word_embeddings, but '", taker.NameOf(Role::kHead, 0),
-                              "' is there and differs from '", taker.NameOf(Role::kEmbedding, 0), "'"));
+      taker.Fail(absl::StrCat("config.json says tie_word_embeddings, but '",
+                              taker.architecture().NameOf(Role::kHead, 0), "' is there and differs from '",
+                              taker.architecture().NameOf(Role::kEmbedding, 0), "'"));
     }
   }
   return {.weights = {embedding}};

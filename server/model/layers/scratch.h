@@ -21,15 +21,18 @@ struct PerBuffer {
   T projected = {};  // [rows, projections of the layer's input]
   T mapped = {};     // [rows, q | k | v] as the memory takes them
   T mixed = {};      // [rows, HV, V] what the mixer gives
+  T gate = {};       // [rows, HV, V] of a gate whose projection has two factors
+  T decay = {};      // [rows, HV, K], likewise
   T beta = {};       // [rows, HV]
-  T log_decay = {};  // [rows, HV]
+  T log_decay = {};  // [rows, HV], by channel [rows, HV, K]
   T inner = {};      // [rows, gate | up]
   T gathered = {};   // rows of one cluster of the vocabulary
   T cluster = {};    // and what becomes of them
 
-  static constexpr T PerBuffer::*kAll[] = {
-      &PerBuffer::x,    &PerBuffer::h,         &PerBuffer::projected, &PerBuffer::mapped,   &PerBuffer::mixed,
-      &PerBuffer::beta, &PerBuffer::log_decay, &PerBuffer::inner,     &PerBuffer::gathered, &PerBuffer::cluster};
+  static constexpr T PerBuffer::*kAll[] = {&PerBuffer::x,      &PerBuffer::h,        &PerBuffer::projected,
+                                           &PerBuffer::mapped, &PerBuffer::mixed,    &PerBuffer::gate,
+                                           &PerBuffer::decay,  &PerBuffer::beta,     &PerBuffer::log_decay,
+                                           &PerBuffer::inner,  &PerBuffer::gathered, &PerBuffer::cluster};
 };
 
 // Values of a row, at most, in each buffer.

@@ -136,12 +136,14 @@ absl::StatusOr<CheckpointTensors> TakeTensors(const ModelConfig& config, TensorT
   return taken;
 }
 
-// Biases of the convolutions are announced by the file alone.
-void FindConvBiases(const TensorTaker& taker, ModelConfig& config) {
+// What the file alone tells: biases of the convolutions, and maps of keys that are there though they are those of
+// queries.
+void AskFile(const TensorTaker& taker, ModelConfig& config) {
   for (size_t i = 0; i < config.layers.size(); ++i) {
     auto* const mixer = std::get_if<FastWeightConfig>(&config.layers[i].mixer);
-    if (mixer == nullptr || !mixer->conv) continue;
-    mixer->conv->bias = mixer->conv->bias || taker.Find(Role::kQueryConvBias, i) != nullptr;
+    if (mixer == nullptr) continue;
+    if (mixer->conv && taker.Find(Role::kQueryConvBias, i) != nullptr) mixer->conv->bias = true;
+    if (mixer->features.tied && taker.Find(Role::kKeyMap, i) != nullptr) mixer->features.tied = false;
   }
 }
 
@@ -214,7 +216,7 @@ absl::StatusOr<std::unique_ptr<const ModelWeights>> LoadWeights(const std::strin
   const TensorMap named = WithKnownNames(files->tensors(), config->head.tied);
   TensorTable table(named, folder);
   TensorTaker taker(named, table, *FindArchitecture(config->architecture));
-  FindConvBiases(taker, *config);
+  AskFile(taker, *config);
   absl::StatusOr<CheckpointTensors> tensors = TakeTensors(*config, taker, table);
   if (!tensors.ok()) return tensors.status();
 

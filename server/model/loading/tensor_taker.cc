@@ -9,16 +9,8 @@
 namespace palimpsest {
 namespace {
 
-constexpr std::string_view kIndex = "{}";
-
-bool IsOfAllLayers(const TensorName& name) { return std::string_view(name.pattern).find(kIndex) == std::string::npos; }
-
-std::string WithIndex(const TensorName& name, size_t index) {
-  std::string text = name.pattern;
-  if (const size_t at = text.find(kIndex); at != std::string::npos) {
-    text.replace(at, kIndex.size(), std::to_string(index));
-  }
-  return text;
+bool IsOfAllLayers(const TensorName& name) {
+  return std::string_view(name.pattern).find("{}") == std::string_view::npos;
 }
 
 std::vector<int64_t> WholeShape(std::vector<int64_t> shape, Rows rows) {
@@ -40,27 +32,17 @@ TensorTaker::TensorTaker(const TensorMap& tensors, TensorTable& table, const Arc
   }
 }
 
-std::vector<TensorName> TensorTaker::NamesOf(Role role) const {
-  std::vector<TensorName> of_role;
-  for (const auto names : {architecture_.names, architecture_.shared_names}) {
-    std::ranges::copy_if(names, std::back_inserter(of_role), [&](const TensorName& name) { return name.role == role; });
-    if (!of_role.empty()) break;  // an architecture's own names are instead of the shared ones
-  }
-  PALIMPSEST_CHECK(!of_role.empty());
-  return of_role;
-}
-
-std::string TensorTaker::NameOf(Role role, size_t index) const { return WithIndex(NamesOf(role).front(), index); }
-
 const TensorView* TensorTaker::Find(Role role, size_t index) const {
-  const auto found = tensors_.find(NameOf(role, index));
-  return found == tensors_.end() ? nullptr : &found->second;
+  for (const TensorName& name : architecture_.NamesOf(role)) {
+    if (const auto found = tensors_.find(WithIndex(name, index)); found != tensors_.end()) return &found->second;
+  }
+  return nullptr;
 }
 
-void TensorTaker::Ignore(Role role, size_t index) { table_.Ignore(NameOf(role, index)); }
+void TensorTaker::Ignore(Role role, size_t index) { table_.Ignore(architecture_.NameOf(role, index)); }
 
 const TensorView* TensorTaker::Take(Role role, size_t index, const std::vector<int64_t>& shape) {
-  const std::vector<TensorName> names = NamesOf(role);
+  const std::vector<TensorName> names = architecture_.NamesOf(role);
   // The first that fits; if none does, the first that is there and that nobody has, which will be said not to fit.
   const TensorName* chosen = nullptr;
   for (const TensorName& name : names) {
@@ -90,7 +72,7 @@ const TensorView* TensorTaker::TakeRows(const std::string& name, Rows rows, cons
 TensorsByRole TensorTaker::Take(std::span<const TensorSpec> specs, size_t index) {
   TensorsByRole taken;
   for (const TensorSpec& spec : specs) {
-    const TensorName name = NamesOf(spec.role).front();
+    const TensorName name = architecture_.NamesOf(spec.role).front();
     if (!IsOfAllLayers(name)) {
       taken.Put(spec.role, Take(spec.role, index, spec.shape));
       continue;

@@ -25,17 +25,15 @@ class TensorTaker {
   // Rows [begin, end) of a tensor, null of null.
   const TensorView* Slice(const TensorView* tensor, int64_t begin, int64_t end);
 
-  // Under the first name of the role. Null: it is not there.
+  // Under any name of the role, of any shape. Null: it is not there.
   const TensorView* Find(Role role, size_t index) const;
-  std::string NameOf(Role role, size_t index) const;
+  const Architecture& architecture() const { return architecture_; }
   void Ignore(Role role, size_t index);
   void Fail(const std::string& message) { table_.Fail(message); }
   // Tells the table of tensors of which a part alone was asked for.
   void Finish();
 
  private:
-  // All names of the role, in order.
-  std::vector<TensorName> NamesOf(Role role) const;
   const TensorView* TakeRows(const std::string& name, Rows rows, const std::vector<int64_t>& shape);
 
   const TensorMap& tensors_;

@@ -5,9 +5,14 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/common/check.h"
+#include "server/model/architectures/architecture.h"
+#include "server/model/layers/attention.h"
+#include "server/model/layers/fast_weight.h"
+#include "server/model/layers/mlp.h"
 
 namespace palimpsest::testing {
 namespace {
@@ -36,12 +41,18 @@ double ExpandRatio(int64_t width, int64_t hidden) {
   return (static_cast<double>(width) + 0.25) / static_cast<double>(hidden);
 }
 
+// Whether the spec has a field for each setting.
+bool IsSpelledOut(const RandomCheckpointSpec& spec) {
+  return spec.model_type == "gated_deltanet" || spec.model_type == "delta_net";
+}
+
 class Maker {
  public:
   explicit Maker(const RandomCheckpointSpec& spec) : spec_(spec), uniform_(spec.seed) {}
 
   std::vector<TensorToWrite> Make() {
     if (spec_.model_type == "fwp") return MakePaper();
+    if (!IsSpelledOut(spec_)) return MakeFromConfig();
     const int64_t d = spec_.hidden, inner = spec_.mlp_inner;
     const int64_t keys = int64_t{spec_.heads} * spec_.key_dim, values = int64_t{spec_.value_heads} * spec_.value_dim;
     Embeddings();
@@ -72,6 +83,29 @@ class Maker {
     }
     Vector("model.norm.weight", d, 0.7f, 1.3f);
     if (!spec_.tied) Matrix("lm_head.weight", spec_.vocabulary, d);
+    return std::move(tensors_);
+  }
+
+  // What the model asks for, under the names that it asks for first.
+  std::vector<TensorToWrite> MakeFromConfig() {
+    const absl::StatusOr<ModelConfig> config = ModelConfig::FromJson(RandomCheckpointConfig(spec_));
+    PALIMPSEST_CHECK(config.ok());
+    const Architecture& architecture = *FindArchitecture(config->architecture);
+    const int64_t d = config->hidden;
+    const auto make = [&](const std::vector<TensorSpec>& specs, size_t index) {
+      for (const TensorSpec& spec : specs) MakeRole(architecture.NameOf(spec.role, index), spec);
+    };
+    make({{Role::kEmbedding, {config->vocabulary, d}}}, 0);
+    for (size_t i = 0; i < config->layers.size(); ++i) {
+      const LayerConfig& layer = config->layers[i];
+      const auto tensors = [&](const auto& of_kind) { return Tensors(of_kind, d); };
+      make(Tensors(layer.norm, Role::kMixerNorm, Role::kMixerNormBias, d), i);
+      make(std::visit(tensors, layer.mixer), i);
+      make(Tensors(layer.norm, Role::kChannelNorm, Role::kChannelNormBias, d), i);
+      make(std::visit(tensors, layer.channel), i);
+    }
+    make(Tensors(*config->head.norm, Role::kFinalNorm, Role::kFinalNormBias, d), 0);
+    if (!config->head.tied) make({{Role::kHead, {config->vocabulary, d}}}, 0);
     return std::move(tensors_);
   }
 
@@ -130,6 +164,24 @@ class Maker {
     if (clusters == 1) return;
     Matrix("lm_head.clusters.weight", clusters - 1, embedding);
     Vector("lm_head.clusters.bias", clusters - 1, -0.5f, 0.5f);
+  }
+
+  void MakeRole(const std::string& name, const TensorSpec& spec) {
+    if (spec.shape.size() == 3) return Add(name, spec.shape, Draw(spec.shape[0] * spec.shape[2], -0.7f, 0.7f));
+    if (spec.shape.size() == 2) return Matrix(name, spec.shape[0], spec.shape[1]);
+    switch (spec.role) {
+      case Role::kMixerNorm:
+      case Role::kChannelNorm:
+      case Role::kFinalNorm:
+      case Role::kOutputNorm:
+        return Vector(name, spec.shape[0], 0.7f, 1.3f);
+      case Role::kDecayRate:
+        return Vector(name, spec.shape[0], -2.0f, 1.5f);
+      case Role::kDecayBias:
+        return Vector(name, spec.shape[0], -4.0f, -1.0f);
+      default:
+        return Vector(name, spec.shape[0], -0.2f, 0.2f);
+    }
   }
 
   bool Gated() const { return spec_.model_type == "gated_deltanet"; }
@@ -197,6 +249,20 @@ std::string RandomCheckpointConfig(const RandomCheckpointSpec& spec) {
     if (spec.eos_token >= 0) config["eos_token_id"] = spec.eos_token;
     return config.dump(2);
   }
+  if (!IsSpelledOut(spec)) {
+    nlohmann::json config = {{"model_type", spec.model_type},
+                             {"vocab_size", spec.vocabulary},
+                             {"hidden_size", spec.hidden},
+                             {"num_hidden_layers", spec.layers},
+                             {"intermediate_size", spec.mlp_inner},
+                             {"num_heads", spec.heads},
+                             {"tie_word_embeddings", spec.tied},
+                             {"bos_token_id", nullptr},
+                             {"eos_token_id", nullptr}};
+    config.update(nlohmann::json::parse(spec.settings));
+    if (spec.eos_token >= 0) config["eos_token_id"] = spec.eos_token;
+    return config.dump(2);
+  }
   nlohmann::json config = {{"model_type", spec.model_type},
                            {"vocab_size", spec.vocabulary},
                            {"hidden_size", spec.hidden},
@@ -229,7 +295,8 @@ std::string RandomCheckpointConfig(const RandomCheckpointSpec& spec) {
 }
 
 std::vector<TensorToWrite> RandomCheckpointTensors(const RandomCheckpointSpec& spec) {
-  PALIMPSEST_CHECK(spec.model_type != "fwp" || (spec.poison_token < 0 && spec.key_dim == spec.value_dim));
+  PALIMPSEST_CHECK(IsSpelledOut(spec) || spec.poison_token < 0);
+  PALIMPSEST_CHECK(spec.model_type != "fwp" || spec.key_dim == spec.value_dim);
   PALIMPSEST_CHECK(spec.poison_token < 0 || spec.dtype != DType::kF16);
   return Maker(spec).Make();
 }

@@ -12,7 +12,8 @@ namespace palimpsest::testing {
 
 // The defaults give a model of about 50,000 parameters that takes bytes as tokens.
 struct RandomCheckpointSpec {
-  std::string model_type = "gated_deltanet";  // or "delta_net", or "fwp", whose heads are of key_dim
+  // Or "delta_net"; or "fwp", whose heads are of key_dim; or any other, which `settings` describes.
+  std::string model_type = "gated_deltanet";
   int32_t vocabulary = 256;
   int32_t hidden = 32;
   int32_t layers = 2;
@@ -33,12 +34,13 @@ struct RandomCheckpointSpec {
   bool use_beta = true;
   std::string qk_activation = "silu";
   std::string qk_norm = "l2";
-  // fwp only: further keys of its config.json, as JSON.
+  // Further keys of config.json, as JSON; not of gated_deltanet and delta_net. Of models but these and fwp they are all
+  // that says how the mixer is.
   std::string settings = "{}";
 
   int32_t eos_token = -1;  // -1: the config says null
-  // Not for fwp. A token that makes the numbers of its sequence, and of no other, NaN from that token on, though every
-  // weight is finite. -1: none. Not with f16, whose range is too small for it.
+  // Of gated_deltanet and delta_net only. A token that makes the numbers of its sequence, and of no other, NaN from
+  // that token on, though every weight is finite. -1: none. Not with f16, whose range is too small for it.
   int32_t poison_token = -1;
   DType dtype = DType::kF32;  // of every tensor
   int shards = 1;
