@@ -88,6 +88,7 @@ std::vector<Family> Families() {
   delta_net.model_type = "delta_net";
   return {{"gated_deltanet", TestSpec()},
           {"delta_net", delta_net},
+          {"kda", model("kda", R"({"head_dim": 16})")},
           {"fwp", model("fwp", R"({"qk_norm": "sum", "attention_norm": "key_and_output"})")},
           {"fwp_window", model("fwp", R"({"mixer": "softmax", "segment_length": 40})")}};
 }

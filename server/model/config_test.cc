@@ -173,7 +173,7 @@ TEST(ModelConfig, AcceptsKeysThatDoNotChangeTheModel) {
 // All of to_dict() of flash-linear-attention 0.6.0's classes with these versions of transformers, whose own keys are
 // most of it.
 TEST(ModelConfig, ReadsWhatTransformersWrites) {
-  for (const char* const model_type : {"delta_net", "gated_deltanet"}) {
+  for (const char* const model_type : {"delta_net", "gated_deltanet", "kda"}) {
     const ModelConfig expected = Parsed(nlohmann::json({{"model_type", model_type}}).dump());
     for (const char* const version : {"4.57.6", "5.24.0"}) {
       SCOPED_TRACE(::testing::Message() << model_type << " " << version);
@@ -253,6 +253,21 @@ TEST(ModelConfig, CanonicalTextIsTheSameForTheSameFunction) {
                                                                             {{"tie_word_embeddings", true}}}) {
     EXPECT_NE(base, canonical(change)) << change;
   }
+}
+
+TEST(ModelConfig, ReadsKda) {
+  const ModelConfig config = Parsed(Config("kda", {{"num_v_heads", 8}, {"head_dim", 16}, {"expand_v", 1.5}}));
+  const FastWeightConfig& mixer = MixerOf(config);
+  EXPECT_EQ(mixer.rule, UpdateRule::kChannelGatedDelta);
+  EXPECT_EQ(mixer.shape.key_dim, 16);
+  EXPECT_EQ(mixer.shape.value_dim, 24);
+  EXPECT_EQ(mixer.decay, (DecayConfig{.rank = 24}));
+  EXPECT_EQ(mixer.output.gate, GateActivation::kSigmoid);
+  EXPECT_EQ(mixer.output.gate_rank, 24);
+  const ModelConfig bounded = Parsed(Config("kda", {{"head_dim", 16}, {"safe_gate", true}, {"lower_bound", -5.0}}));
+  EXPECT_EQ(MixerOf(bounded).decay.kind, DecayKind::kSigmoid);
+  EXPECT_EQ(MixerOf(bounded).decay.lower_bound, -5.0f);
+  EXPECT_NE(bounded.Canonical(), Parsed(Config("kda", {{"head_dim", 16}})).Canonical());
 }
 
 TEST(ModelConfig, ReadsTheSystemsOfThePaper) {
@@ -356,6 +371,10 @@ std::vector<BadConfig> BadConfigs() {
       {"hybrid_qwen3_5", delta({{"model_type", "qwen3_5"}}), "'qwen3_5' is not supported: it mixes in softmax"},
       {"hybrid_kimi", delta({{"model_type", "kimi_linear"}}), "'kimi_linear' is not supported: it mixes in softmax"},
       {"rwkv7", delta({{"model_type", "rwkv7"}}), "'rwkv7' is not supported: its update is diagonal plus low rank"},
+      {"kda_safe_without_a_bound", Config("kda", {{"head_dim", 16}, {"safe_gate", true}}),
+       "'safe_gate' is true, but 'lower_bound' says no bound"},
+      {"kda_bound_above_zero", Config("kda", {{"head_dim", 16}, {"lower_bound", 5.0}}),
+       "'lower_bound' is 5.0, expected a number from -50 to -0.001"},
       {"attention_layers", gated({{"attn", {{"layers", {1}}, {"num_heads", 4}}}}),
        "'attn' has layers of softmax attention, which have no state of fixed size; only null and [] are supported"},
       {"attention_over_windows", gated({{"attn", {{{"layers", {1}}, {"num_heads", 4}, {"window_size", 512}}}}}),

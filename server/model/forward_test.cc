@@ -235,6 +235,21 @@ std::vector<Case> PaperCases() {
   return cases;
 }
 
+// The rest of fla's family. Their numbers are held against fla's own code: golden_test.cc.
+std::vector<Case> FamilyCases() {
+  const auto model = [](const char* model_type, const char* settings) {
+    RandomCheckpointSpec spec;
+    spec.model_type = model_type;
+    spec.settings = settings;
+    return spec;
+  };
+  return {
+      {"kda", model("kda", R"({"head_dim": 16})")},
+      {"kda_grouped_bounded", model("kda", R"({"head_dim": 11, "num_v_heads": 6, "expand_v": 2.0, "lower_bound": -5.0,
+                                               "allow_neg_eigval": true})")},
+  };
+}
+
 // What the equations of the architecture say, written out for one sequence in double precision.
 class EquationsOf : public ::testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(Forward, EquationsOf, ::testing::ValuesIn(Cases()),
@@ -244,6 +259,8 @@ class EveryArchitecture : public ::testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(Forward, EveryArchitecture, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(Paper, EveryArchitecture, ::testing::ValuesIn(PaperCases()),
+                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Family, EveryArchitecture, ::testing::ValuesIn(FamilyCases()),
                          [](const auto& info) { return info.param.name; });
 
 TEST_P(EquationsOf, LogitsAreThoseOfTheEquations) {

@@ -16,10 +16,11 @@ namespace palimpsest {
 extern const Architecture kDeltaNet;
 extern const Architecture kGatedDeltaNet;
 extern const Architecture kFwp;
+extern const Architecture kKda;
 
 namespace {
 
-constexpr const Architecture* kArchitectures[] = {&kDeltaNet, &kGatedDeltaNet,   &kFwp};
+constexpr const Architecture* kArchitectures[] = {&kDeltaNet, &kGatedDeltaNet,   &kKda, &kFwp};
 
 // Model types that one might try, and why they cannot run.
 struct Refused {
