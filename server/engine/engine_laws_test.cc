@@ -89,6 +89,8 @@ std::vector<Family> Families() {
   return {{"gated_deltanet", TestSpec()},
           {"delta_net", delta_net},
           {"kda", model("kda", R"({"head_dim": 16})")},
+          {"gated_deltaproduct", model("gated_deltaproduct", R"({"head_dim": 16, "num_householder": 2,
+                                                                "use_forget_gate": true})")},
           {"fwp", model("fwp", R"({"qk_norm": "sum", "attention_norm": "key_and_output"})")},
           {"fwp_window", model("fwp", R"({"mixer": "softmax", "segment_length": 40})")}};
 }

@@ -173,7 +173,7 @@ TEST(ModelConfig, AcceptsKeysThatDoNotChangeTheModel) {
 // All of to_dict() of flash-linear-attention 0.6.0's classes with these versions of transformers, whose own keys are
 // most of it.
 TEST(ModelConfig, ReadsWhatTransformersWrites) {
-  for (const char* const model_type : {"delta_net", "gated_deltanet", "kda"}) {
+  for (const char* const model_type : {"delta_net", "gated_deltanet", "gated_deltaproduct", "kda"}) {
     const ModelConfig expected = Parsed(nlohmann::json({{"model_type", model_type}}).dump());
     for (const char* const version : {"4.57.6", "5.24.0"}) {
       SCOPED_TRACE(::testing::Message() << model_type << " " << version);
@@ -268,6 +268,21 @@ TEST(ModelConfig, ReadsKda) {
   EXPECT_EQ(MixerOf(bounded).decay.kind, DecayKind::kSigmoid);
   EXPECT_EQ(MixerOf(bounded).decay.lower_bound, -5.0f);
   EXPECT_NE(bounded.Canonical(), Parsed(Config("kda", {{"head_dim", 16}})).Canonical());
+}
+
+TEST(ModelConfig, ReadsGatedDeltaProduct) {
+  const nlohmann::json two = {{"head_dim", 16}, {"num_householder", 2}, {"use_forget_gate", true}};
+  const ModelConfig config = Parsed(Config("gated_deltaproduct", two));
+  const FastWeightConfig& mixer = MixerOf(config);
+  EXPECT_EQ(mixer.rule, UpdateRule::kGatedDelta);
+  EXPECT_EQ(mixer.sub_steps, 2);
+  EXPECT_EQ(mixer.betas(), 8);
+  EXPECT_EQ(mixer.conv_channels(), 64 + 2 * 64 + 2 * 128);
+  EXPECT_EQ(MixerOf(Parsed(Config("gated_deltaproduct", {{"head_dim", 16}}))).rule, UpdateRule::kDelta);
+  // The model does not hand it to its layers.
+  nlohmann::json ignored = two;
+  ignored["num_v_heads"] = 8;
+  EXPECT_EQ(Parsed(Config("gated_deltaproduct", ignored)).Canonical(), config.Canonical());
 }
 
 TEST(ModelConfig, ReadsTheSystemsOfThePaper) {
@@ -375,6 +390,8 @@ std::vector<BadConfig> BadConfigs() {
        "'safe_gate' is true, but 'lower_bound' says no bound"},
       {"kda_bound_above_zero", Config("kda", {{"head_dim", 16}, {"lower_bound", 5.0}}),
        "'lower_bound' is 5.0, expected a number from -50 to -0.001"},
+      {"too_many_householders", Config("gated_deltaproduct", {{"head_dim", 16}, {"num_householder", 17}}),
+       "'num_householder' is 17, expected an integer from 1 to 16"},
       {"attention_layers", gated({{"attn", {{"layers", {1}}, {"num_heads", 4}}}}),
        "'attn' has layers of softmax attention, which have no state of fixed size; only null and [] are supported"},
       {"attention_over_windows", gated({{"attn", {{{"layers", {1}}, {"num_heads", 4}, {"window_size", 512}}}}}),

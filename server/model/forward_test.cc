@@ -247,6 +247,10 @@ std::vector<Case> FamilyCases() {
       {"kda", model("kda", R"({"head_dim": 16})")},
       {"kda_grouped_bounded", model("kda", R"({"head_dim": 11, "num_v_heads": 6, "expand_v": 2.0, "lower_bound": -5.0,
                                                "allow_neg_eigval": true})")},
+      {"gated_deltaproduct", model("gated_deltaproduct", R"({"head_dim": 16, "num_householder": 2,
+                                                             "use_forget_gate": true, "allow_neg_eigval": true})")},
+      {"deltaproduct_of_three", model("gated_deltaproduct", R"({"head_dim": 12, "num_householder": 3,
+                                                                "use_short_conv": false})")},
   };
 }
 

@@ -16,11 +16,13 @@ namespace palimpsest {
 extern const Architecture kDeltaNet;
 extern const Architecture kGatedDeltaNet;
 extern const Architecture kFwp;
+extern const Architecture kGatedDeltaProduct;
 extern const Architecture kKda;
 
 namespace {
 
-constexpr const Architecture* kArchitectures[] = {&kDeltaNet, &kGatedDeltaNet,   &kKda, &kFwp};
+constexpr const Architecture* kArchitectures[] = {&kDeltaNet, &kGatedDeltaNet,   &kKda, &kGatedDeltaProduct,
+                                                  &kFwp};
 
 // Model types that one might try, and why they cannot run.
 struct Refused {
