@@ -91,6 +91,7 @@ std::vector<Family> Families() {
           {"kda", model("kda", R"({"head_dim": 16})")},
           {"gated_deltaproduct", model("gated_deltaproduct", R"({"head_dim": 16, "num_householder": 2,
                                                                 "use_forget_gate": true})")},
+          {"gla", model("gla", "{}")},
           {"fwp", model("fwp", R"({"qk_norm": "sum", "attention_norm": "key_and_output"})")},
           {"fwp_window", model("fwp", R"({"mixer": "softmax", "segment_length": 40})")}};
 }

@@ -173,7 +173,7 @@ TEST(ModelConfig, AcceptsKeysThatDoNotChangeTheModel) {
 // All of to_dict() of flash-linear-attention 0.6.0's classes with these versions of transformers, whose own keys are
 // most of it.
 TEST(ModelConfig, ReadsWhatTransformersWrites) {
-  for (const char* const model_type : {"delta_net", "gated_deltanet", "gated_deltaproduct", "kda"}) {
+  for (const char* const model_type : {"delta_net", "gated_deltanet", "gated_deltaproduct", "gla", "kda"}) {
     const ModelConfig expected = Parsed(nlohmann::json({{"model_type", model_type}}).dump());
     for (const char* const version : {"4.57.6", "5.24.0"}) {
       SCOPED_TRACE(::testing::Message() << model_type << " " << version);
@@ -285,6 +285,19 @@ TEST(ModelConfig, ReadsGatedDeltaProduct) {
   EXPECT_EQ(Parsed(Config("gated_deltaproduct", ignored)).Canonical(), config.Canonical());
 }
 
+TEST(ModelConfig, ReadsGatedLinearAttention) {
+  const ModelConfig config = Parsed(Config("gla", {{"num_kv_heads", 2}, {"clamp_min", -3.0}}));
+  const FastWeightConfig& mixer = MixerOf(config);
+  EXPECT_EQ(mixer.rule, UpdateRule::kChannelGatedSum);
+  EXPECT_EQ(mixer.key_groups, 2);
+  EXPECT_EQ(mixer.shape.key_dim, 8);
+  EXPECT_EQ(mixer.shape.value_dim, 16);
+  EXPECT_EQ(mixer.features.map, FeatureMapKind::kIdentity);
+  EXPECT_EQ(mixer.decay.lower_bound, -3.0f);
+  EXPECT_EQ(mixer.conv, std::nullopt);
+  EXPECT_TRUE(MixerOf(Parsed(Config("gla", {{"use_short_conv", true}}))).conv->silu_keys);
+}
+
 TEST(ModelConfig, ReadsTheSystemsOfThePaper) {
   const ModelConfig delta = Parsed(R"({"model_type": "fwp", "vocab_size": 1000, "hidden_size": 64, "num_heads": 4,
       "head_dim": 12, "num_hidden_layers": 3, "intermediate_size": 96, "feature_map": "dpfp", "dpfp_nu": 2,
@@ -390,6 +403,9 @@ std::vector<BadConfig> BadConfigs() {
        "'safe_gate' is true, but 'lower_bound' says no bound"},
       {"kda_bound_above_zero", Config("kda", {{"head_dim", 16}, {"lower_bound", 5.0}}),
        "'lower_bound' is 5.0, expected a number from -50 to -0.001"},
+      {"gla_map", Config("gla", {{"feature_map", "gelu"}}), "'feature_map' is 'gelu', expected 'relu' or 'silu' or"},
+      {"gla_groups", Config("gla", {{"num_kv_heads", 3}}),
+       "'num_kv_heads' is 3, expected a divisor of num_heads, which is 4"},
       {"too_many_householders", Config("gated_deltaproduct", {{"head_dim", 16}, {"num_householder", 17}}),
        "'num_householder' is 17, expected an integer from 1 to 16"},
       {"attention_layers", gated({{"attn", {{"layers", {1}}, {"num_heads", 4}}}}),

@@ -17,12 +17,13 @@ extern const Architecture kDeltaNet;
 extern const Architecture kGatedDeltaNet;
 extern const Architecture kFwp;
 extern const Architecture kGatedDeltaProduct;
+extern const Architecture kGla;
 extern const Architecture kKda;
 
 namespace {
 
 constexpr const Architecture* kArchitectures[] = {&kDeltaNet, &kGatedDeltaNet,   &kKda, &kGatedDeltaProduct,
-                                                  &kFwp};
+                                                  &kGla,      &kFwp};
 
 // Model types that one might try, and why they cannot run.
 struct Refused {
