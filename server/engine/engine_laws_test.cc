@@ -92,6 +92,7 @@ std::vector<Family> Families() {
           {"gated_deltaproduct", model("gated_deltaproduct", R"({"head_dim": 16, "num_householder": 2,
                                                                 "use_forget_gate": true})")},
           {"gla", model("gla", "{}")},
+          {"linear_attn", model("linear_attn", R"({"feature_map": "hedgehog", "norm_feature_map": true})")},
           {"fwp", model("fwp", R"({"qk_norm": "sum", "attention_norm": "key_and_output"})")},
           {"fwp_window", model("fwp", R"({"mixer": "softmax", "segment_length": 40})")}};
 }

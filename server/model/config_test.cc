@@ -173,7 +173,8 @@ TEST(ModelConfig, AcceptsKeysThatDoNotChangeTheModel) {
 // All of to_dict() of flash-linear-attention 0.6.0's classes with these versions of transformers, whose own keys are
 // most of it.
 TEST(ModelConfig, ReadsWhatTransformersWrites) {
-  for (const char* const model_type : {"delta_net", "gated_deltanet", "gated_deltaproduct", "gla", "kda"}) {
+  for (const char* const model_type :
+       {"delta_net", "gated_deltanet", "gated_deltaproduct", "gla", "kda", "linear_attn"}) {
     const ModelConfig expected = Parsed(nlohmann::json({{"model_type", model_type}}).dump());
     for (const char* const version : {"4.57.6", "5.24.0"}) {
       SCOPED_TRACE(::testing::Message() << model_type << " " << version);
@@ -298,6 +299,19 @@ TEST(ModelConfig, ReadsGatedLinearAttention) {
   EXPECT_TRUE(MixerOf(Parsed(Config("gla", {{"use_short_conv", true}}))).conv->silu_keys);
 }
 
+TEST(ModelConfig, ReadsLinearAttention) {
+  const auto mixer = [](const nlohmann::json& changes) { return MixerOf(Parsed(Config("linear_attn", changes))); };
+  EXPECT_EQ(mixer({}).features.map, FeatureMapKind::kElementwiseProduct);
+  EXPECT_EQ(mixer({{"feature_map", "hedgehog"}}).shape.key_dim, 32);
+  EXPECT_EQ(mixer({{"feature_map", "dpfp"}}).shape.key_dim, 128);
+  EXPECT_EQ(mixer({{"norm_q", true}}).features.query_norm, KeyNorm::kShiftedSum);
+  EXPECT_EQ(mixer({{"norm_q", true}}).features.key_norm, KeyNorm::kNone);
+  EXPECT_TRUE(mixer({{"norm_feature_map", true}}).attention_norm->scaled_denominator);
+  EXPECT_FLOAT_EQ(mixer({{"feature_map", "hedgehog"}}).features.query_scale, 1.0f / std::sqrt(32.0f));
+  EXPECT_FALSE(mixer({{"elementwise_affine", false}}).output.weight);
+  EXPECT_FALSE(mixer({{"elementwise_affine", nullptr}}).output.weight) << "as in Python";
+}
+
 TEST(ModelConfig, ReadsTheSystemsOfThePaper) {
   const ModelConfig delta = Parsed(R"({"model_type": "fwp", "vocab_size": 1000, "hidden_size": 64, "num_heads": 4,
       "head_dim": 12, "num_hidden_layers": 3, "intermediate_size": 96, "feature_map": "dpfp", "dpfp_nu": 2,
@@ -408,6 +422,10 @@ std::vector<BadConfig> BadConfigs() {
        "'num_kv_heads' is 3, expected a divisor of num_heads, which is 4"},
       {"too_many_householders", Config("gated_deltaproduct", {{"head_dim", 16}, {"num_householder", 17}}),
        "'num_householder' is 17, expected an integer from 1 to 16"},
+      {"linear_attn_map", Config("linear_attn", {{"feature_map", "taylor"}}),
+       "'feature_map' is 'taylor', expected 'elementwise_product' or 'elu' or"},
+      {"linear_attn_dpfp_of_two", Config("linear_attn", {{"feature_map", "dpfp"}, {"num_heads", 32}}),
+       "so it needs heads of at least 3 channels"},
       {"attention_layers", gated({{"attn", {{"layers", {1}}, {"num_heads", 4}}}}),
        "'attn' has layers of softmax attention, which have no state of fixed size; only null and [] are supported"},
       {"attention_over_windows", gated({{"attn", {{{"layers", {1}}, {"num_heads", 4}, {"window_size", 512}}}}}),

@@ -254,6 +254,9 @@ std::vector<Case> FamilyCases() {
                                                              "use_forget_gate": true, "allow_neg_eigval": true})")},
       {"deltaproduct_of_three", model("gated_deltaproduct", R"({"head_dim": 12, "num_householder": 3,
                                                                 "use_short_conv": false})")},
+      {"linear_attn", model("linear_attn", R"({"norm_q": true, "feature_map": "hedgehog", "norm_feature_map": true})")},
+      {"linear_attn_product", model("linear_attn", R"({"num_heads": 4, "num_kv_heads": 1})")},
+      {"linear_attn_dpfp", model("linear_attn", R"({"feature_map": "dpfp", "norm_k": true})")},
   };
 }
 

@@ -19,11 +19,12 @@ extern const Architecture kFwp;
 extern const Architecture kGatedDeltaProduct;
 extern const Architecture kGla;
 extern const Architecture kKda;
+extern const Architecture kLinearAttention;
 
 namespace {
 
 constexpr const Architecture* kArchitectures[] = {&kDeltaNet, &kGatedDeltaNet,   &kKda, &kGatedDeltaProduct,
-                                                  &kGla,      &kFwp};
+                                                  &kGla,      &kLinearAttention, &kFwp};
 
 // Model types that one might try, and why they cannot run.
 struct Refused {
