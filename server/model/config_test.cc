@@ -1,3 +1,5 @@
+#include "server/model/config.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -8,7 +10,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
-#include "server/model/config.h"
 #include "server/model/testing/safetensors_writer.h"
 #include "server/model/testing/temporary_folder.h"
 
