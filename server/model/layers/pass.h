@@ -53,7 +53,9 @@ struct Pass {
 
   int32_t num_rows() const { return count.rows; }
   bool on_device() const { return ctx.device != nullptr; }
+  // Nowhere, if the layer has no such piece.
   StatePiece Piece(const StateHandle& handle) const {
+    if (handle.offset < 0) return {};
     return {batch.states + handle.offset, batch.state_stride, handle.dtype};
   }
   // What the fast weights lack, `written` being a layer's entries in a slot.
