@@ -28,6 +28,22 @@
 namespace palimpsest {
 namespace {
 
+// Ids beyond the tokenizer's are what the embedding was padded with, or tokens that a later training added. They have
+// no text, so none is drawn but those that end one; a prompt may hold them, and they are scored as they are.
+void NeverDrawPadding(int32_t tokenizer_vocabulary, const ModelConfig& config, SamplingSettings& settings) {
+  constexpr float kNever = -1e30f;
+  auto& biases = settings.logit_bias;
+  for (int32_t id = tokenizer_vocabulary; id < config.vocabulary; ++id) {
+    if (std::ranges::binary_search(config.eos_tokens, id)) continue;
+    const auto at = std::ranges::lower_bound(biases, id, {}, &std::pair<int32_t, float>::first);
+    if (at != biases.end() && at->first == id) {
+      at->second = kNever;
+    } else {
+      biases.insert(at, {id, kNever});
+    }
+  }
+}
+
 // With values that let every request run some day.
 EngineShare ShareOf(const EngineOptions& options, const std::string& owner) {
   constexpr double kLeastWeight = 1e-3;
@@ -197,6 +213,7 @@ absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
     if (absl::Status status = waiting_room_.Enter(request.owner, share); !status.ok()) return status;
     id = ++last_id_;
   }
+  NeverDrawPadding(tokenizer_->vocabulary(), model_->config(), request.sampling);
   auto sequence = std::make_unique<Sequence>(id, std::move(request), model_->config().eos_tokens);
   sequence->share = share;
   request = EngineRequest();

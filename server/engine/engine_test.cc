@@ -43,6 +43,31 @@ TEST_F(EngineTest, StreamsTheTextOfItsTokens) {
   }
 }
 
+// Ids that have no text, since the embedding has more rows than the tokenizer has tokens.
+TEST(EnginePadding, IsNeverDrawnAndIsScoredAsItIs) {
+  constexpr int32_t kTokens = 246;
+  RandomCheckpointSpec spec;
+  spec.eos_token = 250;
+  const std::shared_ptr<const Model> model = LoadModel(spec);
+  const auto start = [&](int32_t tokens) {
+    return *Engine::Start(model, std::make_shared<AwkwardTokenizer>(tokens), {.threads = 1, .slots = 2});
+  };
+  const std::unique_ptr<Engine> padded = start(kTokens), whole = start(spec.vocabulary);
+  std::set<int32_t> drawn, drawn_of_all;
+  for (const auto& [engine, ids] : {std::pair(padded.get(), &drawn), std::pair(whole.get(), &drawn_of_all)}) {
+    for (uint64_t seed = 0; seed < 4; ++seed) {
+      EngineRequest request = Generate(RandomTokens(3, seed), 600);
+      request.sampling = {.logit_bias = {{3, 1.0f}, {251, 50.0f}}, .temperature = 8.0f, .seed = seed};
+      for (const int32_t id : RunToEnd(*engine, std::move(request))->ids()) ids->insert(id);
+    }
+  }
+  drawn.erase(spec.eos_token);
+  EXPECT_LT(*drawn.rbegin(), kTokens);
+  EXPECT_GE(*drawn_of_all.rbegin(), kTokens) << "what is never drawn would be";
+  const std::vector<int32_t> text = {3, 251, 255, 246, 7};
+  EXPECT_EQ(Bits(RunToEnd(*padded, Score(text))->tokens()), Bits(RunToEnd(*whole, Score(text))->tokens()));
+}
+
 TEST_F(EngineTest, CountsAndTimesWhatItDid) {
   const absl::Time begin = absl::Now();
   const auto first = RunToEnd(*engine_, Generate(RandomTokens(80, 1), 9));

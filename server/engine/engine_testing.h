@@ -39,7 +39,9 @@ class AwkwardTokenizer : public Tokenizer {
   explicit AwkwardTokenizer(int32_t vocabulary);
   std::string_view kind() const override { return "awkward"; }
   int32_t vocabulary() const override { return static_cast<int32_t>(bytes_.size()); }
-  std::string_view Bytes(int32_t id, int32_t) const override { return bytes_[id]; }
+  std::string_view Bytes(int32_t id, int32_t) const override {
+    return id < vocabulary() ? std::string_view(bytes_[id]) : std::string_view();
+  }
 
  protected:
   void Append(std::string_view, bool, size_t, std::vector<int32_t>&, int64_t&) const override {}

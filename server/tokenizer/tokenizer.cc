@@ -28,6 +28,14 @@ constexpr int64_t kMaxRulesBytes = 64 << 10;
 // A chat template and a list of special tokens may be in it.
 constexpr int64_t kMaxTokenizerConfigBytes = 4 << 20;
 
+// Whether the tokenizer can be the model's: embeddings are padded, so that their rows are a multiple of what some
+// hardware likes, by a small part of them.
+bool Covers(const Tokenizer& tokenizer, int32_t vocabulary) {
+  constexpr int32_t kMostPadding = 1024, kLeastShare = 16;
+  const int32_t padding = vocabulary - tokenizer.vocabulary();
+  return padding >= 0 && padding <= std::min(kMostPadding, vocabulary / kLeastShare);
+}
+
 class ByteTokenizer final : public Tokenizer {
  public:
   explicit ByteTokenizer(int32_t vocabulary) : vocabulary_(vocabulary) {
@@ -63,7 +71,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::filesyst
   if (!bytes.ok()) return bytes.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = MakeSentencePieceTokenizer(*bytes);
   if (!tokenizer.ok()) return Refuse(path, std::string(tokenizer.status().message()));
-  if ((*tokenizer)->vocabulary() != vocabulary) {
+  if (!Covers(**tokenizer, vocabulary)) {
     return Refuse(path, absl::StrCat("has ", (*tokenizer)->vocabulary(), " pieces, but config.json says vocab_size ",
                                      vocabulary, "; put the tokenizer that the model was trained with"));
   }
@@ -81,7 +89,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadVocabulary(const std::filesystem:
   if (!symbols.ok()) return symbols.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = MakeVocabularyTokenizer(*symbols, *rules);
   if (!tokenizer.ok()) return Refuse(symbols_path, std::string(tokenizer.status().message()));
-  if ((*tokenizer)->vocabulary() != vocabulary) {
+  if (!Covers(**tokenizer, vocabulary)) {
     return Refuse(symbols_path,
                   absl::StrCat("has ", (*tokenizer)->vocabulary(), " symbols, but config.json says vocab_size ",
                                vocabulary, "; put the vocabulary that the model was trained with"));

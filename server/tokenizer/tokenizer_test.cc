@@ -544,6 +544,20 @@ TEST_F(LoadTest, RefusesWithPathNumbersAndCure) {
   ExpectRefused(300, {"tokenizer.model", "67108865", "67108864"});
 }
 
+// An embedding may have some rows more than there are tokens; with many more, it is another model's.
+TEST_F(LoadTest, AnEmbeddingMayBePadded) {
+  Write("tokenizer.model", ModelBytes(kModels[0]));
+  const int32_t pieces = (*MakeSentencePieceTokenizer(ModelBytes(kModels[0])))->vocabulary();
+  for (const int32_t vocabulary : {pieces, pieces + 1, pieces + pieces / 16}) {
+    const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(folder_.string(), vocabulary);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_EQ((*tokenizer)->vocabulary(), pieces);
+    EXPECT_EQ((*tokenizer)->Bytes(vocabulary - 1 + (vocabulary == pieces), 0), "");
+  }
+  ExpectRefused(pieces - 1, {"tokenizer.model", "pieces"});
+  ExpectRefused(pieces + pieces / 8, {"tokenizer.model", "pieces"});
+}
+
 TEST_F(LoadTest, RefusesWhatIsNoFileOrFolder) {
   std::filesystem::create_directory(folder_ / "tokenizer.model");
   ExpectRefused(300, {"tokenizer.model", "not a regular file"});
