@@ -189,16 +189,20 @@ class FastWeightModel {
   FastWeightParams params_;
 };
 
+// Multiply-adds for writing and reading out, and for reading where the rule corrects; the decay; and two multiply-adds
+// more where what is removed goes elsewhere. Chunks go row by row, as steps do.
+double FlopsOfRow(const FastWeightShape& shape, UpdateRule rule) {
+  const double read = Corrects(rule) ? 2.0 : 0.0, move = rule == UpdateRule::kLowRank ? 4.0 : 0.0;
+  return (4.0 + read + move + (Decays(rule) ? 1.0 : 0.0)) * static_cast<double>(shape.state_floats());
+}
+
 void BenchStep(benchmark::State& state, Machine& machine, FastWeightShape shape, UpdateRule rule, DType dtype,
                int layers) {
   FastWeightModel model(shape, rule, dtype, layers, static_cast<int32_t>(state.range(0)), 1);
   model.Verify(machine.pool);
   model.Pass(machine.pool);  // the first touch of the states, which the system answers with zeroed pages
   for (auto _ : state) model.Pass(machine.pool);
-  // Multiply-adds for reading, writing and reading out, and the decay; two to write where what is removed goes
-  // elsewhere.
-  const double flops =
-      (rule == UpdateRule::kLowRank ? 9.0 : 7.0) * shape.state_floats() * layers * static_cast<double>(model.rows());
+  const double flops = FlopsOfRow(shape, rule) * layers * static_cast<double>(model.rows());
   Count(state, machine.bounds, 2.0 * model.state_bytes(), machine.bounds.update_bytes_per_second, flops);
 }
 
@@ -207,13 +211,7 @@ void BenchChunk(benchmark::State& state, Machine& machine, FastWeightShape shape
   model.Verify(machine.pool);
   model.Pass(machine.pool);  // the first touch of the states, which the system answers with zeroed pages
   for (auto _ : state) model.Pass(machine.pool);
-  // Per token and head: by rows as a step, else without the halves that are zero: reads, update, scores, substitution
-  // and output.
-  const double K = shape.key_dim, V = shape.value_dim, C = FastWeightParams::kChunk;
-  const double solve = rule == UpdateRule::kSum ? 0.0 : 2.0 * K * V + C * (K + V);
-  const double by_rows = (rule == UpdateRule::kLowRank ? 9.0 : 7.0) * K * V;
-  const double of_row = DecaysChannels(rule) ? by_rows : 4.0 * K * V + C * (K + V) + solve;
-  const double flops = of_row * shape.value_heads * layers * model.rows();
+  const double flops = FlopsOfRow(shape, rule) * layers * static_cast<double>(model.rows());
   Count(state, machine.bounds, 2.0 * model.state_bytes(), machine.bounds.update_bytes_per_second, flops);
   state.counters["tokens_per_second"] =
       benchmark::Counter(static_cast<double>(model.rows()), benchmark::Counter::kIsIterationInvariantRate);

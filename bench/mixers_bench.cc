@@ -208,9 +208,8 @@ class MixerModel {
   std::vector<int32_t> slot_, row_begin_;
 };
 
-// Multiply-adds, times two, of one token in one layer; the map is counted where it is a product. `chunk`: rows that are
-// taken at once.
-double FlopsOf(const Mixer& mixer, double chunk) {
+// Multiply-adds, times two, of one token in one layer; the map is counted where it is a product.
+double FlopsOf(const Mixer& mixer) {
   if (mixer.segment > 0) {
     const double seen = mixer.relative() ? mixer.memory + (mixer.segment + 1) / 2.0 : mixer.segment + mixer.memory;
     return kWidth * seen * (mixer.relative() ? 6.0 : 4.0);
@@ -218,9 +217,8 @@ double FlopsOf(const Mixer& mixer, double chunk) {
   const double E = mixer.features(), V = kDim;
   const double map = 4.0 * mixer.projections * kDim + 4.0 * (mixer.map == kDpfp ? E : 0.0);
   const double delta = mixer.rule == UpdateRule::kSum ? 0.0 : 2.0 * E * V;
-  const double within = chunk > 1 ? chunk * (E + V) * (mixer.rule == UpdateRule::kSum ? 1.0 : 2.0) : 0.0;
   const double norm = mixer.normaliser == Normaliser::kNone ? 0.0 : 4.0 * E;
-  return kHeads * (map + norm + 4.0 * E * V + delta + within);
+  return kHeads * (map + norm + 4.0 * E * V + delta);
 }
 
 void BenchMixer(benchmark::State& state, Machine& machine, const Mixer& mixer, int32_t sequences, int32_t length) {
@@ -228,7 +226,7 @@ void BenchMixer(benchmark::State& state, Machine& machine, const Mixer& mixer, i
   model.Verify(machine.pool);
   model.Pass(machine.pool);  // the first touch of the states, which the system answers with zeroed pages
   for (auto _ : state) model.Pass(machine.pool);
-  const double flops = FlopsOf(mixer, std::min(length, FastWeightParams::kChunk)) * kLayers * model.rows();
+  const double flops = FlopsOf(mixer) * kLayers * model.rows();
   // A window is read, and one row of it written; fast weights are read and written whole.
   const bool window = mixer.segment > 0;
   Count(state, machine.bounds, (window ? 1.0 : 2.0) * model.state_bytes(),

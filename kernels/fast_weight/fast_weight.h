@@ -18,10 +18,10 @@
 // floor(j * heads / value_heads).
 //
 // A sequence's rows are taken in chunks of kChunk counted from its first row in the call. A chunk of one row is a step;
-// a longer one uses the parallel (WY) form, solved by forward substitution, or, with decays by channel, goes row by row
-// with the state at hand, as it does with several writes to a row; see README.md. Forms differ by rounding only. The
-// bits of a sequence's outputs and state depend on its own rows and state alone: not on other sequences, not on the
-// number of threads, and not on whether its chunks come in one call or in several.
+// a longer one goes row by row with the state at hand, or, on a device, unless decays come by channel or writes several
+// to a row, in the parallel (WY) form; see README.md. Forms differ by rounding only. The bits of a sequence's outputs
+// and state depend on its own rows and state alone: not on other sequences, not on the number of threads, and not on
+// whether its chunks come in one call or in several.
 //
 // S is kept as float32, or as bfloat16, which halves what a step reads and writes: it is then rounded to nearest, ties
 // to even, at the end of each chunk (docs/numerics.md has what that costs). Arithmetic is float32 in any case.

@@ -9,7 +9,6 @@
 
 #include "hwy/highway.h"
 #include "kernels/common/device.h"
-#include "kernels/fast_weight/fast_weight_chunk-inl.h"
 #include "kernels/fast_weight/fast_weight_head.h"
 #include "kernels/fast_weight/fast_weight_scan-inl.h"
 #include "kernels/fast_weight/fast_weight_step-inl.h"
@@ -26,19 +25,13 @@ void Chunks(const HeadRows& head, float* scratch) {
     const int64_t n = std::min<int64_t>(kChunk, rest.rows);
     if (n == 1) {
       Step<kRule, T>(rest, 0, head.value_dim, scratch);
-    } else if constexpr (DecaysChannels(kRule)) {
-      Scan<kRule, T>(rest, n, scratch);
-    } else if (head.sub_steps > 1) {
-      Scan<kRule, T>(rest, n, scratch);
     } else {
-      Chunk<T>(rest, n, scratch);
+      Scan<kRule, T>(rest, n, scratch);
     }
   }
 }
 
-int64_t ScratchFloats(int32_t key_dim) {
-  return std::max({ChunkScratch::Floats(key_dim), ScanScratch::Floats(key_dim), StepScratchFloats(key_dim)});
-}
+int64_t ScratchFloats(int32_t key_dim) { return std::max(ScanScratch::Floats(key_dim), StepScratchFloats(key_dim)); }
 
 template <UpdateRule kRule>
 FastWeightKernels KernelsOf(DType dtype) {

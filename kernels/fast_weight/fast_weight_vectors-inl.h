@@ -25,7 +25,6 @@ using D = hn::CappedTag<float, 16>;
 using V = hn::Vec<D>;
 constexpr D d;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
-constexpr int kBlock = 2 * kLanes;  // columns that a product takes at once
 constexpr int kChunk = FastWeightParams::kChunk;
 
 // kLanes values at `from`; bfloat16 is the upper half of a float.
@@ -72,15 +71,12 @@ HWY_INLINE void StorePart(V value, T* to, int64_t lanes) {
 // exp; NaN stays NaN (Highway's makes it zero).
 HWY_INLINE V ExpOf(V x) { return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x)); }
 
-// A decay below this leaves nothing of a float32; the bound keeps differences of sums of logarithms free of inf - inf.
-HWY_INLINE double BoundedLog(float log_decay) { return log_decay < -1e4f ? -1e4 : log_decay; }
-
 template <typename From, typename To>
 HWY_INLINE void Convert(const From* from, int64_t count, To* to) {
   for (int64_t i = 0; i < count; i += kLanes) StorePart(LoadPart(from + i, count - i), to + i, count - i);
 }
 
-// to[i] = exp(from[i]), bounded likewise.
+// to[i] = exp(from[i]), where a logarithm below -10^4 counts as that: it leaves nothing of a float32 either way.
 HWY_INLINE void Exponentiate(const float* from, int64_t count, float* to) {
   const V least = hn::Set(d, -1e4f);
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -123,26 +119,26 @@ void Transpose(const float* HWY_RESTRICT from, int64_t ldfrom, int64_t rows, int
   }
 }
 
-// Rows of the state with values across the lanes: to[c][r] = stored[r][c] for `width` rows, zeros up to kBlock of them.
-// `by_rows`: [kBlock, K] floats, for what is not stored as floats.
+// Rows of the state with values across the lanes: to[c][r] = stored[r][c] for `width` rows, zeros up to `block` of
+// them. `by_rows`: [block, K] floats, for what is not stored as floats.
 template <typename T>
-HWY_INLINE void LoadTransposed(const T* stored, int32_t K, int32_t width, float* by_rows, float* to) {
-  if (width < kBlock) std::fill_n(to, int64_t{K} * kBlock, 0.0f);
+HWY_INLINE void LoadTransposed(const T* stored, int32_t K, int32_t width, int32_t block, float* by_rows, float* to) {
+  if (width < block) std::fill_n(to, int64_t{K} * block, 0.0f);
   if constexpr (std::is_same_v<T, float>) {
-    Transpose(stored, K, width, K, to, kBlock);
+    Transpose(stored, K, width, K, to, block);
   } else {
     Convert(stored, int64_t{width} * K, by_rows);
-    Transpose(by_rows, K, width, K, to, kBlock);
+    Transpose(by_rows, K, width, K, to, block);
   }
 }
 
 // The way back.
 template <typename T>
-HWY_INLINE void StoreTransposed(const float* from, int32_t K, int32_t width, float* by_rows, T* stored) {
+HWY_INLINE void StoreTransposed(const float* from, int32_t K, int32_t width, int32_t block, float* by_rows, T* stored) {
   if constexpr (std::is_same_v<T, float>) {
-    Transpose(from, kBlock, K, width, stored, K);
+    Transpose(from, block, K, width, stored, K);
   } else {
-    Transpose(from, kBlock, K, width, by_rows, K);
+    Transpose(from, block, K, width, by_rows, K);
     Convert(by_rows, int64_t{width} * K, stored);
   }
 }
