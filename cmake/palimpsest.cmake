@@ -28,7 +28,8 @@ endif()
 function(palimpsest_room name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
-  target_link_libraries(${name} PUBLIC palimpsest_options Threads::Threads ${ARG_LINKS})
+  # How we compile is no business of who links an installed room.
+  target_link_libraries(${name} PUBLIC $<BUILD_INTERFACE:palimpsest_options> Threads::Threads ${ARG_LINKS})
 endfunction()
 
 # palimpsest_suppress(TEST): what sanitizers see in libraries that are not ours is not the test's fault.
