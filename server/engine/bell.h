@@ -18,9 +18,11 @@ class Bell {
   // Called with `mu` held, after what the waiting thread looks for has changed.
   void Ring() { changed_.notify_one(); }
 
-  // Called with `mu` held, which is let go meanwhile: returns when `is_so()` or at `until`, a time of SteadyNow().
+  // Called with `mu` held, which is let go meanwhile: returns when `is_so()` or at `until`, a time of SteadyNow(). What
+  // `is_so` needs held is `mu` under another name, which the analysis does not know.
   template <typename Condition>
-  void Wait(absl::Mutex& mu, absl::Time until, Condition is_so) {
+  void Wait(absl::Mutex& mu, absl::Time until, Condition is_so)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     constexpr absl::Duration kAtOnce = absl::Hours(1);
     Lockable lockable{mu};
     while (!is_so()) {
