@@ -61,13 +61,13 @@ class Caller {
       v1::GenerateRequest request;
       request.set_session(session);
       request.set_text("It was ");
-      request.set_request_id(absl::StrCat("caller-", number_, "-", seen_.size()));
+      request.set_call_id(absl::StrCat("caller-", number_, "-", seen_.size()));
       request.mutable_stop()->set_max_tokens(tokens_);
       request.mutable_stop()->set_ignore_end_of_text(true);
       grpc::ClientContext context;
       SetTimeout(context, absl::Minutes(2));
       Seen seen;
-      seen.id = request.request_id();
+      seen.id = request.call_id();
       seen.begin = absl::Now();
       seen.position_before = position;
       const Outcome outcome = Generate(stubs_, request, context);
@@ -89,13 +89,13 @@ class Caller {
   std::thread thread_;
 };
 
-// The lines of the log about calls, by request id.
+// The lines of the log about calls, by call id.
 std::map<std::string, nlohmann::json> CallsIn(const std::string& log) {
   std::map<std::string, nlohmann::json> calls;
   for (const auto line : absl::StrSplit(log, '\n')) {
     auto fields = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!fields.is_object() || fields.value("event", "") != "call") continue;
-    const std::string id = fields["id"];
+    const std::string id = fields["call_id"];
     EXPECT_EQ(calls.count(id), 0) << id << " is logged twice";
     calls[id] = std::move(fields);
   }

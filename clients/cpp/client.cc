@@ -156,10 +156,10 @@ class Stream final : public GenerateStream {
       reader_ = stub_.Generate(attempts_.Next(), request_);
     }
     begun_ = true;
-    if (request_id_.empty()) {
+    if (call_id_.empty()) {
       const auto& metadata = attempts_.context()->GetServerInitialMetadata();
-      const auto it = metadata.find("x-request-id");
-      if (it != metadata.end()) request_id_ = std::string(it->second.data(), it->second.size());
+      const auto it = metadata.find("x-call-id");
+      if (it != metadata.end()) call_id_ = std::string(it->second.data(), it->second.size());
     }
     if (message.has_finish()) finish_ = message.finish();
     return true;
@@ -175,7 +175,7 @@ class Stream final : public GenerateStream {
     return *finish_;
   }
 
-  std::string request_id() const override { return request_id_; }
+  std::string call_id() const override { return call_id_; }
 
  private:
   v1::GenerationService::Stub& stub_;
@@ -183,7 +183,7 @@ class Stream final : public GenerateStream {
   Attempts attempts_;
   std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader_;
   bool begun_ = false;  // a message has come
-  std::string request_id_;
+  std::string call_id_;
   std::optional<v1::GenerateFinish> finish_;
   std::optional<absl::Status> status_;  // set once the call has ended
 };

@@ -131,7 +131,7 @@ class GenerateStream {
   virtual absl::StatusOr<v1::GenerateFinish> Finish() = 0;
 
   // The id under which the server logs this call; empty until the first message has come.
-  virtual std::string request_id() const = 0;
+  virtual std::string call_id() const = 0;
 };
 
 // What grpc.health.v1 says of a service.

@@ -66,7 +66,7 @@ class FakeGeneration : public v1::GenerationService::Service {
     const auto& metadata = context->client_metadata();
     const auto it = metadata.find("x-goog-request-params");
     routing = it == metadata.end() ? "" : std::string(it->second.data(), it->second.size());
-    context->AddInitialMetadata("x-request-id", "request-7");
+    context->AddInitialMetadata("x-call-id", "call-7");
     if (request->text() == kUnavailable) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
     v1::GenerateResponse message;
     for (const char* word : {"one ", "two ", "three"}) {
@@ -239,7 +239,7 @@ TEST_F(ClientTest, AStreamGivesItsMessagesThenItsFinish) {
   std::string text;
   for (v1::GenerateResponse message; stream->Next(message);) text += message.text();
   EXPECT_EQ(text, "one two three");
-  EXPECT_EQ(stream->request_id(), "request-7");
+  EXPECT_EQ(stream->call_id(), "call-7");
   const auto finish = stream->Finish();
   ASSERT_TRUE(finish.ok()) << finish.status();
   EXPECT_EQ(finish->reason(), v1::FINISH_REASON_LENGTH);

@@ -22,7 +22,7 @@
 namespace palimpsest {
 namespace {
 
-std::string MakeRequestId() {
+std::string MakeCallId() {
   thread_local std::mt19937_64 generator{std::random_device{}()};
   return absl::StrFormat("%016x", generator());
 }
@@ -125,7 +125,7 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const Method&
       arrival_(SteadyNow()),
       watch_(core.stalls, context->c_call()) {
   deadline_ = SteadyDeadline(context->raw_deadline());
-  log.id = MakeRequestId();
+  log.id = MakeCallId();
   log.method = method.name;
   log.peer = context->peer();
   TraceContext trace = ContinueTrace(Values(*context, "traceparent"), Values(*context, "tracestate"));
@@ -153,8 +153,8 @@ Call::~Call() { PALIMPSEST_CHECK(ended_); }
 
 void Call::SetId(const std::string& id) {
   if (std::exchange(id_set_, true)) return;  // a call that is tried again has told it already
-  if (IsRequestId(id)) log.id = id;
-  context_->AddInitialMetadata("x-request-id", log.id);
+  if (IsCallId(id)) log.id = id;
+  context_->AddInitialMetadata("x-call-id", log.id);
 }
 
 void Call::BeginWait(int64_t bytes) { watch_.Begin(bytes, SteadyNow()); }

@@ -129,7 +129,7 @@ class Call {
   const std::string& owner() const { return identity_.owner; }
   MessageLimits limits() const { return limits_; }
 
-  // The caller's id for logs, kept if it is fit for a header; the caller reads the call's in `x-request-id`. Before the
+  // The caller's id for logs, kept if it is fit for a header; the caller reads the call's in `x-call-id`. Before the
   // first message or the end leaves.
   void SetId(const std::string& id);
 

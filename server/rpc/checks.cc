@@ -155,15 +155,15 @@ void CheckScoreLast(int32_t score_last, int64_t tokens, int64_t* read, Violation
                  absl::StrCat("is ", score_last, "; accepted: 1 to ", tokens, ", the number of the input's tokens"));
 }
 
-bool IsRequestId(const std::string& id) {
+bool IsCallId(const std::string& id) {
   return !id.empty() && id.size() <= 64 &&
          std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c <= '~'; });
 }
 
-void CheckRequestId(const std::string& id, Violations& violations) {
-  if (id.empty() || IsRequestId(id)) return;
-  violations.Add("request_id", absl::StrCat("is ", Quoted(id), ", of ", id.size(), " bytes; accepted: at most 64 ",
-                                            "printable characters of ASCII without spaces, or nothing"));
+void CheckCallId(const std::string& id, Violations& violations) {
+  if (id.empty() || IsCallId(id)) return;
+  violations.Add("call_id", absl::StrCat("is ", Quoted(id), ", of ", id.size(), " bytes; accepted: at most 64 ",
+                                         "printable characters of ASCII without spaces, or nothing"));
 }
 
 void AddIdViolation(absl::string_view field, int64_t index, int64_t id, int32_t vocabulary, Violations& violations) {

@@ -45,8 +45,8 @@ void CheckTopLogprobs(int32_t top, Violations& violations);
 // Of an input of `tokens` tokens.
 void CheckScoreLast(int32_t score_last, int64_t tokens, int64_t* read, Violations& violations);
 // At most 64 printable characters of ASCII, none of them a space: fit for a header.
-bool IsRequestId(const std::string& id);
-void CheckRequestId(const std::string& id, Violations& violations);
+bool IsCallId(const std::string& id);
+void CheckCallId(const std::string& id, Violations& violations);
 // All of `ids` in [0, vocabulary); the first that is not is told.
 template <class Ids>
 void CheckIds(absl::string_view field, const Ids& ids, int32_t vocabulary, Violations& violations);

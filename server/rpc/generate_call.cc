@@ -143,7 +143,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   absl::Status Submit(const grpc::ByteBuffer& bytes) {
     v1::GenerateRequest wire;
     absl::Status status = ReadMessage(bytes, call_.limits(), &wire);
-    call_.SetId(wire.request_id());
+    call_.SetId(wire.call_id());
     ModelRef model;
     EngineRequest request;
     if (status.ok()) status = Prepare(core_, wire, call_, &model, &request);

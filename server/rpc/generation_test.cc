@@ -176,19 +176,18 @@ TEST_F(GenerationTest, AnInlineStateIsAsGoodAsASession) {
   EXPECT_EQ(by_state.finish.state_digest().find_first_not_of(kHex), std::string::npos);
 }
 
-TEST_F(GenerationTest, TheCallersRequestIdComesBackAndOneIsMadeWithout) {
+TEST_F(GenerationTest, TheCallersIdComesBackAndOneIsMadeWithout) {
   v1::GenerateRequest request = Ask("hello", 2);
-  request.set_request_id("my-id-7");
+  request.set_call_id("my-id-7");
   grpc::ClientContext context;
   ASSERT_TRUE(server_.Generate(context, request).status.ok());
   const auto& headers = context.GetServerInitialMetadata();
-  ASSERT_EQ(headers.count("x-request-id"), 1);
-  EXPECT_EQ(std::string(headers.find("x-request-id")->second.data(), headers.find("x-request-id")->second.size()),
-            "my-id-7");
+  ASSERT_EQ(headers.count("x-call-id"), 1);
+  EXPECT_EQ(std::string(headers.find("x-call-id")->second.data(), headers.find("x-call-id")->second.size()), "my-id-7");
   grpc::ClientContext second;
-  request.clear_request_id();
+  request.clear_call_id();
   ASSERT_TRUE(server_.Generate(second, request).status.ok());
-  EXPECT_EQ(second.GetServerInitialMetadata().find("x-request-id")->second.size(), 16);
+  EXPECT_EQ(second.GetServerInitialMetadata().find("x-call-id")->second.size(), 16);
 }
 
 TEST_F(GenerationTest, TwoAtOnceOnOneSessionIsAborted) {

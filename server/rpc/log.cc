@@ -64,7 +64,7 @@ void LogProtobuf(google::protobuf::LogLevel level, const char* file, int line, c
 }  // namespace
 
 void LogCall(const CallLog& call) {
-  nlohmann::ordered_json fields{{"event", "call"}, {"id", call.id}, {"method", call.method}};
+  nlohmann::ordered_json fields{{"event", "call"}, {"call_id", call.id}, {"method", call.method}};
   const auto text = [&fields](const char* key, const std::string& value) {
     if (!value.empty()) fields[key] = value;
   };

@@ -31,7 +31,7 @@ struct Context {
   void CheckNames(Violations& violations) {
     CheckOptionalName("model", "models", wire.model(), &model_id, violations);
     if (wire.has_session()) CheckName("session", "sessions", wire.session(), &session_id, violations);
-    CheckRequestId(wire.request_id(), violations);
+    CheckCallId(wire.call_id(), violations);
     CheckTopLogprobs(wire.top_logprobs(), violations);
   }
 

@@ -106,7 +106,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   absl::Status Submit(const grpc::ByteBuffer& bytes) {
     v1::ScoreRequest wire;
     absl::Status status = ReadMessage(bytes, call_.limits(), &wire);
-    call_.SetId(wire.request_id());
+    call_.SetId(wire.call_id());
     ModelRef model;
     EngineRequest request;
     if (status.ok()) status = Prepare(core_, wire, call_, &model, &request, &unknown_tokens_);

@@ -75,7 +75,7 @@ class Generate : public Command {
     flags.Add("top_logprobs", &top_logprobs_, "N", "with --logprobs or --json: also the N most probable alternatives");
     flags.Add("digest", &digest_, "", "print the SHA-256 of the state at the end to stderr");
     flags.Add("json", &json_, "", "print each message of the stream as JSON, one to a line");
-    flags.Add("request_id", &request_id_, "ID", "an id to find this call by in the server's log");
+    flags.Add("call_id", &call_id_, "ID", "an id to find this call by in the server's log");
     sampling_.Add(flags);
   }
 
@@ -138,7 +138,7 @@ class Generate : public Command {
     request.set_logprobs(logprobs_);
     request.set_return_state(!state_out_.empty());
     request.set_return_state_digest(digest_);
-    request.set_request_id(request_id_);
+    request.set_call_id(call_id_);
     return request;
   }
 
@@ -202,7 +202,7 @@ class Generate : public Command {
     return models.ok() && models->size() == 1 ? models->front().state_bytes() : 0;
   }
 
-  std::string model_, session_, state_in_, state_out_, prompt_file_, request_id_;
+  std::string model_, session_, state_in_, state_out_, prompt_file_, call_id_;
   std::vector<int64_t> tokens_;
   bool echo_ = false, stats_ = false, logprobs_ = false, digest_ = false, json_ = false;
   int64_t top_logprobs_ = 0;

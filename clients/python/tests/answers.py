@@ -52,7 +52,7 @@ def refuse_then(
 
 def reply(*responses: generation.GenerateResponse) -> Callable[[Any, grpc.ServicerContext], Any]:
     def answer(_request: Any, context: grpc.ServicerContext) -> Iterator[generation.GenerateResponse]:
-        context.send_initial_metadata((("x-request-id", "r-17"),))
+        context.send_initial_metadata((("x-call-id", "r-17"),))
         yield from responses
 
     return answer

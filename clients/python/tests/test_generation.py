@@ -44,7 +44,7 @@ def test_a_generation_gives_its_chunks_and_then_its_result(server: FakeServer, c
     assert (result.finish_reason, result.stop_string) == (palimpsest.FinishReason.STOP_STRING, "a time")
     assert result.usage == palimpsest.Usage(3, 3, 0, 0.0, 0.0, 0.5)
     assert (result.seed, result.state, result.state_digest) == (2**64 - 1, None, None)
-    assert stream.request_id == "r-17"
+    assert stream.call_id == "r-17"
 
 
 def test_text_that_comes_with_the_finish_is_not_lost(server: FakeServer, client: Any) -> None:
@@ -80,7 +80,7 @@ def test_options_left_out_are_absent_and_zeros_are_sent(server: FakeServer, clie
         logit_bias={5: -100.0},
         top_logprobs=2,
         return_state=True,
-        request_id="mine",
+        call_id="mine",
     )
     plain, full = server.received("Generate")
     assert plain == generation.GenerateRequest(
@@ -96,7 +96,7 @@ def test_options_left_out_are_absent_and_zeros_are_sent(server: FakeServer, clie
         stop=generation.StopCriteria(max_tokens=0, strings=["end"], token_ids=[3]),
         top_logprobs=2,
         return_state=True,
-        request_id="mine",
+        call_id="mine",
     )
 
 
@@ -122,7 +122,7 @@ def test_a_session_and_a_state_at_once_are_refused(client: Any) -> None:
 
 def test_a_failure_in_mid_stream_keeps_what_came_before(server: FakeServer, client: Any) -> None:
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[generation.GenerateResponse]:
-        context.send_initial_metadata((("x-request-id", "r-18"),))
+        context.send_initial_metadata((("x-call-id", "r-18"),))
         yield piece("so far", 1)
         abort_with(grpc.StatusCode.UNAVAILABLE, "draining")(request, context)
 
@@ -132,7 +132,7 @@ def test_a_failure_in_mid_stream_keeps_what_came_before(server: FakeServer, clie
     with pytest.raises(palimpsest.Unavailable, match="UNAVAILABLE: draining") as caught:
         next(stream)
     assert stream.text == "so far"
-    assert caught.value.request_id == "r-18"
+    assert caught.value.call_id == "r-18"
 
 
 def test_a_stream_that_ends_without_a_finish_is_an_error(server: FakeServer, client: Any) -> None:

@@ -126,7 +126,7 @@ def test_the_chunks_make_the_result_and_the_seed_makes_it_again(client: Any) -> 
     assert result.finish_reason is palimpsest.FinishReason.LENGTH
     assert len(result.tokens) == result.usage.generated_tokens == 24
     assert result.position == result.usage.prompt_tokens + 24
-    assert stream.request_id
+    assert stream.call_id
     for token in result.tokens:
         assert token.logprob is not None and token.logprob <= 0
         assert len(token.top) == 2 and token.top[0].logprob >= token.top[1].logprob

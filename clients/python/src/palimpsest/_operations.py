@@ -113,7 +113,7 @@ def generate(
         top_logprobs=options.get("top_logprobs", 0),
         return_state=options.get("return_state", False),
         return_state_digest=options.get("return_state_digest", False),
-        request_id=options.get("request_id", ""),
+        call_id=options.get("call_id", ""),
         sampling=generation.SamplingParams(
             logit_bias=options.get("logit_bias"),
             repetition_penalty=options.get("repetition_penalty"),
@@ -178,7 +178,7 @@ def score(
         top_logprobs=options.get("top_logprobs", 0),
         return_state=options.get("return_state", False),
         return_state_digest=options.get("return_state_digest", False),
-        request_id=options.get("request_id", ""),
+        call_id=options.get("call_id", ""),
         score_last=options.get("score_last"),
     )
     _set_context(request, session, state)

@@ -63,7 +63,7 @@ class GenerationReader:
     """Gathers the messages of a Generate call."""
 
     def __init__(self, session: str, replies: Replies) -> None:
-        self.request_id = ""
+        self.call_id = ""
         """The call's id in the server's log; known from the first chunk on."""
         self.session = session
         """`sessions/{session}`; empty: none."""
@@ -109,8 +109,8 @@ class GenerationReader:
         return chunk if chunk.text or chunk.tokens else None
 
     def _take_metadata(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
-        found = errors.find_metadata(metadata, "x-request-id")
-        self.request_id = found if isinstance(found, str) else ""
+        found = errors.find_metadata(metadata, "x-call-id")
+        self.call_id = found if isinstance(found, str) else ""
 
     def _check_ended(self) -> None:
         """Called when the stream has ended well: it must have told how."""

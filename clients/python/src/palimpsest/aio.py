@@ -102,7 +102,7 @@ class AsyncGeneration(_shared.GenerationReader):
                 if self._stopped_by:
                     raise self._stopped() from None
                 raise
-            if not self.request_id:
+            if not self.call_id:
                 self._take_metadata(await self._call.initial_metadata())
             chunk = self._take(response)
             if chunk is not None:

@@ -74,7 +74,7 @@ class Generation(_shared.GenerationReader):
             except grpc.RpcError as error:
                 self._try_again(error)
                 continue
-            if not self.request_id:
+            if not self.call_id:
                 self._take_metadata(self._call.initial_metadata())
             chunk = self._take(response)
             if chunk is not None:

@@ -47,7 +47,7 @@ class PalimpsestError(Exception):
         metadata: dict[str, str] | None = None,
         field_violations: tuple[FieldViolation, ...] = (),
         retry_delay: float | None = None,
-        request_id: str = "",
+        call_id: str = "",
     ) -> None:
         super().__init__(message)
         if code is not None:
@@ -65,7 +65,7 @@ class PalimpsestError(Exception):
         self.retry_delay = retry_delay
         """Seconds to wait before trying again, from google.rpc.RetryInfo. None: the server did not ask for a retry. The
         client has already tried again within its `RetryPolicy`."""
-        self.request_id = request_id
+        self.call_id = call_id
         """The id in the server's log, where it is known."""
 
     def __str__(self) -> str:
@@ -186,12 +186,12 @@ def find_metadata(metadata: _Metadata, key: str) -> str | bytes | None:
 def from_rpc_error(error: Any, initial_metadata: _Metadata = None) -> PalimpsestError:
     """The exception for a failed call: a `grpc.RpcError` that is also a `grpc.Call`, or a `grpc.aio.AioRpcError`."""
     code: grpc.StatusCode = error.code() or grpc.StatusCode.UNKNOWN
-    request_id = find_metadata(initial_metadata, "x-request-id")
+    call_id = find_metadata(initial_metadata, "x-call-id")
     details = _parse_details(find_metadata(error.trailing_metadata(), "grpc-status-details-bin"))
     return _CLASS_OF_CODE.get(code, PalimpsestError)(
         error.details() or code.name,
         code=code,
-        request_id=request_id if isinstance(request_id, str) else "",
+        call_id=call_id if isinstance(call_id, str) else "",
         **details,
     )
 

@@ -281,7 +281,7 @@ class GenerateOptions(TypedDict, total=False):
     """Gives the state at the end in `GenerateResult.state`."""
     return_state_digest: bool
     """Gives the state's digest in `GenerateResult.state_digest`."""
-    request_id: str
+    call_id: str
     """An id for the server's logs, of at most 64 printable characters; the server makes one if left out."""
     timeout: Seconds | None
     """Deadline of the whole reply, from now."""
@@ -298,5 +298,5 @@ class ScoreOptions(TypedDict, total=False):
     """Scores only the last so many tokens, 1 to all of them; those before are context. All if left out."""
     return_state: bool
     return_state_digest: bool
-    request_id: str
+    call_id: str
     timeout: Seconds | None
