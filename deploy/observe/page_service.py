@@ -20,7 +20,7 @@ SERVICE = Page(
                     "Ready",
                     "count",
                     (Query(total("palimpsest_ready", where="SERVER"), "servers"),),
-                    "Servers that take requests.",
+                    "Servers that accept requests.",
                     "stat",
                 ),
                 Panel(
@@ -99,7 +99,7 @@ SERVICE = Page(
                             ("reason",),
                         ),
                     ),
-                    "As the engine ended them; prompt: taken in or scored, with nothing generated.",
+                    "As the engine ended them; prompt: prefilled or scored, with nothing generated.",
                     "stacked",
                 ),
             ),
@@ -174,10 +174,10 @@ SERVICE = Page(
                         Query(rate("palimpsest_generated_tokens_total"), "generated"),
                         Query(rate("palimpsest_prompt_tokens_total"), "of prompts"),
                         Query(rate("palimpsest_cached_tokens_total"), "brought along by states"),
-                        Query(rate("palimpsest_discarded_tokens_total"), "taken in for nothing"),
+                        Query(rate("palimpsest_wasted_tokens_total"), "wasted"),
                     ),
-                    "Tokens brought along are context that a session's state held, so that nothing was taken in again. "
-                    "Taken in for nothing: the request ended before its first token.",
+                    "Tokens brought along are context that a session's state has, so that nothing was processed again. "
+                    "Wasted: processed for requests that ended before their first token.",
                 ),
                 Panel(
                     "Queue",
@@ -185,10 +185,12 @@ SERVICE = Page(
                     (
                         Query(average("palimpsest_requests_waiting", "model"), "{model} waiting", ("model",)),
                         Query(average("palimpsest_requests_running", "model"), "{model} running", ("model",)),
-                        Query(average("palimpsest_requests_held", "model"), "{model} held by slow readers", ("model",)),
+                        Query(
+                            average("palimpsest_requests_paused", "model"), "{model} paused, slow readers", ("model",)
+                        ),
                     ),
-                    "Means over each window: requests that wait for a slot, that have one, and that have one but do "
-                    "not run because their caller does not read.",
+                    "Means over each window: requests that wait for a slot, that have one, and that have one but are "
+                    "paused because their caller does not read.",
                 ),
                 Panel(
                     "Time in the queue",

@@ -187,18 +187,18 @@ STATE = Page(
                     (
                         Query(mean(ITERATION, "model"), "{model} mean", ("model",)),
                         Query(
-                            f"{rate('palimpsest_iteration_least_bytes_total', 'model')} / "
+                            f"{rate('palimpsest_iteration_minimum_bytes_total', 'model')} / "
                             f"{rate('palimpsest_iterations_total', 'model')} / on () group_left () "
                             "max(palimpsest:machine_bytes_per_second)",
-                            "{model} least, by memory",
+                            "{model} minimum, by memory",
                             ("model",),
                             needs=MACHINE,
                         ),
                         Query(
-                            f"{rate('palimpsest_iteration_least_flops_total', 'model')} / "
+                            f"{rate('palimpsest_iteration_minimum_flops_total', 'model')} / "
                             f"{rate('palimpsest_iterations_total', 'model')} / on () group_left () "
                             "max(palimpsest:machine_flops_per_second)",
-                            "{model} least, by arithmetic",
+                            "{model} minimum, by arithmetic",
                             ("model",),
                             needs=MACHINE,
                         ),
@@ -211,7 +211,7 @@ STATE = Page(
                     "ratio",
                     (
                         Query(
-                            f"{rate('palimpsest_iteration_least_bytes_total', 'model')} / "
+                            f"{rate('palimpsest_iteration_minimum_bytes_total', 'model')} / "
                             f"{rate(ITERATION + '_sum', 'model')} / on () group_left () "
                             "max(palimpsest:machine_bytes_per_second)",
                             "{model} memory",
@@ -219,7 +219,7 @@ STATE = Page(
                             needs=MACHINE,
                         ),
                         Query(
-                            f"{rate('palimpsest_iteration_least_flops_total', 'model')} / "
+                            f"{rate('palimpsest_iteration_minimum_flops_total', 'model')} / "
                             f"{rate(ITERATION + '_sum', 'model')} / on () group_left () "
                             "max(palimpsest:machine_flops_per_second)",
                             "{model} arithmetic",
@@ -237,11 +237,11 @@ STATE = Page(
             "Rates and process",
             (
                 Panel(
-                    "Bytes moved, at least",
+                    "Minimum bytes moved",
                     "bytes/s",
                     (
                         Query(
-                            f"{rate('palimpsest_iteration_least_bytes_total', 'model')} / "
+                            f"{rate('palimpsest_iteration_minimum_bytes_total', 'model')} / "
                             f"{rate(ITERATION + '_sum', 'model')}",
                             "{model}",
                             ("model",),
@@ -250,11 +250,11 @@ STATE = Page(
                     "While the engine computes: the weights once an iteration, each sequence's state in and out.",
                 ),
                 Panel(
-                    "Arithmetic done, at least",
+                    "Minimum arithmetic done",
                     "flop/s",
                     (
                         Query(
-                            f"{rate('palimpsest_iteration_least_flops_total', 'model')} / "
+                            f"{rate('palimpsest_iteration_minimum_flops_total', 'model')} / "
                             f"{rate(ITERATION + '_sum', 'model')}",
                             "{model}",
                             ("model",),

@@ -118,7 +118,7 @@ class Engine::Impl {
   void AdmitWaiting(absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
   // Gives lanes, and refuses those that are to make room. Whom the lanes were given to.
   std::vector<Scheduler::Admission> GiveLanes() ABSL_LOCKS_EXCLUDED(mu_);
-  void HoldSlowReaders();
+  void PauseSlowReaders();
   void NoteOldestWaiting();
   void RunBatch() ABSL_LOCKS_EXCLUDED(mu_);
   // Copies the states that a token that is not delivered would be taken back to. INTERNAL: the device failed.
@@ -334,7 +334,7 @@ void Engine::Impl::EndUnread(absl::Time now) {
     if (sequence == nullptr) continue;
     if (sequence->conclusion && sequence->undelivered() == 0) {
       End(*sequence, Ending::kDone, absl::OkStatus(), *std::move(sequence->conclusion));
-    } else if (now - sequence->held_since >= options_.max_stall) {
+    } else if (now - sequence->paused_since >= options_.max_stall) {
       EndEarly(
           *sequence, absl::StatusCode::kAborted,
           absl::StrCat("the reader took nothing for ", absl::FormatDuration(options_.max_stall), " (--max_stall),"));
@@ -380,7 +380,7 @@ void Engine::Impl::AdmitWaiting(absl::Time now) {
       PALIMPSEST_CHECK(sequence.slot.index >= 0);
       sequence.request.initial = nullptr;
       lanes_[sequence.lane] = &sequence;
-      scheduler_.Hold(sequence.lane, IsFull(sequence));
+      scheduler_.Pause(sequence.lane, IsFull(sequence));
       ++counted_.running;
       ++counted_.slots_used;
       counted_.cached_tokens += sequence.initial_position;
@@ -397,20 +397,20 @@ bool Engine::Impl::IsFull(const Sequence& sequence) const {
   return sequence.undelivered() >= (sequence.commits_delivered() ? 1 : options_.max_undelivered_tokens);
 }
 
-void Engine::Impl::HoldSlowReaders() {
+void Engine::Impl::PauseSlowReaders() {
   const absl::Time now = SteadyNow();
-  counted_.held = 0;
+  counted_.paused = 0;
   next_stall_ = absl::InfiniteFuture();
   all_taken_ = false;
   for (Sequence* const sequence : lanes_) {
     if (sequence == nullptr) continue;
     const bool full = IsFull(*sequence);
-    scheduler_.Hold(sequence->lane, full);
+    scheduler_.Pause(sequence->lane, full);
     all_taken_ |= sequence->conclusion && sequence->undelivered() == 0;
-    sequence->held_since = full ? std::min(sequence->held_since, now) : absl::InfiniteFuture();
+    sequence->paused_since = full ? std::min(sequence->paused_since, now) : absl::InfiniteFuture();
     if (!full) continue;
-    ++counted_.held;
-    next_stall_ = std::min(next_stall_, sequence->held_since + options_.max_stall);
+    ++counted_.paused;
+    next_stall_ = std::min(next_stall_, sequence->paused_since + options_.max_stall);
   }
 }
 
@@ -472,8 +472,8 @@ void Engine::Impl::Advance(absl::Time now) {
     }
   }
   const WorkEstimate minimum = model_->Work(stepper_.rows(), std::ssize(items_), logit_rows);
-  counted_.least_bytes += minimum.bytes;
-  counted_.least_flops += minimum.flops;
+  counted_.minimum_bytes += minimum.bytes;
+  counted_.minimum_flops += minimum.flops;
 }
 
 void Engine::Impl::AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Time now) {
@@ -502,7 +502,7 @@ void Engine::Impl::AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Tim
 void Engine::Impl::Conclude(Sequence& sequence, Conclusion conclusion) {
   if (!sequence.commits_delivered()) return End(sequence, Ending::kDone, absl::OkStatus(), std::move(conclusion));
   sequence.conclusion = std::move(conclusion);
-  scheduler_.Hold(sequence.lane, true);
+  scheduler_.Pause(sequence.lane, true);
 }
 
 void Engine::Impl::Tell() {
@@ -520,7 +520,7 @@ void Engine::Impl::Tell() {
     absl::MutexLock lock(&mu_);
     delivering_ = 0;
   }
-  HoldSlowReaders();
+  PauseSlowReaders();
   NoteOldestWaiting();
 }
 
@@ -551,7 +551,7 @@ void Engine::Impl::CompletePrompt(Sequence& sequence) {
 void Engine::Impl::EndEarly(Sequence& sequence, absl::StatusCode code, const std::string& why) {
   if (sequence.before != nullptr && sequence.undelivered() > 0) {
     sequence.TakeBack();
-    ++counted_.discarded_tokens;
+    ++counted_.wasted_tokens;
   }
   const int64_t position = sequence.generated_tokens > 0 ? sequence.head.position : sequence.initial_position;
   End(sequence, Ending::kEarly,

@@ -163,9 +163,9 @@ struct EngineStats {
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
   int64_t cached_tokens = 0;
-  // Tokens that were taken in for nothing: their requests ended before a token was sampled, or their numbers stopped
-  // being finite, so that who asks again has them taken in again. Going on from a state never does.
-  int64_t discarded_tokens = 0;
+  // Tokens that were processed in vain: their requests ended before a token was sampled, or their numbers stopped being
+  // finite, so that who asks again has them processed again. Going on from a state never does.
+  int64_t wasted_tokens = 0;
   int64_t quarantined = 0;
   int64_t iterations = 0;
   // On a device: forward passes run from a recording, and launched op by op.
@@ -174,7 +174,7 @@ struct EngineStats {
   absl::Duration device_wait;  // what the engine's thread has waited for the device
   int64_t device_total_bytes = 0;
   int64_t device_free_bytes = 0;  // that nobody has, in this process or another
-  int32_t held = 0;               // of `running`: left out of batches until their readers have caught up
+  int32_t paused = 0;             // of `running`: left out of batches until their readers have caught up
   int32_t max_queue = 0;          // EngineOptions
   // Arrival of the request that has waited longest, on the clock of SteadyNow().
   absl::Time oldest_waiting = absl::InfiniteFuture();
@@ -185,9 +185,9 @@ struct EngineStats {
     int32_t running = 0;
   };
   std::vector<Owner> owners;
-  // What the iterations could not have done without (Model::Work).
-  int64_t least_bytes = 0;
-  int64_t least_flops = 0;
+  // The minimum work of the iterations (Model::Work).
+  int64_t minimum_bytes = 0;
+  int64_t minimum_flops = 0;
 };
 
 // Told of each iteration and of each request as it goes; called on the engine's thread, as sinks are, and must return

@@ -248,7 +248,7 @@ TEST_F(EngineFaults, StatsTellWhoHasWaitedLongest) {
   });
 }
 
-TEST_F(EngineFaults, StatsTellOfReadersThatHoldUpTheirSequence) {
+TEST_F(EngineFaults, StatsTellOfPausedSequences) {
   const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2, .max_undelivered_tokens = 4});
   auto slow = std::make_shared<RecordingSink>();
   slow->ReadSlowly(0);
@@ -256,22 +256,22 @@ TEST_F(EngineFaults, StatsTellOfReadersThatHoldUpTheirSequence) {
   request.sink = slow;
   RequestId id = 0;
   Submit(*engine, std::move(request), &id);
-  AwaitStats(*engine, [](const EngineStats& stats) { return stats.held == 1 && stats.running == 1; });
+  AwaitStats(*engine, [](const EngineStats& stats) { return stats.paused == 1 && stats.running == 1; });
   slow->ReadSlowly(20);
   engine->Resume(id);
   EXPECT_TRUE(slow->Wait().status.ok());
-  AwaitStats(*engine, [](const EngineStats& stats) { return stats.held == 0 && stats.running == 0; });
+  AwaitStats(*engine, [](const EngineStats& stats) { return stats.paused == 0 && stats.running == 0; });
 }
 
-TEST_F(EngineFaults, StatsTellOfTokensTakenInForNothing) {
+TEST_F(EngineFaults, StatsTellOfWastedTokens) {
   const std::unique_ptr<Engine> engine = StartEngine({.threads = 1, .slots = 2});
   RunToEnd(*engine, Generate(RandomTokens(70, 1), 5));
-  EXPECT_EQ(engine->stats().discarded_tokens, 0);
+  EXPECT_EQ(engine->stats().wasted_tokens, 0);
   std::vector<int32_t> bad = RandomTokens(9, 2);
   bad[3] = kPoisonToken;
   EXPECT_EQ(RunToEnd(*engine, Generate(bad, 5))->Wait().status.code(), absl::StatusCode::kInternal);
-  EXPECT_GE(engine->stats().discarded_tokens, 8);
-  EXPECT_LE(engine->stats().discarded_tokens, 9);
+  EXPECT_GE(engine->stats().wasted_tokens, 8);
+  EXPECT_LE(engine->stats().wasted_tokens, 9);
 }
 
 // Runs `bad` among neighbours and expects it to end as not finite, alone.

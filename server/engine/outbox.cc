@@ -103,10 +103,10 @@ void Outbox::Settle(Ended& ended, EngineStats& counted, absl::Time now) {
                      request.lease ? "; its session is quarantined: delete it or go back to a snapshot" : ""));
     if (request.lease) request.lease.Quarantine(now);
     ++counted.quarantined;
-    counted.discarded_tokens += sequence.rows_taken;
+    counted.wasted_tokens += sequence.rows_taken;
     return;
   }
-  if (ended.ending != Ending::kDone && sequence.generated_tokens == 0) counted.discarded_tokens += sequence.rows_taken;
+  if (ended.ending != Ending::kDone && sequence.generated_tokens == 0) counted.wasted_tokens += sequence.rows_taken;
   if (ended.state != nullptr) ended.state->head = sequence.head;
   if (sequence.HandsOutState(ended.ending)) {
     if (request.want_digest) finish.state_digest = StateDigest(*ended.state);

@@ -104,7 +104,7 @@ void Scheduler::Leave(int32_t index) {
   --running_;
 }
 
-void Scheduler::Hold(int32_t lane, bool held) { lanes_[lane].held = held; }
+void Scheduler::Pause(int32_t lane, bool paused) { lanes_[lane].paused = paused; }
 
 void Scheduler::Run(Lane& lane, int64_t rows) {
   lane.rows_run += rows;
@@ -116,7 +116,7 @@ void Scheduler::Run(Lane& lane, int64_t rows) {
 void Scheduler::NextBatch(std::vector<Item>& items) {
   items.clear();
   for (int32_t i = 0; i < static_cast<int32_t>(lanes_.size()); ++i) {
-    if (lanes_[i].phase != Phase::kDecoding || lanes_[i].held) continue;
+    if (lanes_[i].phase != Phase::kDecoding || lanes_[i].paused) continue;
     items.push_back({.lane = i, .work = Work::kDecode});
     Run(lanes_[i], 1);
   }
@@ -207,7 +207,7 @@ bool Scheduler::HasWork() const {
   if (running_ < static_cast<int32_t>(lanes_.size()) && NextForLane() != nullptr) return true;
   return std::ranges::any_of(lanes_, [](const Lane& lane) {
     return lane.phase == Phase::kFeeding || lane.phase == Phase::kPrefilling ||
-           (lane.phase == Phase::kDecoding && !lane.held);
+           (lane.phase == Phase::kDecoding && !lane.paused);
   });
 }
 

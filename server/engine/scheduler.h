@@ -80,8 +80,8 @@ class Scheduler {
   bool Withdraw(uint64_t id);
   // Frees a lane.
   void Leave(int32_t lane);
-  // A lane that is held does not decode.
-  void Hold(int32_t lane, bool held);
+  // A lane that is paused does not decode.
+  void Pause(int32_t lane, bool paused);
 
   // Replaces `items` by the next batch, which is taken as done from here on. Prompts of an owner take turns, one chunk
   // each; whose turn it was not comes first the next time. A last chunk of one row is a step, and never in one item
@@ -129,7 +129,7 @@ class Scheduler {
   };
   struct Lane {
     Phase phase = Phase::kFree;
-    bool held = false;
+    bool paused = false;
     int64_t prefilled = 0;
     int64_t rows_run = 0;
     int64_t rows_paid = 0;

@@ -133,7 +133,7 @@ TEST(SchedulerShares, AnOwnerAtItsLimitKeepsNoLaneFromAnother) {
   EXPECT_FALSE(scheduler.Admit());
   std::vector<Scheduler::Item> items;
   scheduler.NextBatch(items);
-  scheduler.Hold(0, true);
+  scheduler.Pause(0, true);
   EXPECT_FALSE(scheduler.HasWork()) << "the others wait for the lane of their owner";
   scheduler.Enqueue(JobOf("b", 4, 0, 5));
   EXPECT_TRUE(scheduler.HasWork());

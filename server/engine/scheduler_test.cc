@@ -64,13 +64,13 @@ TEST(Scheduler, HasWorkWhileSomeoneCanBeAdmittedOrRun) {
   EXPECT_TRUE(scheduler.HasWork());
   const int32_t lane = scheduler.Admit()->lane;
   EXPECT_TRUE(scheduler.HasWork()) << "a prompt to take in";
-  scheduler.Hold(lane, true);
+  scheduler.Pause(lane, true);
   EXPECT_TRUE(scheduler.HasWork()) << "which holding does not stop";
   EXPECT_THAT(Next(scheduler), ElementsAre("0:0+1!"));
-  EXPECT_FALSE(scheduler.HasWork()) << "the one is held, the other finds no lane";
-  scheduler.Hold(lane, false);
+  EXPECT_FALSE(scheduler.HasWork()) << "the one is paused, the other finds no lane";
+  scheduler.Pause(lane, false);
   EXPECT_TRUE(scheduler.HasWork());
-  scheduler.Hold(lane, true);
+  scheduler.Pause(lane, true);
   scheduler.Leave(lane);
   EXPECT_TRUE(scheduler.HasWork()) << "a lane for the other";
   scheduler.Admit();
@@ -138,10 +138,10 @@ TEST(Scheduler, DecodesEveryReadyLaneBesideThePrompts) {
   scheduler.Enqueue(Prompt(3, 70));
   AdmitAll(scheduler);
   EXPECT_THAT(Next(scheduler), ElementsAre("0:d", "1:d", "2:0+64"));
-  scheduler.Hold(0, true);
+  scheduler.Pause(0, true);
   EXPECT_THAT(Next(scheduler), ElementsAre("1:d", "2:64+6!"));
   EXPECT_THAT(Next(scheduler), ElementsAre("1:d", "2:d"));
-  scheduler.Hold(0, false);
+  scheduler.Pause(0, false);
   EXPECT_THAT(Next(scheduler), ElementsAre("0:d", "1:d", "2:d"));
 }
 

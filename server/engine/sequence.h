@@ -79,9 +79,9 @@ struct Sequence {
   // With Commit::kDelivered: the state before the last token's step, and how the request ends once all is delivered.
   std::shared_ptr<State> before;
   std::optional<Conclusion> conclusion;
-  bool taken_back = false;                         // the last token is not part of the context and is not told of
-  bool made_room = false;                          // refused after it had waited
-  absl::Time held_since = absl::InfiniteFuture();  // its reader has taken nothing since
+  bool taken_back = false;                           // the last token is not part of the context and is not told of
+  bool made_room = false;                            // refused after it had waited
+  absl::Time paused_since = absl::InfiniteFuture();  // its reader has taken nothing since
 
   int32_t lane = -1;  // -1: waits
   SlotHandle slot;

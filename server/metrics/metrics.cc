@@ -140,7 +140,7 @@ struct Metrics::Impl {
     first_token = histogram("palimpsest_time_to_first_token_seconds", "From a request's arrival to its first token.");
     per_token = histogram("palimpsest_time_per_output_token_seconds", "Between two tokens of one sequence.");
     queue = histogram("palimpsest_queue_time_seconds", "From a request's arrival until its sequence had a slot.");
-    rows = histogram("palimpsest_batch_rows", "Tokens that one iteration of the engine took in.");
+    rows = histogram("palimpsest_batch_rows", "Tokens that one iteration of the engine processed.");
     sequences = histogram("palimpsest_batch_sequences", "Sequences that took part in one iteration of the engine.");
     iteration = histogram("palimpsest_iteration_seconds", "Duration of one iteration of the engine.");
     duration = histogram("palimpsest_request_duration_seconds", "From a call's arrival to its end.");
@@ -177,7 +177,7 @@ struct Metrics::Impl {
                     .Register(*registry);
     finished = &prometheus::BuildCounter()
                     .Name("palimpsest_finished_total")
-                    .Help("Requests that the engine has ended, by reason; prompt: taken in or scored, none to follow.")
+                    .Help("Requests that the engine has ended, by reason; prompt: prefilled or scored, none to follow.")
                     .Register(*registry);
     refused_connections = &prometheus::BuildCounter()
                                .Name("palimpsest_connections_refused_total")
@@ -223,20 +223,21 @@ struct Metrics::Impl {
       families.push_back(std::move(family));
     };
     using Counts = SessionStore::Counts;
-    add("palimpsest_sessions", "Sessions held, by condition. Idle ones are parked: they hold a state and no slot.",
+    add("palimpsest_sessions", "Sessions, by condition. Idle ones are parked: they hold a state and no slot.",
         {{"idle", &Counts::idle}, {"active", &Counts::active}, {"quarantined", &Counts::quarantined}});
-    add("palimpsest_snapshots", "Snapshots held.", {{"", &Counts::snapshots}});
+    add("palimpsest_snapshots", "Snapshots.", {{"", &Counts::snapshots}});
     add("palimpsest_state_bytes", "Bytes of the states that sessions and snapshots hold; shared ones count once.",
         {{"", &Counts::state_bytes}});
     auto limit = [&families](const char* name, const char* help, int64_t value) {
       families.push_back({name, help, MetricType::Gauge, {Value(static_cast<double>(value), {}, MetricType::Gauge)}});
     };
     const SessionStore::Use use = session_use();
-    limit("palimpsest_sessions_max", "Sessions that may be held.", use.limits.max_sessions);
-    limit("palimpsest_snapshots_max", "Snapshots that may be held.", use.limits.max_snapshots);
-    limit("palimpsest_parked_bytes", "What sessions and snapshots count as, each a whole state.", use.all.state_bytes);
+    limit("palimpsest_sessions_max", "Sessions that there may be.", use.limits.max_sessions);
+    limit("palimpsest_snapshots_max", "Snapshots that there may be.", use.limits.max_snapshots);
+    limit("palimpsest_parked_bytes", "Bytes that sessions and snapshots count as: of a full state each.",
+          use.all.state_bytes);
     if (use.limits.max_state_bytes != SessionShare::kNoLimit) {
-      limit("palimpsest_parked_bytes_max", "What they may count as.", use.limits.max_state_bytes);
+      limit("palimpsest_parked_bytes_max", "Bytes that they may count as.", use.limits.max_state_bytes);
     }
     MetricFamily refused{
         "palimpsest_parking_refused_total",
@@ -256,10 +257,10 @@ struct Metrics::Impl {
       const char* name;
       const char* help;
       int64_t ParkedUse::*value;
-    } owners[] = {
-        {"palimpsest_owner_sessions", "Sessions, by owner.", &ParkedUse::sessions},
-        {"palimpsest_owner_snapshots", "Snapshots, by owner.", &ParkedUse::snapshots},
-        {"palimpsest_owner_state_bytes", "What they count as, each a whole state, by owner.", &ParkedUse::state_bytes}};
+    } owners[] = {{"palimpsest_owner_sessions", "Sessions, by owner.", &ParkedUse::sessions},
+                  {"palimpsest_owner_snapshots", "Snapshots, by owner.", &ParkedUse::snapshots},
+                  {"palimpsest_owner_state_bytes", "Bytes that they count as, of a full state each, by owner.",
+                   &ParkedUse::state_bytes}};
     for (const auto& family : owners) {
       MetricFamily made{family.name, family.help, MetricType::Gauge, {}};
       for (const auto& [owner, parked] : use.by_owner) {
@@ -277,7 +278,7 @@ struct Metrics::Impl {
     add("palimpsest_request_ids", "Request ids of creating calls remembered.", MetricType::Gauge, counts.ids);
     add("palimpsest_request_id_bytes", "Bytes of remembered request ids and their answers.", MetricType::Gauge,
         counts.bytes);
-    add("palimpsest_request_id_bytes_max", "Bytes that those may have.", MetricType::Gauge, counts.max_bytes);
+    add("palimpsest_request_id_bytes_max", "Bytes that they may have.", MetricType::Gauge, counts.max_bytes);
     add("palimpsest_request_id_refused_total", "Creating calls refused because no more ids could be remembered.",
         MetricType::Counter, counts.refusals);
   }
@@ -288,14 +289,14 @@ struct Metrics::Impl {
       return families.emplace_back(MetricFamily{name, help, type, {}});
     };
     const BuildInfo build = GetBuildInfo();
-    family("palimpsest_build_info", "Always 1; the labels tell.", MetricType::Gauge)
+    family("palimpsest_build_info", "Always 1; see the labels.", MetricType::Gauge)
         .metric.push_back(Value(1, {{"version", build.version}, {"commit", build.commit}}, MetricType::Gauge));
 
     family("palimpsest_ready", "Whether the server takes requests: 1, or 0 while it starts or drains.",
            MetricType::Gauge)
         .metric.push_back(Value(ready ? 1 : 0, {}, MetricType::Gauge));
 
-    family("palimpsest_log_lines_dropped_total", "Lines of the log that were lost, because nobody took them.",
+    family("palimpsest_log_lines_dropped_total", "Lines of the log that were lost, because nobody read them.",
            MetricType::Counter)
         .metric.push_back(Value(static_cast<double>(LogLinesDropped()), {}, MetricType::Counter));
 
@@ -320,7 +321,7 @@ struct Metrics::Impl {
     std::vector<std::pair<const ModelLabels*, EngineStats>> stats;
     for (const auto& [id, source] : models) stats.emplace_back(&source.labels, source.stats());
 
-    auto& info = family("palimpsest_model_info", "Always 1; the labels tell.", MetricType::Gauge);
+    auto& info = family("palimpsest_model_info", "Always 1; see the labels.", MetricType::Gauge);
     for (const auto& [labels, unused] : stats) {
       info.metric.push_back(Value(1,
                                   {{"model", labels->model},
@@ -355,28 +356,28 @@ struct Metrics::Impl {
         made->metric.push_back(Value(static_cast<double>(read(s)), {{"model", labels->model}}, type));
       }
     };
-    per_model("palimpsest_prompt_tokens_total", "Tokens of prompts taken in.", MetricType::Counter,
+    per_model("palimpsest_prompt_tokens_total", "Tokens of prompts processed.", MetricType::Counter,
               [](const EngineStats& s) { return s.prompt_tokens; });
     per_model("palimpsest_generated_tokens_total", "Tokens sampled.", MetricType::Counter,
               [](const EngineStats& s) { return s.generated_tokens; });
     per_model("palimpsest_cached_tokens_total", "Tokens of context that states brought along.", MetricType::Counter,
               [](const EngineStats& s) { return s.cached_tokens; });
-    per_model("palimpsest_discarded_tokens_total",
-              "Tokens taken in for nothing: their requests ended before a token was sampled, or were quarantined.",
-              MetricType::Counter, [](const EngineStats& s) { return s.discarded_tokens; });
+    per_model("palimpsest_wasted_tokens_total",
+              "Tokens processed for requests that ended before a token was sampled, or were quarantined.",
+              MetricType::Counter, [](const EngineStats& s) { return s.wasted_tokens; });
     per_model("palimpsest_quarantined_total", "Sequences whose numbers stopped being finite.", MetricType::Counter,
               [](const EngineStats& s) { return s.quarantined; });
     per_model("palimpsest_iterations_total", "Iterations of the engine.", MetricType::Counter,
               [](const EngineStats& s) { return s.iterations; });
-    per_model("palimpsest_iteration_least_bytes_total",
-              "Bytes that the iterations had to read or write at least: weights once, states in and out.",
-              MetricType::Counter, [](const EngineStats& s) { return s.least_bytes; });
-    per_model("palimpsest_iteration_least_flops_total",
-              "Operations that the iterations had to do at least; a multiply-add counts two.", MetricType::Counter,
-              [](const EngineStats& s) { return s.least_flops; });
+    per_model("palimpsest_iteration_minimum_bytes_total",
+              "Minimum bytes that the iterations had to read or write: weights once, states in and out.",
+              MetricType::Counter, [](const EngineStats& s) { return s.minimum_bytes; });
+    per_model("palimpsest_iteration_minimum_flops_total",
+              "Minimum operations of the iterations; a multiply-add counts two.", MetricType::Counter,
+              [](const EngineStats& s) { return s.minimum_flops; });
     on_device("palimpsest_device_total_bytes", "Memory of the model's device.", MetricType::Gauge,
               [](const EngineStats& s) { return s.device_total_bytes; });
-    on_device("palimpsest_device_free_bytes", "Memory of the model's device that nobody has.", MetricType::Gauge,
+    on_device("palimpsest_device_free_bytes", "Free memory of the model's device.", MetricType::Gauge,
               [](const EngineStats& s) { return s.device_free_bytes; });
     on_device("palimpsest_device_wait_seconds_total",
               "What the engine has waited for its device; less than the iterations' time by what the host does alone.",
@@ -391,8 +392,8 @@ struct Metrics::Impl {
               [](const EngineStats& s) { return s.waiting; });
     per_model("palimpsest_requests_waiting_max", "Requests that may wait before new ones are refused.",
               MetricType::Gauge, [](const EngineStats& s) { return s.max_queue; });
-    per_model("palimpsest_requests_held", "Running requests left out of batches until their readers have caught up.",
-              MetricType::Gauge, [](const EngineStats& s) { return s.held; });
+    per_model("palimpsest_requests_paused", "Running requests paused until their readers have caught up.",
+              MetricType::Gauge, [](const EngineStats& s) { return s.paused; });
     const absl::Time now = SteadyNow();
     per_model("palimpsest_queue_oldest_seconds", "How long the request that waits longest has waited; 0: none waits.",
               MetricType::Gauge, [now](const EngineStats& s) {

@@ -78,10 +78,10 @@ void AddCounters(const EngineStats& from, EngineStats& to) {
   to.generated_tokens += from.generated_tokens;
   to.cached_tokens += from.cached_tokens;
   to.quarantined += from.quarantined;
-  to.discarded_tokens += from.discarded_tokens;
+  to.wasted_tokens += from.wasted_tokens;
   to.iterations += from.iterations;
-  to.least_bytes += from.least_bytes;
-  to.least_flops += from.least_flops;
+  to.minimum_bytes += from.minimum_bytes;
+  to.minimum_flops += from.minimum_flops;
   to.recorded_passes += from.recorded_passes;
   to.direct_passes += from.direct_passes;
   to.device_wait += from.device_wait;

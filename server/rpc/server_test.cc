@@ -232,11 +232,11 @@ TEST(Metrics, AreAllThere) {
         "palimpsest_requests_running{model=\"tiny\"}",
         "palimpsest_requests_waiting{model=\"tiny\"}",
         "palimpsest_requests_waiting_max{model=\"tiny\"}",
-        "palimpsest_requests_held{model=\"tiny\"}",
+        "palimpsest_requests_paused{model=\"tiny\"}",
         "palimpsest_queue_oldest_seconds{model=\"tiny\"}",
-        "palimpsest_discarded_tokens_total{model=\"tiny\"}",
-        "palimpsest_iteration_least_bytes_total{model=\"tiny\"}",
-        "palimpsest_iteration_least_flops_total{model=\"tiny\"}",
+        "palimpsest_wasted_tokens_total{model=\"tiny\"}",
+        "palimpsest_iteration_minimum_bytes_total{model=\"tiny\"}",
+        "palimpsest_iteration_minimum_flops_total{model=\"tiny\"}",
         "palimpsest_finished_total{model=\"tiny\",reason=\"length\"}",
         "palimpsest_finished_total{model=\"tiny\",reason=\"not_finite\"}",
         "palimpsest_ready",
@@ -306,15 +306,15 @@ TEST(Metrics, MoveWithWhatHappens) {
   EXPECT_EQ(metric("palimpsest_requests_total{code=\"INTERNAL\",method=\"palimpsest.v1.GenerationService/Generate\"}"),
             0);
   EXPECT_EQ(metric("palimpsest_finished_total{model=\"tiny\",reason=\"length\"}"), 2);
-  EXPECT_EQ(metric("palimpsest_discarded_tokens_total{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_wasted_tokens_total{model=\"tiny\"}"), 0);
   EXPECT_EQ(metric("palimpsest_queue_oldest_seconds{model=\"tiny\"}"), 0);
-  EXPECT_EQ(metric("palimpsest_requests_held{model=\"tiny\"}"), 0);
+  EXPECT_EQ(metric("palimpsest_requests_paused{model=\"tiny\"}"), 0);
   EXPECT_EQ(metric("palimpsest_ready"), 1);
   EXPECT_EQ(metric("palimpsest_model_ready{model=\"tiny\"}"), 1);
   // Each iteration had one sequence, whose state came and went, and 18 of 19 made logits with all of the weights.
-  EXPECT_GT(metric("palimpsest_iteration_least_bytes_total{model=\"tiny\"}"),
+  EXPECT_GT(metric("palimpsest_iteration_minimum_bytes_total{model=\"tiny\"}"),
             19 * 2 * metric("palimpsest_model_state_bytes{model=\"tiny\"}"));
-  EXPECT_LT(metric("palimpsest_iteration_least_bytes_total{model=\"tiny\"}"),
+  EXPECT_LT(metric("palimpsest_iteration_minimum_bytes_total{model=\"tiny\"}"),
             19 * (2 * metric("palimpsest_model_state_bytes{model=\"tiny\"}") +
                   metric("palimpsest_model_weight_bytes{model=\"tiny\"}")));
   EXPECT_EQ(metric("palimpsest_slots{model=\"tiny\",condition=\"free\"}"), 4);
@@ -329,7 +329,7 @@ TEST(Metrics, MoveWithWhatHappens) {
   server.Generate(poison);
   EXPECT_EQ(metric("palimpsest_quarantined_total{model=\"tiny\"}"), 1);
   EXPECT_EQ(metric("palimpsest_finished_total{model=\"tiny\",reason=\"not_finite\"}"), 1);
-  EXPECT_GT(metric("palimpsest_discarded_tokens_total{model=\"tiny\"}"), 0);
+  EXPECT_GT(metric("palimpsest_wasted_tokens_total{model=\"tiny\"}"), 0);
 
   grpc::ClientContext context;
   const auto reader = server.generation().Generate(&context, Ask("hello", 60000));
