@@ -47,7 +47,7 @@ std::string Formatted(LogLevel level, Json fields) {
 // Never destroyed: threads that still run when the process ends may log.
 LineWriter& Writer() {
   static LineWriter& writer = *new LineWriter(STDERR_FILENO, {}, [](int64_t lines) {
-    return Formatted(LogLevel::kWarning, {{"event", "log lines were dropped: nobody took them"}, {"lines", lines}});
+    return Formatted(LogLevel::kWarning, {{"event", "log lines were dropped: nobody read them"}, {"lines", lines}});
   });
   return writer;
 }

@@ -75,7 +75,7 @@ ABSL_FLAG(std::string, model_root, "", "Folder under which LoadModel may load ch
 ABSL_FLAG(
     std::string, model_repository, "",
     "Folder whose sub-folders are the models to serve, each a checkpoint or a folder of numbered versions, of which "
-    "the highest is served. New versions are taken up while the server runs. Empty: none.");
+    "the highest is served. New versions are loaded while the server runs. Empty: none.");
 ABSL_FLAG(absl::Duration, model_repository_poll, Defaults().repository.poll,
           "How often --model_repository is looked at. 0: at the start only.");
 ABSL_FLAG(
@@ -87,8 +87,8 @@ ABSL_FLAG(int32_t, device, 0, "Which GPU, as CUDA counts them.");
 ABSL_FLAG(double, device_memory_fraction, Defaults().engine.device_memory_fraction,
           "Of the GPU's memory, the part that may be in use once a model is loaded: what --slots=0 fills.");
 ABSL_FLAG(int32_t, state_write_interval, Defaults().model.write_interval,
-          "On a GPU: a sequence's state is written at every n-th step only, and what it lacks is kept beside it. More "
-          "saves memory traffic and takes memory; replies are the same.");
+          "On a GPU: a sequence's state is written at every n-th step only; the updates between are deferred and kept "
+          "beside it. More saves memory traffic and takes memory; replies are the same.");
 ABSL_FLAG(
     std::string, state_dtype, "f32",
     "What sessions' fast weights are kept as: f32, or bf16: half the memory and traffic, less exact. Sessions and "
@@ -138,7 +138,7 @@ ABSL_FLAG(std::vector<std::string>, admin_identities, {},
           "DNS:... or CN:....");
 
 ABSL_FLAG(int32_t, threads, Defaults().engine.threads,
-          "Threads of the arithmetic, for each model. 0: one for each whole processor that the process may use: its "
+          "Threads of the arithmetic, for each model. 0: one for each full processor that the process may use: its "
           "affinity and its control groups' quota.");
 ABSL_FLAG(
     int32_t, slots, Defaults().engine.slots,
@@ -148,20 +148,20 @@ ABSL_FLAG(int32_t, max_queue, Defaults().engine.max_queue,
           "Requests that wait for a slot before new ones are refused.");
 ABSL_FLAG(
     int32_t, prefill_budget, Defaults().engine.prefill_budget,
-    "Prompt tokens taken into one batch beside the decoding sequences. More shortens the time to the first token "
+    "Prompt tokens prefilled in one batch beside the decoding sequences. More shortens the time to the first token "
     "under load and lengthens the others' time between tokens. 0: 256, on a GPU 16 for each of its multiprocessors.");
 ABSL_FLAG(int32_t, max_undelivered_tokens, Defaults().engine.max_undelivered_tokens,
-          "Generated tokens that may wait for a slow reader before its sequence is left out of batches.");
+          "Generated tokens that may wait for a slow reader before its sequence is paused.");
 
 ABSL_FLAG(absl::Duration, session_ttl, Defaults().sessions.default_ttl,
           "Time to live of a session that does not say, from its last use. inf: never expires.");
-ABSL_FLAG(int64_t, max_sessions, Defaults().sessions.max_sessions, "Sessions held. Each counts as one state.");
-ABSL_FLAG(int64_t, max_snapshots, Defaults().sessions.max_snapshots, "Snapshots held. Each counts as one state.");
+ABSL_FLAG(int64_t, max_sessions, Defaults().sessions.max_sessions, "Sessions kept at once. Each counts as one state.");
+ABSL_FLAG(int64_t, max_snapshots, Defaults().sessions.max_snapshots,
+          "Snapshots kept at once. Each counts as one state.");
 
-ABSL_FLAG(
-    int64_t, max_state_bytes, Defaults().sessions.max_state_bytes,
-    "Memory for the states of sessions and snapshots, each of which counts as a whole one. 0: what the machine, the "
-    "container or the process's limits leave.");
+ABSL_FLAG(int64_t, max_state_bytes, Defaults().sessions.max_state_bytes,
+          "Memory for the states of sessions and snapshots, each of which counts in full. 0: what the machine, the "
+          "container or the process's limits leave.");
 
 ABSL_FLAG(int64_t, max_message_bytes, Defaults().limits.max_message_bytes,
           "Bytes of one message received. An inline state must fit.");
@@ -195,9 +195,10 @@ ABSL_FLAG(
     "to 64 MiB.");
 
 ABSL_FLAG(std::string, flagfile, "", "File with flags, one --name=value on a line; # begins a comment line.");
-ABSL_FLAG(absl::Duration, lame_duck, absl::Milliseconds(100),
-          "On SIGTERM or SIGINT: how long new calls are still taken after health has begun to say NOT_SERVING, so that "
-          "balancers notice first. Comes before --grace.");
+ABSL_FLAG(
+    absl::Duration, lame_duck, absl::Milliseconds(100),
+    "On SIGTERM or SIGINT: how long new calls are still accepted after health has begun to say NOT_SERVING, so that "
+    "balancers notice first. Comes before --grace.");
 ABSL_FLAG(absl::Duration, grace, absl::Seconds(30),
           "On SIGTERM or SIGINT: how long calls that run may go on. A second signal ends them at once.");
 ABSL_FLAG(absl::Duration, hard_stop, absl::Seconds(10),

@@ -105,7 +105,7 @@ absl::StatusOr<int32_t> ChooseSlots(const Model& model, const EngineOptions& opt
   if (slots > 0) return slots;
   return absl::ResourceExhaustedError(
       absl::StrCat("not one slot of ", state_bytes, " bytes fits the device: ", available,
-                   " bytes of its memory are available, with what a batch ", "needs ", bytes(1), " would be taken"));
+                   " bytes of its memory are available, and with what a batch needs it takes ", bytes(1)));
 }
 
 absl::StatusOr<ModelMemory> MemoryOf(const std::string& id, const Model& model, const EngineOptions& options) {

@@ -337,7 +337,7 @@ void Engine::Impl::EndUnread(absl::Time now) {
     } else if (now - sequence->paused_since >= options_.max_stall) {
       EndEarly(
           *sequence, absl::StatusCode::kAborted,
-          absl::StrCat("the reader took nothing for ", absl::FormatDuration(options_.max_stall), " (--max_stall),"));
+          absl::StrCat("the reader read nothing for ", absl::FormatDuration(options_.max_stall), " (--max_stall),"));
     }
   }
 }

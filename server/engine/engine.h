@@ -45,7 +45,7 @@ struct EngineOptions {
   // a text is scored, each of these rows costs memory for its logits. 0: 256, or more on a device, whose weights are
   // read once for all of them: 16 for each of its multiprocessors.
   int32_t prefill_budget = 0;
-  // Generated tokens that may wait for a slow reader before its sequence is left out of batches.
+  // Generated tokens that may wait for a slow reader before its sequence is paused.
   int32_t max_undelivered_tokens = 256;
   // How long a sequence may be left out because its reader takes nothing; then its request ends. Infinite: for ever.
   absl::Duration max_stall = absl::Seconds(60);
@@ -75,7 +75,7 @@ class RequestSink {
     int64_t position = 0;
   };
   struct Finish {
-    // OK: ended for `reason`.  CANCELLED.  DEADLINE_EXCEEDED.  ABORTED: the reader took nothing for
+    // OK: ended for `reason`.  CANCELLED.  DEADLINE_EXCEEDED.  ABORTED: the reader read nothing for
     // EngineOptions::max_stall.  RESOURCE_EXHAUSTED: it waited, and made room for a request of an owner that has less
     // in the queue, or there was no memory for the state that it leaves.  UNAVAILABLE: drained, or the device failed.
     // With these two a session is where it was before the request.  INTERNAL: the sequence's numbers stopped being

@@ -48,7 +48,7 @@ TEST_F(EngineDelivery, AReaderThatTakesNothingIsEndedAndItsSlotIsFree) {
   const auto sink = SubmitSlow(*engine, OnSession("a", Generate(RandomTokens(5, 1), kEndless)), 0, &id);
   const RequestSink::Finish& finish = sink->Wait();
   EXPECT_EQ(finish.status.code(), absl::StatusCode::kAborted);
-  EXPECT_THAT(finish.status.message(), HasSubstr("the reader took nothing for 200ms (--max_stall)"));
+  EXPECT_THAT(finish.status.message(), HasSubstr("the reader read nothing for 200ms (--max_stall)"));
   EXPECT_THAT(finish.status.message(), HasSubstr("the session stands at position 9"));
   EXPECT_EQ(sink->ids().size(), 4);
   EXPECT_EQ(store_.Get(kDefaultOwner, "a", SteadyNow())->position, 9);

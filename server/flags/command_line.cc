@@ -54,12 +54,12 @@ absl::Status CommandLine::Take(absl::string_view text, const char* next, absl::s
   used_next = false;
   const absl::string_view whole = text;
   if (!absl::ConsumePrefix(&text, "--")) {
-    return refuse(absl::StrCat("\"", whole, "\" is not a flag; flags are --name=value, and --help tells them"));
+    return refuse(absl::StrCat("\"", whole, "\" is not a flag; flags are --name=value, and --help lists them"));
   }
   const size_t equals = text.find('=');
   const std::string name(text.substr(0, equals));
   const absl::CommandLineFlag* flag = Find(name);
-  if (flag == nullptr) return refuse(absl::StrCat("there is no flag --", name, "; --help tells those there are"));
+  if (flag == nullptr) return refuse(absl::StrCat("there is no flag --", name, "; --help lists those there are"));
   std::string value;
   if (equals != absl::string_view::npos) {
     value = std::string(text.substr(equals + 1));

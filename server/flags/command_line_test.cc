@@ -121,7 +121,7 @@ TEST_F(CommandLineTest, ARefusalSaysWhatAndWhereAndWhatIsAccepted) {
   EXPECT_EQ(Refusal({File("\n--rows=many\n").c_str()}),
             "--rows is \"many\" (" + path_ + ":2); accepted: a whole number");
   EXPECT_EQ(Refusal({File("--rows=1\n--row=1\n").c_str()}),
-            path_ + ":2: there is no flag --row; --help tells those there are");
+            path_ + ":2: there is no flag --row; --help lists those there are");
   EXPECT_THAT(Refusal({File("rows=1\n").c_str()}), HasSubstr(":1: \"rows=1\" is not a flag"));
   EXPECT_THAT(Refusal({File("--rows 1\n").c_str()}), HasSubstr("there is no flag --rows 1"));
   EXPECT_THAT(Refusal({File("--rows\n").c_str()}), HasSubstr(":1: --rows has no value"));

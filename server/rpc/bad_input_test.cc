@@ -238,7 +238,7 @@ const std::vector<Row>& Rows() {
       {"model_climbing", GENERATE(r.set_model("models/../tiny")), kInvalid,
        "model is \"models/../tiny\"; accepted: models/{model}", "model", "BAD_REQUEST"},
       {"model_unknown", GENERATE(r.set_model("models/nobody")), kNotFound,
-       "models/nobody is not loaded here; ListModels tells which are", "", "MODEL_NOT_FOUND"},
+       "models/nobody is not loaded here; ListModels says which are", "", "MODEL_NOT_FOUND"},
       {"session_without_collection", GENERATE(r.set_session("idle")), kInvalid,
        "session is \"idle\"; accepted: sessions/{session}", "session", "BAD_REQUEST"},
       {"session_unknown", GENERATE(r.set_session("sessions/nobody")), kNotFound,

@@ -25,7 +25,7 @@ namespace {
 // One Generate. The engine and the delivery thread hold counted references; its own, `self_`, goes when gRPC is done.
 //
 // At most one write is out. What the engine tells meanwhile is gathered in `pending_` and leaves as one message; what
-// has not left counts as undelivered, and at the engine's bound the sequence is left out of batches until a write ends.
+// has not left counts as undelivered, and at the engine's bound the sequence is paused until a write ends.
 // Response headers leave with the first message: until then a client's library may try again elsewhere by itself.
 class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public RequestSink,

@@ -21,10 +21,10 @@ namespace palimpsest {
 namespace {
 
 absl::Status NoSuchModel(const std::string& id) {
-  return WithReason(WithResource(absl::NotFoundError(absl::StrCat("models/", id, " is not loaded here; ListModels ",
-                                                                  "tells which are")),
-                                 "palimpsest.dev/Model", absl::StrCat("models/", id)),
-                    "MODEL_NOT_FOUND");
+  return WithReason(
+      WithResource(absl::NotFoundError(absl::StrCat("models/", id, " is not loaded here; ListModels says which are")),
+                   "palimpsest.dev/Model", absl::StrCat("models/", id)),
+      "MODEL_NOT_FOUND");
 }
 
 absl::Status InFront(const absl::Status& status, const std::string& what) {
@@ -448,7 +448,7 @@ absl::StatusOr<ModelRef> ModelRegistry::FindOnly() {
   if (ready.size() > 1) {
     return FieldViolation("model",
                           absl::StrCat("is empty, and the server has ", ready.size(),
-                                       " models; accepted: one of those that ListModels tells, as models/{id}"));
+                                       " models; accepted: one of those that ListModels lists, as models/{id}"));
   }
   return Refer(*ready.front());
 }

@@ -88,9 +88,9 @@ class Server {
   // 0 when there is none.
   int32_t metrics_port() const;
 
-  // Health says NOT_SERVING at once. Calls are still taken for `lame_duck`, so that those who watch health go elsewhere
-  // before any is refused. Then takes no more, lets those that run end for `grace`, ends the rest with UNAVAILABLE, and
-  // stops. Idempotent; a second call waits for the first.
+  // Health says NOT_SERVING at once. Calls are still accepted for `lame_duck`, so that those who watch health go
+  // elsewhere before any is refused. Then takes no more, lets those that run end for `grace`, ends the rest with
+  // UNAVAILABLE, and stops. Idempotent; a second call waits for the first.
   void Drain(absl::Duration grace, absl::Duration lame_duck = absl::ZeroDuration());
 
  private:

@@ -57,7 +57,7 @@ class Score : public Command {
   void AddFlags(FlagSet& flags) override {
     flags.Add("model", &model_, "MODEL", "which model; not needed when the server has one");
     flags.Add("protocol", &protocol_, "NAME", "carried, segments or sliding");
-    flags.Add("window", &window_, "N", "tokens that the model takes in for one segment or window");
+    flags.Add("window", &window_, "N", "tokens that the model processes as one segment or window");
     flags.Add("stride", &stride_, "N", "tokens that a sliding window moves by; 1 if not given");
     flags.Add("parallel", &parallel_, "N", "segments or windows in flight at a time");
     flags.Add("after", &after_, "SESSION", "score the text as what follows this session, which stays as it is");

@@ -97,7 +97,7 @@ class Upload : public Command {
                  .arguments = "FILE [ID]",
                  .summary = "bring a snapshot's file to the server",
                  .description = "Sends a file that snapshot download, generate --state_out or chat's /save wrote. The "
-                                "server checks that it is whole and belongs to a model that it has.",
+                                "server checks that it is complete and belongs to a model that it has.",
                  .min_arguments = 1,
                  .max_arguments = 2}) {}
   void AddFlags(FlagSet& flags) override {

@@ -137,7 +137,7 @@ def test_a_failure_in_mid_stream_keeps_what_came_before(server: FakeServer, clie
 
 def test_a_stream_that_ends_without_a_finish_is_an_error(server: FakeServer, client: Any) -> None:
     server.answer["Generate"] = reply(piece("half", 1))
-    with pytest.raises(palimpsest.Internal, match="ended before"):
+    with pytest.raises(palimpsest.Internal, match="ended without saying"):
         client.generate_text("x")
 
 

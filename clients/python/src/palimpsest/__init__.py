@@ -6,8 +6,8 @@
         for chunk in client.generate("Once upon a time", max_tokens=50):
             print(chunk.text, end="", flush=True)
 
-`Client` blocks, `AsyncClient` is for asyncio; they have the same methods. What the server tells is in `types`, what can
-go wrong in `errors`; all of it can be had from here.
+`Client` blocks, `AsyncClient` is for asyncio; they have the same methods. What the server reports is in `types`, what
+can go wrong in `errors`; all of it can be had from here.
 """
 
 from importlib.metadata import version as _version

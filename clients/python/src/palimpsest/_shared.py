@@ -115,7 +115,7 @@ class GenerationReader:
     def _check_ended(self) -> None:
         """Called when the stream has ended well: it must have told how."""
         if self._finish is None and not self._closed:
-            raise errors.Internal("the stream ended before it told how the generation finished")
+            raise errors.Internal("the stream ended without saying how the generation finished")
 
     def _result(self) -> types.GenerateResult:
         if self._finish is None:

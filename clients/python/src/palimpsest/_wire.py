@@ -19,7 +19,7 @@ from palimpsest.v1 import snapshot_pb2 as snapshot
 Response = TypeVar("Response", bound=Message)
 
 DEFAULT_TARGET = "localhost:50051"
-"""Where the server listens unless it is told otherwise."""
+"""Where the server listens unless it is configured otherwise."""
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Longest message either way. A state may be tens of MB; gRPC's default is 4 MiB."""

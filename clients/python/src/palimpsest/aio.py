@@ -149,7 +149,7 @@ class AsyncSession:
     def __init__(self, client: AsyncClient, info: types.SessionInfo) -> None:
         self._client = client
         self.info = info
-        """The session as the server last told it; `refresh` asks again."""
+        """The session as the server last reported it; `refresh` asks again."""
 
     @property
     def name(self) -> str:

@@ -129,7 +129,7 @@ class Session:
     def __init__(self, client: Client, info: types.SessionInfo) -> None:
         self._client = client
         self.info = info
-        """The session as the server last told it; `refresh` asks again."""
+        """The session as the server last reported it; `refresh` asks again."""
 
     @property
     def name(self) -> str:

@@ -55,7 +55,7 @@ class PalimpsestError(Exception):
         self.message = message
         """The server's words."""
         self.reason = reason
-        """The server's name of the cause, from google.rpc.ErrorInfo; stable, in UPPER_SNAKE_CASE. Empty: not told."""
+        """The server's name of the cause, from google.rpc.ErrorInfo; stable, in UPPER_SNAKE_CASE. Empty: unknown."""
         self.domain = domain
         """Who gave the reason: "palimpsest.dev", or empty where the error comes from the connection."""
         self.metadata = metadata or {}

@@ -1,4 +1,4 @@
-"""What the server tells, as plain values.
+"""What the server reports, as plain values.
 
 All classes are frozen. Times are `datetime` in UTC; durations are seconds as `float`.
 """
@@ -170,7 +170,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """A session as the server last told it."""
+    """A session as the server last reported it."""
 
     name: str
     model: str
