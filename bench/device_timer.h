@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "base/check.h"
 #include "kernels/common/aligned_buffer.h"
-#include "kernels/common/check.h"
 #include "kernels/common/device.h"
 #include "kernels/cuda/cuda.h"
 

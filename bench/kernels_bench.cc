@@ -24,8 +24,8 @@
 #include <string>
 #include <vector>
 
+#include "base/check.h"
 #include "kernels/common/aligned_buffer.h"
-#include "kernels/common/check.h"
 #include "kernels/fast_weight/fast_weight.h"
 #include "kernels/linear/linear.h"
 

@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "base/check.h"
 #include "bench/kernels_bench.h"
 #include "kernels/attention_norm/attention_norm.h"
 #include "kernels/common/aligned_buffer.h"
-#include "kernels/common/check.h"
 #include "kernels/fast_weight/fast_weight.h"
 #include "kernels/feature_map/feature_map.h"
 #include "kernels/window_attention/window_attention.h"

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/common/check.h"
 #include "tests/support/checkpoints.h"
 #include "tests/support/server_process.h"
 #include "tests/support/wire.h"

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <new>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "kernels/common/device.h"
 
 namespace palimpsest {

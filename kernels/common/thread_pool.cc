@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "kernels/common/simd.h"
 
 namespace palimpsest {

@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/embedding/embedding.h"

@@ -64,8 +64,8 @@ FastWeightKernels Kernels(UpdateRule rule, DType dtype) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include "base/check.h"
 #include "kernels/common/aligned_buffer.h"
-#include "kernels/common/check.h"
 
 namespace palimpsest {
 namespace {

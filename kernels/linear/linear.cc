@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "kernels/common/device.h"
 
 namespace palimpsest {

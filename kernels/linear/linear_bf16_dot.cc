@@ -79,7 +79,7 @@ void MultiplyTileBF16Dot(const TileArgs& args) { MultiplyTile<kBF16DotMaxRows>(a
 
 #else
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 
 namespace palimpsest {
 void MultiplyTileBF16Dot(const TileArgs&) { PALIMPSEST_CHECK(!"HasNativeBF16() is false on this architecture"); }

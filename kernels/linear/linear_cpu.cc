@@ -215,7 +215,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <algorithm>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 
 namespace palimpsest {
 namespace {

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/sampling/logits_scan.h"

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/short_conv/short_conv.h"

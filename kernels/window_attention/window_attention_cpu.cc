@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "kernels/common/device.h"
 #include "kernels/common/grain.h"
 #include "kernels/window_attention/window_attention.h"

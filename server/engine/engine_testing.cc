@@ -9,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "kernels/common/check.h"
+#include "base/check.h"
 
 namespace palimpsest::testing {
 namespace {

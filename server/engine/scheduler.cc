@@ -4,7 +4,7 @@
 #include <string_view>
 #include <tuple>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 
 namespace palimpsest {
 

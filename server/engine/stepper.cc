@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "kernels/common/device.h"
 #include "server/model/padded_steps.h"
 

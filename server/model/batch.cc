@@ -6,7 +6,7 @@
 #include <variant>
 #include <vector>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/model/chunk.h"
 #include "server/model/forward.h"
 #include "server/model/padded_steps.h"

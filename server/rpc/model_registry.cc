@@ -8,10 +8,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/errno_status.h"
 #include "base/log.h"
 #include "base/steady_clock.h"
-#include "kernels/common/check.h"
 #include "kernels/common/simd.h"
 #include "server/engine/admission.h"
 #include "server/engine/available_memory.h"

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/check.h"
 #include "base/round_up.h"
-#include "kernels/common/check.h"
 
 namespace palimpsest {
 namespace {

@@ -29,7 +29,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/session/no_memory.h"
 #include "server/session/state.h"
 

@@ -1,7 +1,7 @@
 // The file of --auth_tokens_file: the owners of one that is accepted are found by what it says of them, and by nothing
 // else.
 #include "absl/strings/match.h"
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/auth/tokens.h"
 #include "tests/fuzz/fuzz.h"
 

@@ -2,7 +2,7 @@
 // out.
 #include "server/model/config.h"
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/model/state_layout.h"
 #include "tests/fuzz/fuzz.h"
 

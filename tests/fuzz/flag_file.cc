@@ -5,7 +5,7 @@
 #include "absl/flags/reflection.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/flags/command_line.h"
 #include "server/model/testing/safetensors_writer.h"
 #include "server/model/testing/temporary_folder.h"

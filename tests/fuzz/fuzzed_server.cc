@@ -6,7 +6,7 @@
 #include <chrono>
 #include <memory>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 
 namespace palimpsest::fuzz {
 namespace {

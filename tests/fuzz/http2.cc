@@ -9,7 +9,7 @@
 
 #include <vector>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/fuzzed_server.h"
 

@@ -2,7 +2,7 @@
 // message, then messages, each counted. Afterwards the server is as it was, and answers others.
 #include <iterator>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/rpc/methods.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/fuzzed_server.h"

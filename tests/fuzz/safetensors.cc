@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/model/checkpoint/tensor_table.h"
 #include "tests/fuzz/fuzz.h"
 

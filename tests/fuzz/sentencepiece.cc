@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/tokenizer/sentencepiece_model.h"
 #include "server/tokenizer/utf8.h"
 #include "tests/fuzz/fuzz.h"

@@ -2,7 +2,7 @@
 // belongs to it, which no mutation would find.
 #include <openssl/sha.h>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/session/state.h"
 #include "tests/fuzz/fuzz.h"
 

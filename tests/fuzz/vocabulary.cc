@@ -1,7 +1,7 @@
 // vocabulary.json, a zero byte, vocab.txt, a zero byte, and a text that they encode.
 #include "server/tokenizer/vocabulary.h"
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/tokenizer/utf8.h"
 #include "tests/fuzz/fuzz.h"
 

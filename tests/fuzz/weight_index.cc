@@ -3,7 +3,7 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/model/checkpoint/safetensors.h"
 #include "server/model/testing/safetensors_writer.h"
 #include "server/model/testing/temporary_folder.h"

@@ -11,7 +11,7 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "palimpsest/v1/generation.pb.h"
 #include "palimpsest/v1/model.pb.h"
 #include "palimpsest/v1/session.pb.h"

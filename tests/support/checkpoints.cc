@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <vector>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "tests/support/server_process.h"
 
 namespace palimpsest::testing {

@@ -20,8 +20,8 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "base/check.h"
 #include "gtest/gtest.h"
-#include "kernels/common/check.h"
 #include "tests/support/wire.h"
 
 namespace palimpsest::testing {

@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/json/json.h"
 
 namespace palimpsest {

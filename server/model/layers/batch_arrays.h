@@ -6,8 +6,8 @@
 #include <cstring>
 #include <span>
 
+#include "base/check.h"
 #include "kernels/common/aligned_buffer.h"
-#include "kernels/common/check.h"
 #include "kernels/common/device.h"
 #include "kernels/common/pinned_bytes.h"
 

@@ -5,8 +5,8 @@
 #include <map>
 #include <memory>
 
+#include "base/check.h"
 #include "kernels/common/aligned_buffer.h"
-#include "kernels/common/check.h"
 #include "kernels/common/device.h"
 #include "server/model/layers/batch_arrays.h"
 #include "server/model/model.h"

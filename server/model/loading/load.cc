@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "kernels/common/thread_pool.h"
 #include "server/model/checkpoint/safetensors.h"
 #include "server/model/checkpoint/tensor_names.h"

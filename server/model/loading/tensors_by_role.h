@@ -4,7 +4,7 @@
 #include <array>
 #include <cstddef>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/model/checkpoint/safetensors.h"
 #include "server/model/tensor_roles.h"
 

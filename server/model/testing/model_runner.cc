@@ -5,8 +5,8 @@
 #include <limits>
 #include <numeric>
 
+#include "base/check.h"
 #include "kernels/common/aligned_buffer.h"
-#include "kernels/common/check.h"
 #include "kernels/common/device.h"
 #include "server/model/padded_steps.h"
 

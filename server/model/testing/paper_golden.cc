@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <utility>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/model/checkpoint/safetensors.h"
 
 namespace palimpsest::testing {

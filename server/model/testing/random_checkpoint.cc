@@ -8,7 +8,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/model/architectures/architecture.h"
 #include "server/model/layers/attention.h"
 #include "server/model/layers/fast_weight.h"

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
-#include "kernels/common/check.h"
+#include "base/check.h"
 
 namespace palimpsest::testing {
 namespace {

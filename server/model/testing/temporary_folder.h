@@ -7,7 +7,7 @@
 #include <string>
 #include <system_error>
 
-#include "kernels/common/check.h"
+#include "base/check.h"
 
 namespace palimpsest::testing {
 

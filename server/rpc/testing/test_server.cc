@@ -18,7 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
-#include "kernels/common/check.h"
+#include "base/check.h"
 #include "server/model/testing/random_checkpoint.h"
 
 namespace palimpsest::testing {
