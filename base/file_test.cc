@@ -13,6 +13,7 @@
 #include <string>
 
 #include "base/errno_status.h"
+#include "base/testing/temporary_folder.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -23,21 +24,14 @@ using ::testing::HasSubstr;
 
 class FileTest : public ::testing::Test {
  protected:
-  FileTest() {
-    std::string pattern = ::testing::TempDir() + "palimpsest_file_XXXXXX";
-    folder_ = mkdtemp(pattern.data());
-  }
-  ~FileTest() override {
-    std::error_code ignored;
-    std::filesystem::remove_all(folder_, ignored);
-  }
   std::string Make(const std::string& name, const std::string& contents) const {
     const std::string path = folder_ + "/" + name;
     std::ofstream(path, std::ios::binary) << contents;
     return path;
   }
 
-  std::string folder_;
+  const testing::TemporaryFolder temporary_;
+  const std::string folder_ = temporary_.path();
 };
 
 TEST_F(FileTest, ReadsAllBytes) {

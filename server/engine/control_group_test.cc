@@ -7,9 +7,9 @@
 #include <fstream>
 #include <string>
 
+#include "base/testing/temporary_folder.h"
 #include "server/engine/available_memory.h"
 #include "server/engine/available_processors.h"
-#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {

@@ -11,7 +11,7 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/reflection.h"
 #include "absl/time/time.h"
-#include "server/model/testing/temporary_folder.h"
+#include "base/testing/temporary_folder.h"
 
 ABSL_FLAG(int32_t, rows, 7, "Rows.");
 ABSL_FLAG(absl::Duration, patience, absl::Seconds(3), "How long.");

@@ -10,8 +10,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/testing/temporary_folder.h"
 #include "server/model/testing/safetensors_writer.h"
-#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/testing/temporary_folder.h"
 #include "kernels/common/aligned_buffer.h"
 #include "kernels/common/device.h"
 #include "kernels/common/test_device.h"
@@ -22,7 +23,6 @@
 #include "server/model/testing/forward_reference.h"
 #include "server/model/testing/model_runner.h"
 #include "server/model/testing/random_checkpoint.h"
-#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {

@@ -15,10 +15,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/testing/temporary_folder.h"
 #include "kernels/common/aligned_buffer.h"
 #include "server/model/model.h"
 #include "server/model/testing/random_checkpoint.h"
-#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {

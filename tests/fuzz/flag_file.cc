@@ -6,9 +6,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "base/check.h"
+#include "base/testing/temporary_folder.h"
 #include "server/flags/command_line.h"
 #include "server/model/testing/safetensors_writer.h"
-#include "server/model/testing/temporary_folder.h"
 #include "tests/fuzz/fuzz.h"
 
 ABSL_FLAG(int32_t, rows, 7, "Rows.");

@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/testing/temporary_folder.h"
 #include "server/model/checkpoint/safetensors.h"
 #include "server/model/testing/safetensors_writer.h"
-#include "server/model/testing/temporary_folder.h"
 #include "tests/fuzz/fuzz.h"
 
 namespace palimpsest::fuzz {

@@ -12,11 +12,11 @@
 #include <thread>
 #include <vector>
 
+#include "base/testing/temporary_folder.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/model/checkpoint/safetensors.h"
 #include "server/model/testing/safetensors_writer.h"
-#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/testing/temporary_folder.h"
 #include "server/model/testing/safetensors_writer.h"
-#include "server/model/testing/temporary_folder.h"
 
 namespace palimpsest {
 namespace {
