@@ -4,8 +4,8 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "base/host/available_memory.h"
 #include "kernels/common/device.h"
-#include "server/engine/available_memory.h"
 #include "server/engine/scheduler.h"
 #include "server/model/padded_steps.h"
 #include "server/session/slot_pool.h"

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/engine/available_memory.h"
+#include "base/host/available_memory.h"
 
 namespace palimpsest {
 

@@ -10,11 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/errno_status.h"
+#include "base/host/available_memory.h"
 #include "base/log.h"
 #include "base/steady_clock.h"
 #include "kernels/common/simd.h"
 #include "server/engine/admission.h"
-#include "server/engine/available_memory.h"
 #include "server/rpc/status.h"
 
 namespace palimpsest {

@@ -1,5 +1,5 @@
 // The limits of containers, read from trees as version 1 and version 2 have them.
-#include "server/engine/control_group.h"
+#include "base/host/control_group.h"
 
 #include <gtest/gtest.h>
 
@@ -7,9 +7,9 @@
 #include <fstream>
 #include <string>
 
+#include "base/host/available_memory.h"
+#include "base/host/available_processors.h"
 #include "base/testing/temporary_folder.h"
-#include "server/engine/available_memory.h"
-#include "server/engine/available_processors.h"
 
 namespace palimpsest {
 namespace {

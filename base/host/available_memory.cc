@@ -1,4 +1,4 @@
-#include "server/engine/available_memory.h"
+#include "base/host/available_memory.h"
 
 #include <algorithm>
 #include <fstream>
@@ -7,7 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "server/engine/control_group.h"
+#include "base/host/control_group.h"
 
 namespace palimpsest {
 namespace {

@@ -1,11 +1,11 @@
-#include "server/engine/available_processors.h"
+#include "base/host/available_processors.h"
 
 #include <sched.h>
 
 #include <algorithm>
 #include <thread>
 
-#include "server/engine/control_group.h"
+#include "base/host/control_group.h"
 
 namespace palimpsest {
 

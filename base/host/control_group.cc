@@ -1,4 +1,4 @@
-#include "server/engine/control_group.h"
+#include "base/host/control_group.h"
 
 #include <algorithm>
 #include <filesystem>
