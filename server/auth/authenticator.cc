@@ -12,6 +12,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/sha256.h"
 #include "server/json/json.h"
 
 namespace palimpsest {
@@ -111,7 +112,7 @@ std::string OwnerOfCertificate(std::string_view name) {
   std::ranges::replace_if(
       kept, [&](char c) { return !fits(c); }, '-');
   std::string owner = absl::StrCat(kind, "-", kept, "-");
-  const Sha256Digest digest = Sha256DigestOf(name);
+  const Sha256Digest digest = Sha256Of(name);
   for (size_t i = 0; i < 16; ++i) absl::StrAppend(&owner, absl::Hex(digest[i], absl::kZeroPad2));
   return owner;
 }

@@ -1,7 +1,6 @@
 #include "server/auth/tokens.h"
 
 #include <openssl/crypto.h>
-#include <openssl/sha.h>
 
 #include <algorithm>
 #include <cmath>
@@ -39,12 +38,6 @@ bool ReadDigest(std::string_view text, Sha256Digest* digest) {
 }
 
 }  // namespace
-
-Sha256Digest Sha256DigestOf(std::string_view bytes) {
-  Sha256Digest digest;
-  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), digest.data());
-  return digest;
-}
 
 bool IsOwnerId(std::string_view text) {
   const auto letter = [](char c) { return c >= 'a' && c <= 'z'; };
@@ -120,7 +113,7 @@ class OwnerTable::Reader {
   }
 
   bool ReadTokens(const std::string& path, const json& object, const Owner* owner) {
-    static const Sha256Digest& of_nothing = *new Sha256Digest(Sha256DigestOf(""));
+    static const Sha256Digest& of_nothing = *new Sha256Digest(Sha256Of(""));
     return ReadList(path, object, "token_sha256", kMaxTokens, [&](const std::string& at, const std::string& text) {
       Sha256Digest digest;
       if (!ReadDigest(text, &digest)) {
@@ -246,7 +239,7 @@ absl::StatusOr<OwnerTable> OwnerTable::Parse(std::string_view text, const std::s
 }
 
 const OwnerTable::Owner* OwnerTable::FindToken(std::string_view token) const {
-  const auto found = tokens_.find(Sha256DigestOf(token));
+  const auto found = tokens_.find(Sha256Of(token));
   return found == tokens_.end() ? nullptr : found->second;
 }
 

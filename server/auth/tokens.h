@@ -16,7 +16,6 @@
 // that takes says nothing about the tokens that there are.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -26,14 +25,11 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "base/sha256.h"
 #include "server/auth/identity.h"
 #include "server/auth/owner_share.h"
 
 namespace palimpsest {
-
-// Of any bytes.
-using Sha256Digest = std::array<uint8_t, 32>;
-Sha256Digest Sha256DigestOf(std::string_view bytes);
 
 // 1 to 63 characters of [a-z0-9-], the first a letter.
 bool IsOwnerId(std::string_view text);

@@ -64,7 +64,7 @@ std::string DigestOfState(const Model& model) {
     at += size;
   }
   const std::vector<std::byte> state = runner.State(0);
-  const Sha256 digest = Sha256Of({reinterpret_cast<const char*>(state.data()), state.size()});
+  const Sha256Digest digest = Sha256Of({reinterpret_cast<const char*>(state.data()), state.size()});
   return absl::BytesToHexString({reinterpret_cast<const char*>(digest.data()), 8});
 }
 

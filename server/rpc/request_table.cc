@@ -1,7 +1,5 @@
 #include "server/rpc/request_table.h"
 
-#include <openssl/sha.h>
-
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "server/rpc/status.h"
@@ -19,13 +17,6 @@ bool IsUuid(const std::string& id) {
 }
 
 }  // namespace
-
-RequestTable::Digest RequestTable::DigestOf(absl::string_view bytes) {
-  static_assert(sizeof(Digest) == SHA256_DIGEST_LENGTH);
-  Digest digest;
-  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), digest.data());
-  return digest;
-}
 
 void RequestTable::SetMaxBytes(int64_t bytes) {
   absl::MutexLock lock(&mu_);
@@ -78,8 +69,8 @@ absl::StatusOr<std::string> RequestTable::Once(absl::string_view owner, absl::st
                                                      "\"8c2d7d9a-3f0e-4b65-9a51-5a7d4be1f2c3\", or nothing"));
   }
   // Neither owners nor methods have spaces.
-  const Digest key = DigestOf(absl::StrCat(owner, " ", method, " ", absl::AsciiStrToLower(request_id)));
-  const Digest digest = DigestOf(request);
+  const Sha256Digest key = Sha256Of(absl::StrCat(owner, " ", method, " ", absl::AsciiStrToLower(request_id)));
+  const Sha256Digest digest = Sha256Of(request);
   uint64_t serial = 0;
   {
     absl::MutexLock lock(&mu_);

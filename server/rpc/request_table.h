@@ -6,7 +6,6 @@
 // nothing, and can be tried again, or without an id.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -18,6 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "base/sha256.h"
 #include "server/metrics/metrics.h"
 
 namespace palimpsest {
@@ -48,19 +48,17 @@ class RequestTable {
   RequestIdCounts counts() const;
 
  private:
-  using Digest = std::array<unsigned char, 32>;
   struct Entry {
     uint64_t serial = 0;  // tells it from a later entry under the same key
-    Digest request;
+    Sha256Digest request;
     bool done = false;
     std::string answer;
   };
   struct Due {
     absl::Time time;
-    Digest key;
+    Sha256Digest key;
     uint64_t serial;
   };
-  static Digest DigestOf(absl::string_view bytes);
   void DropOld(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // RESOURCE_EXHAUSTED: there is no room for one more.
   absl::Status CheckRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -70,7 +68,7 @@ class RequestTable {
   int64_t max_bytes_ ABSL_GUARDED_BY(mu_);
   int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t refusals_ ABSL_GUARDED_BY(mu_) = 0;
-  absl::flat_hash_map<Digest, Entry> entries_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<Sha256Digest, Entry> entries_ ABSL_GUARDED_BY(mu_);
   std::deque<Due> due_ ABSL_GUARDED_BY(mu_);  // soonest first: all are kept equally long
   uint64_t last_serial_ ABSL_GUARDED_BY(mu_) = 0;
 };

@@ -19,9 +19,7 @@
 // Version 2 is that of layouts with pieces that fill up with the context (windows of attention): its data are the used
 // ranges alone (kernels/common/used_ranges.h). Version 1 has the state as a whole; it is what other layouts are written
 // as, and is read of all. A reader refuses any other version; a later one may change anything after the version field.
-#include <openssl/evp.h>
 
-#include <array>
 #include <bit>
 #include <cstring>
 #include <memory>
@@ -30,6 +28,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/sha256.h"
 #include "server/session/no_memory.h"
 #include "server/session/state.h"
 
@@ -52,28 +51,6 @@ constexpr int64_t kMaxPosition = int64_t{1} << 62;  // appending never overflows
 std::string Hex(std::string_view bytes) {
   return absl::BytesToHexString(absl::string_view(bytes.data(), bytes.size()));
 }
-
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new()) {
-    PALIMPSEST_CHECK(context_ != nullptr && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
-  }
-  void Add(const void* data, int64_t size) {
-    PALIMPSEST_CHECK(EVP_DigestUpdate(context_.get(), data, static_cast<size_t>(size)) == 1);
-  }
-  std::string Finish() {
-    std::array<unsigned char, EVP_MAX_MD_SIZE> digest;
-    unsigned int size = 0;
-    PALIMPSEST_CHECK(EVP_DigestFinal_ex(context_.get(), digest.data(), &size) == 1 && size == kChecksumBytes);
-    return std::string(reinterpret_cast<const char*>(digest.data()), size);
-  }
-
- private:
-  struct Free {
-    void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
-  };
-  std::unique_ptr<EVP_MD_CTX, Free> context_;
-};
 
 template <typename T>
 void Put(std::string& out, T value) {
@@ -184,9 +161,7 @@ std::string Serialized(const State& state) {
   PutHead(out, state.head);
   Put<uint64_t>(out, static_cast<uint64_t>(state.data.size()));
   out.append(AsView(state.data));
-  Sha256 hash;
-  hash.Add(out.data(), static_cast<int64_t>(out.size()));
-  out.append(hash.Finish());
+  out.append(BytesOf(Sha256Of(out)));
   return out;
 }
 
@@ -239,9 +214,8 @@ absl::StatusOr<StatePtr> Parse(std::string_view bytes, const StateFormat& expect
                                             bytes.size(), " bytes; its header says ", header_bytes, " of header, ",
                                             data_bytes, " of state and ", kChecksumBytes, " of checksum"));
   }
-  Sha256 hash;
-  hash.Add(bytes.data(), static_cast<int64_t>(bytes.size()) - kChecksumBytes);
-  if (hash.Finish() != bytes.substr(bytes.size() - kChecksumBytes)) {
+  const std::string_view covered = bytes.substr(0, bytes.size() - kChecksumBytes);
+  if (BytesOf(Sha256Of(covered)) != bytes.substr(covered.size())) {
     return absl::DataLossError("snapshot is damaged: its checksum does not match its bytes; send it again");
   }
 
@@ -286,9 +260,9 @@ std::string StateDigest(const State& state) {
   std::string head;
   PutHead(head, state.head);
   Sha256 hash;
-  hash.Add(head.data(), static_cast<int64_t>(head.size()));
+  hash.Add(head);
   hash.Add(state.data.data(), state.data.size());
-  return Hex(hash.Finish());
+  return Hex(BytesOf(hash.Finish()));
 }
 
 int64_t SnapshotBytes(const State& state) { return HeaderBytes(state.head) + state.data.size() + kChecksumBytes; }

@@ -1,12 +1,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <openssl/sha.h>
 
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <string>
 
+#include "base/sha256.h"
 #include "server/session/state.h"
 
 namespace palimpsest {
@@ -41,18 +41,11 @@ std::string DataOf(const State& state) {
   return std::string(reinterpret_cast<const char*>(state.data.data()), static_cast<size_t>(state.data.size()));
 }
 
-std::string Sha256(const std::string& bytes) {
-  std::string digest(32, '\0');
-  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(),
-         reinterpret_cast<unsigned char*>(digest.data()));
-  return digest;
-}
-
 // `snapshot` with `bytes` written at `offset` and the checksum made to match.
 std::string Doctored(std::string snapshot, size_t offset, const std::string& bytes) {
   snapshot.replace(offset, bytes.size(), bytes);
   snapshot.resize(snapshot.size() - 32);
-  return snapshot + Sha256(snapshot);
+  return snapshot + BytesOf(Sha256Of(snapshot));
 }
 
 template <typename T>

@@ -1,8 +1,9 @@
 // A snapshot: what is accepted is what its state is written as. Each input is read as it is, and with the checksum that
 // belongs to it, which no mutation would find.
-#include <openssl/sha.h>
+#include <string>
 
 #include "base/check.h"
+#include "base/sha256.h"
 #include "server/session/state.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -38,9 +39,9 @@ void Read(const std::string& bytes) {
 void Run(std::string_view input) {
   std::string bytes(input);
   Read(bytes);
-  if (bytes.size() < SHA256_DIGEST_LENGTH) return;
-  const size_t covered = bytes.size() - SHA256_DIGEST_LENGTH;
-  SHA256(reinterpret_cast<const uint8_t*>(bytes.data()), covered, reinterpret_cast<uint8_t*>(bytes.data() + covered));
+  if (bytes.size() < sizeof(Sha256Digest)) return;
+  bytes.resize(bytes.size() - sizeof(Sha256Digest));
+  bytes += BytesOf(Sha256Of(bytes));
   Read(bytes);
 }
 

@@ -73,7 +73,7 @@ absl::StatusOr<std::string> CheckAndFingerprint(ThreadPool& pool, const TensorTa
     const std::string* name;
     const TensorView* tensor;
     std::optional<int64_t> non_finite;
-    Sha256 digest;
+    Sha256Digest digest;
   };
   std::vector<Found> found;
   for (const auto& [name, tensor] : table.taken()) found.push_back({&name, tensor, std::nullopt, {}});
@@ -85,7 +85,7 @@ absl::StatusOr<std::string> CheckAndFingerprint(ThreadPool& pool, const TensorTa
     });
   }
   RunTasks(pool, tasks);
-  std::map<std::string, Sha256> digests;
+  std::map<std::string, Sha256Digest> digests;
   for (const Found& f : found) {
     if (f.non_finite) {
       return absl::InvalidArgumentError(absl::StrCat(folder, ": tensor '", *f.name, "' holds NaN or infinity at index ",
