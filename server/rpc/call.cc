@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <exception>
 #include <new>
-#include <random>
 #include <utility>
 #include <vector>
 
@@ -14,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "base/check.h"
+#include "base/random.h"
 #include "base/steady_clock.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/status.h"
@@ -22,10 +22,7 @@
 namespace palimpsest {
 namespace {
 
-std::string MakeCallId() {
-  thread_local std::mt19937_64 generator{std::random_device{}()};
-  return absl::StrFormat("%016x", generator());
-}
+std::string MakeCallId() { return absl::StrFormat("%016x", RandomNumber()); }
 
 std::vector<absl::string_view> Values(const grpc::CallbackServerContext& context, const char* key) {
   std::vector<absl::string_view> values;

@@ -3,11 +3,11 @@
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
-#include <openssl/rand.h>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/random.h"
 #include "server/rpc/status.h"
 
 namespace palimpsest {
@@ -17,9 +17,7 @@ constexpr size_t kSealBytes = 12;
 
 }  // namespace
 
-PageTokens::PageTokens() : key_(32, '\0') {
-  PALIMPSEST_CHECK(RAND_bytes(reinterpret_cast<unsigned char*>(key_.data()), static_cast<int>(key_.size())) == 1);
-}
+PageTokens::PageTokens() : key_(SecretBytes(32)) {}
 
 std::string PageTokens::Seal(absl::string_view list, absl::string_view last) const {
   const std::string text = absl::StrCat(list, "/", last);

@@ -1,22 +1,17 @@
 #include "server/rpc/prepare.h"
 
 #include <algorithm>
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/random.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/status.h"
 
 namespace palimpsest {
 namespace {
-
-uint64_t DrawSeed() {
-  thread_local std::mt19937_64 generator{std::random_device{}()};
-  return generator();
-}
 
 // What both requests have: names, context and what is appended.
 template <class Wire>
@@ -187,7 +182,7 @@ absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& ca
   request->kind = EngineRequest::Kind::kGenerate;
   if (wire.commit() == v1::COMMIT_DELIVERED) request->commit = EngineRequest::Commit::kDelivered;
   request->want_logprobs = wire.logprobs() || wire.top_logprobs() > 0;
-  if (!wire.sampling().has_seed()) request->sampling.seed = DrawSeed();
+  if (!wire.sampling().has_seed()) request->sampling.seed = RandomNumber();
   return absl::OkStatus();
 }
 

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <optional>
-#include <random>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/random.h"
 
 namespace palimpsest {
 namespace {
@@ -88,9 +88,8 @@ std::string JoinStates(const std::vector<absl::string_view>& states) {
 
 // Never zero, which no id may be.
 uint64_t DrawId() {
-  thread_local std::mt19937_64 generator{(uint64_t{std::random_device{}()} << 32) | std::random_device{}()};
   for (;;) {
-    if (const uint64_t id = generator(); id != 0) return id;
+    if (const uint64_t id = RandomNumber(); id != 0) return id;
   }
 }
 

@@ -1,25 +1,20 @@
 #include "server/session/session_store.h"
 
-#include <openssl/rand.h>
-
 #include <algorithm>
-#include <array>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/random.h"
 
 namespace palimpsest {
 namespace {
 
 // Nobody can guess an id that the server made.
 std::string RandomId(char letter) {
-  std::array<unsigned char, 8> bytes;
-  PALIMPSEST_CHECK(RAND_bytes(bytes.data(), bytes.size()) == 1);
-  const absl::string_view raw(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  return absl::StrCat(std::string(1, letter), absl::BytesToHexString(raw));
+  return absl::StrCat(std::string(1, letter), absl::BytesToHexString(SecretBytes(8)));
 }
 
 // The owner's key of `id`, or of one that is not in `map` if it is empty.
