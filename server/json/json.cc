@@ -7,6 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/quote.h"
 
 namespace palimpsest {
 namespace {
@@ -66,12 +67,6 @@ class Watch : public json::json_sax_t {
 };
 
 }  // namespace
-
-std::string Quoted(std::string_view text) {
-  constexpr size_t kLongest = 80;
-  const bool cut = text.size() > kLongest;
-  return absl::StrCat("'", absl::CHexEscape(std::string(text.substr(0, kLongest))), cut ? "..." : "", "'");
-}
 
 absl::StatusOr<json> ParseJsonObject(std::string_view text, const std::string& where, const JsonLimits& limits) {
   if (static_cast<int64_t>(text.size()) > limits.max_bytes) {

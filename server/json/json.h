@@ -20,7 +20,4 @@ struct JsonLimits {
 absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text, const std::string& where,
                                                const JsonLimits& limits = {});
 
-// A string from outside, made fit for a message: at most 80 characters, control characters and quotes escaped.
-std::string Quoted(std::string_view text);
-
 }  // namespace palimpsest

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/quote.h"
 #include "server/auth/tokens.h"
 #include "server/rpc/status.h"
 
@@ -68,8 +69,8 @@ absl::StatusOr<bool> ListsAllOwners(const Identity& identity, absl::string_view 
     return false;
   }
   if (owner != "-") {
-    return FieldViolation("owner", absl::StrCat("is ", Quoted(owner), "; accepted: empty: the caller's own; -: all ",
-                                                "owners', for admins"));
+    return FieldViolation("owner", absl::StrCat("is ", DoubleQuoted({owner.data(), owner.size()}),
+                                                "; accepted: empty: the caller's own; -: all ", "owners', for admins"));
   }
   if (!identity.admin) return Denied("listing those of all owners", "admin");
   return true;

@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/quote.h"
 
 namespace palimpsest {
 namespace {
@@ -40,7 +41,7 @@ bool IsId(absl::string_view id, bool dots) {
 
 void CheckNewId(absl::string_view field, const std::string& id, bool dots, Violations& violations) {
   if (IsId(id, dots)) return;
-  violations.Add(field, absl::StrCat("is ", Quoted(id), "; accepted: 1 to 63 characters [a-z0-9", dots ? "." : "",
+  violations.Add(field, absl::StrCat("is ", DoubleQuoted(id), "; accepted: 1 to 63 characters [a-z0-9", dots ? "." : "",
                                      "-], beginning with a letter"));
 }
 
@@ -52,7 +53,7 @@ void CheckName(absl::string_view field, absl::string_view collection, const std:
     return;
   }
   const absl::string_view kind = collection.substr(0, collection.size() - 1);
-  violations.Add(field, absl::StrCat("is ", Quoted(name), "; accepted: ", collection, "/{", kind, "}"));
+  violations.Add(field, absl::StrCat("is ", DoubleQuoted(name), "; accepted: ", collection, "/{", kind, "}"));
 }
 
 void CheckOptionalName(absl::string_view field, absl::string_view collection, const std::string& name, std::string* id,
@@ -162,7 +163,7 @@ bool IsCallId(const std::string& id) {
 
 void CheckCallId(const std::string& id, Violations& violations) {
   if (id.empty() || IsCallId(id)) return;
-  violations.Add("call_id", absl::StrCat("is ", Quoted(id), ", of ", id.size(), " bytes; accepted: at most 64 ",
+  violations.Add("call_id", absl::StrCat("is ", DoubleQuoted(id), ", of ", id.size(), " bytes; accepted: at most 64 ",
                                          "printable characters of ASCII without spaces, or nothing"));
 }
 

@@ -12,6 +12,7 @@
 #include "base/errno_status.h"
 #include "base/host/available_memory.h"
 #include "base/log.h"
+#include "base/quote.h"
 #include "base/steady_clock.h"
 #include "kernels/common/simd.h"
 #include "server/engine/admission.h"
@@ -490,7 +491,7 @@ absl::StatusOr<std::string> ModelRegistry::ResolvePath(const std::string& relati
                       "NO_MODEL_ROOT");
   }
   const auto outside = [&relative] {
-    return WithReason(absl::PermissionDeniedError(absl::StrCat("path ", Quoted(relative),
+    return WithReason(absl::PermissionDeniedError(absl::StrCat("path ", DoubleQuoted(relative),
                                                                " leads out of the server's --model_root; "
                                                                "accepted: a folder below it")),
                       "PATH_OUTSIDE_ROOT");
@@ -506,10 +507,10 @@ absl::StatusOr<std::string> ModelRegistry::ResolvePath(const std::string& relati
   const std::filesystem::path folder = std::filesystem::canonical(root / path, error);
   const absl::StatusCode code = ErrnoCode(error.default_error_condition().value());
   if (error && code != absl::StatusCode::kNotFound) {
-    return ErrnoStatus(error, absl::StrCat("path ", Quoted(relative), " below the server's --model_root"));
+    return ErrnoStatus(error, absl::StrCat("path ", DoubleQuoted(relative), " below the server's --model_root"));
   }
   if (error || !std::filesystem::is_directory(folder, error)) {
-    return WithReason(absl::NotFoundError(absl::StrCat("path ", Quoted(relative), " is not a folder below the ",
+    return WithReason(absl::NotFoundError(absl::StrCat("path ", DoubleQuoted(relative), " is not a folder below the ",
                                                        "server's --model_root")),
                       "PATH_NOT_FOUND");
   }

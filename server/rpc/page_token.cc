@@ -7,6 +7,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/quote.h"
 #include "base/random.h"
 #include "server/rpc/status.h"
 
@@ -39,8 +40,9 @@ absl::StatusOr<std::string> PageTokens::Read(absl::string_view list, const std::
     const std::string last = raw.substr(kSealBytes);
     if (CRYPTO_memcmp(Seal(list, last).data(), raw.data(), kSealBytes) == 0) return last;
   }
-  return FieldViolation("page_token", absl::StrCat("is ", Quoted(token), ", which this server did not give for this ",
-                                                   "list; accepted: next_page_token of an earlier answer, or nothing"));
+  return FieldViolation("page_token",
+                        absl::StrCat("is ", DoubleQuoted(token), ", which this server did not give for this ",
+                                     "list; accepted: next_page_token of an earlier answer, or nothing"));
 }
 
 }  // namespace palimpsest

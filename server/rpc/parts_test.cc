@@ -276,11 +276,5 @@ TEST(Status, FitsIntoTheMetadataThatClientsTakeWhateverWasSent) {
   EXPECT_LT(status.error_message().size() + status.error_details().size() * 4 / 3, 8192);
 }
 
-TEST(Status, QuotedTextIsPrintableAndShort) {
-  EXPECT_EQ(Quoted("plain"), "\"plain\"");
-  EXPECT_EQ(Quoted("a\n\xFF\""), "\"a\\n\\xff\\\"\"");
-  EXPECT_THAT(Quoted(std::string(1000, 'x')), SizeIs(Lt(80)));
-}
-
 }  // namespace
 }  // namespace palimpsest

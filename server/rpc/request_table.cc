@@ -2,6 +2,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "base/quote.h"
 #include "server/rpc/status.h"
 
 namespace palimpsest {
@@ -65,7 +66,7 @@ absl::StatusOr<std::string> RequestTable::Once(absl::string_view owner, absl::st
                                                const std::function<absl::StatusOr<std::string>()>& act) {
   if (request_id.empty()) return act();
   if (!IsUuid(request_id)) {
-    return FieldViolation("request_id", absl::StrCat("is ", Quoted(request_id), "; accepted: a UUID, as in ",
+    return FieldViolation("request_id", absl::StrCat("is ", DoubleQuoted(request_id), "; accepted: a UUID, as in ",
                                                      "\"8c2d7d9a-3f0e-4b65-9a51-5a7d4be1f2c3\", or nothing"));
   }
   // Neither owners nor methods have spaces.
@@ -80,11 +81,11 @@ absl::StatusOr<std::string> RequestTable::Once(absl::string_view owner, absl::st
       const Entry& entry = found->second;
       if (entry.request != digest) {
         return FieldViolation("request_id",
-                              absl::StrCat("is ", Quoted(request_id), ", which came with another request ",
+                              absl::StrCat("is ", DoubleQuoted(request_id), ", which came with another request ",
                                            "within the last ten minutes; accepted: a new one"));
       }
       if (!entry.done) {
-        return WithReason(absl::AbortedError(absl::StrCat("the call with request_id ", Quoted(request_id),
+        return WithReason(absl::AbortedError(absl::StrCat("the call with request_id ", DoubleQuoted(request_id),
                                                           " is still running; retry for its answer")),
                           "REQUEST_RUNNING");
       }

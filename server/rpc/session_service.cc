@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/quote.h"
 #include "palimpsest/v1/session.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -115,7 +116,7 @@ class SessionServiceImpl final : public RawService {
       if (path == "ttl" || path == "*") {
         change_ttl = true;
       } else {
-        violations.Add("update_mask", absl::StrCat("names ", Quoted(path), "; accepted: \"ttl\", or no mask"));
+        violations.Add("update_mask", absl::StrCat("names ", DoubleQuoted(path), "; accepted: \"ttl\", or no mask"));
       }
     }
     if (wanted.has_ttl()) {
@@ -134,7 +135,7 @@ class SessionServiceImpl final : public RawService {
       if (!session.ok()) return SessionError(session.status(), call.log.session);
       if (!wanted.etag().empty() && wanted.etag() != absl::StrCat(session->version)) {
         return WithEtag(absl::AbortedError(absl::StrCat("sessions/", call.log.session, " has changed: its etag is \"",
-                                                        session->version, "\", not ", Quoted(wanted.etag()),
+                                                        session->version, "\", not ", DoubleQuoted(wanted.etag()),
                                                         "; get it again and retry")),
                         core_, call, wanted.etag());
       }

@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "absl/strings/cord.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/optional.h"
 
@@ -81,12 +80,6 @@ absl::Duration DefaultRetry(absl::StatusCode code) {
 }
 
 }  // namespace
-
-std::string Quoted(absl::string_view text) {
-  constexpr size_t kShown = 64;
-  const bool cut = text.size() > kShown;
-  return absl::StrCat("\"", absl::CHexEscape(text.substr(0, kShown)), cut ? "...\"" : "\"");
-}
 
 absl::Status WithReason(absl::Status status, absl::string_view reason,
                         std::vector<std::pair<std::string, std::string>> metadata) {

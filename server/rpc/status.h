@@ -19,9 +19,6 @@ class Status;
 
 namespace palimpsest {
 
-// Text from outside, fit for a message: not printable bytes escaped, cut after 64, in double quotes.
-std::string Quoted(absl::string_view text);
-
 // Sets the machine-readable reason, UPPER_SNAKE. `metadata` holds what varies.
 absl::Status WithReason(absl::Status status, absl::string_view reason,
                         std::vector<std::pair<std::string, std::string>> metadata = {});

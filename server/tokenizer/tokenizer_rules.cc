@@ -6,8 +6,8 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/quote.h"
 
 namespace palimpsest {
 namespace {
@@ -54,14 +54,8 @@ constexpr Only kOnly[] = {
 
 absl::Status Refuse(const std::string& why) { return absl::InvalidArgumentError(why); }
 
-std::string Quoted(std::string_view text) {
-  constexpr size_t kMost = 64;
-  return absl::StrCat("\"", absl::Utf8SafeCEscape(std::string(text.substr(0, kMost))), text.size() > kMost ? "..." : "",
-                      "\"");
-}
-
 std::string Shown(const json& value) {
-  if (value.is_string()) return Quoted(value.get_ref<const std::string&>());
+  if (value.is_string()) return DoubleQuotedUtf8(value.get_ref<const std::string&>());
   return value.is_structured() ? absl::StrCat("of type ", value.type_name()) : value.dump();
 }
 
@@ -70,7 +64,7 @@ absl::Status CheckAddedTokens(const json& added) {
   if (!added.is_object()) return Refuse(absl::StrCat("added_tokens_decoder is ", Shown(added), ", expected an object"));
   for (const auto& [id, token] : added.items()) {
     if (token.is_object() && token.contains("special") && token["special"] == true) continue;
-    return Refuse(absl::StrCat("added_tokens_decoder has token ", Quoted(id),
+    return Refuse(absl::StrCat("added_tokens_decoder has token ", DoubleQuotedUtf8(id),
                                ", which is not special; tokens that tokenizer.model does not have are not supported"));
   }
   return absl::OkStatus();
@@ -113,7 +107,7 @@ absl::Status ReadKey(const std::string& key, const json& value, TokenizerRules& 
   }
   const auto* const only = std::ranges::find_if(kOnly, [&](const Only& only) { return key == only.key; });
   if (only == std::end(kOnly)) {
-    return Refuse(absl::StrCat("unknown key ", Quoted(key),
+    return Refuse(absl::StrCat("unknown key ", DoubleQuotedUtf8(key),
                                ": palimpsest does not know how text becomes tokens where it is set"));
   }
   if (value.is_null() || value == json::parse(only->value)) return absl::OkStatus();

@@ -13,8 +13,8 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/quote.h"
 #include "server/tokenizer/utf8.h"
 
 namespace palimpsest {
@@ -25,12 +25,6 @@ using Kind = VocabularyRules::Kind;
 constexpr int32_t kNone = -1;
 
 absl::Status Refuse(const std::string& why) { return absl::InvalidArgumentError(why); }
-
-std::string Quoted(std::string_view text) {
-  constexpr size_t kMost = 40;
-  return absl::StrCat("\"", absl::Utf8SafeCEscape(std::string(text.substr(0, kMost))), text.size() > kMost ? "..." : "",
-                      "\"");
-}
 
 bool IsPythonSpace(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
@@ -75,7 +69,7 @@ class Symbols {
       if (!IsValidUtf8(symbol)) return Refuse(absl::StrCat("line ", line, " is not valid UTF-8: the file is damaged"));
       const auto [other, is_new] = ids_.emplace(symbol, size());
       if (!is_new) {
-        return Refuse(absl::StrCat("line ", line, " holds ", Quoted(symbol), ", as line ", other->second + 1,
+        return Refuse(absl::StrCat("line ", line, " holds ", DoubleQuotedUtf8(symbol), ", as line ", other->second + 1,
                                    " does; each symbol is there once"));
       }
       symbols_.push_back(symbol);
@@ -124,7 +118,7 @@ class VocabularyTokenizer : public Tokenizer {
     if (!symbol.has_value()) return absl::OkStatus();
     *id = symbols_.Find(*symbol);
     if (*id != kNone) return absl::OkStatus();
-    return Refuse(absl::StrCat("does not hold ", Quoted(*symbol), ", which vocabulary.json names as ", key,
+    return Refuse(absl::StrCat("does not hold ", DoubleQuotedUtf8(*symbol), ", which vocabulary.json names as ", key,
                                "; correct the name there"));
   }
 };
@@ -138,7 +132,7 @@ class WordTokenizer final : public VocabularyTokenizer {
       const std::string_view word = symbols_.symbol(id);
       for (size_t at = 0; at < word.size(); at += FrontLength(word.substr(at))) {
         if (SpaceLength(word.substr(at)) == 0) continue;
-        return Refuse(absl::StrCat("line ", id + 1, " holds white space: ", Quoted(word),
+        return Refuse(absl::StrCat("line ", id + 1, " holds white space: ", DoubleQuotedUtf8(word),
                                    "; each line is one word, and ends with \\n alone"));
       }
       bytes += 1 + word.size();
@@ -207,7 +201,7 @@ class CharacterTokenizer final : public VocabularyTokenizer {
     }
     for (int32_t id = 0; id < vocabulary(); ++id) {
       if (!bytes_[id].empty() || id == unk_ || id == eos_) continue;
-      return Refuse(absl::StrCat("line ", id + 1, " holds ", Quoted(symbols_.symbol(id)),
+      return Refuse(absl::StrCat("line ", id + 1, " holds ", DoubleQuotedUtf8(symbols_.symbol(id)),
                                  ", which is no decimal value of a byte (0 to 255); for words, say so in "
                                  "vocabulary.json: \"kind\": \"word\""));
     }
@@ -274,7 +268,7 @@ absl::StatusOr<VocabularyRules> ParseVocabularyRules(std::string_view bytes) {
       if (!value.is_boolean()) return Refuse("lowercase is neither true nor false");
       lowercase = value.get<bool>();
     } else {
-      return Refuse(absl::StrCat("has the key ", Quoted(key), "; known are kind, unk, eos and lowercase"));
+      return Refuse(absl::StrCat("has the key ", DoubleQuotedUtf8(key), "; known are kind, unk, eos and lowercase"));
     }
   }
   if (!has_kind) return Refuse("has no \"kind\"; it is \"word\" or \"character\"");

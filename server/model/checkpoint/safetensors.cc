@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/file.h"
+#include "base/quote.h"
 #include "server/json/json.h"
 
 namespace palimpsest {

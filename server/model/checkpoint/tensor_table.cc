@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/quote.h"
 #include "server/json/json.h"
 
 namespace palimpsest {
