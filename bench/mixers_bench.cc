@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/round_up.h"
 #include "bench/kernels_bench.h"
 #include "kernels/attention_norm/attention_norm.h"
 #include "kernels/common/aligned_buffer.h"
@@ -88,7 +89,7 @@ class MixerModel {
   MixerModel(const Mixer& mixer, int32_t sequences, int32_t length)
       : mixer_(mixer),
         rows_(int64_t{sequences} * length),
-        slot_bytes_((mixer.state_floats() + 15) / 16 * 16 * int64_t{sizeof(float)}),
+        slot_bytes_(RoundUp(mixer.state_floats(), 16) * int64_t{sizeof(float)}),
         q_(Normal(rows_ * kWidth, 1)),
         k_(Normal(rows_ * kWidth, 2)),
         v_(Normal(rows_ * kWidth, 3)),

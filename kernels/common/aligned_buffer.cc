@@ -6,6 +6,7 @@
 #include <new>
 
 #include "base/check.h"
+#include "base/round_up.h"
 #include "kernels/common/device.h"
 
 namespace palimpsest {
@@ -14,8 +15,6 @@ namespace {
 // Reading weights touches every page once per token: with 4 KiB pages the page walks cost a tenth of the bandwidth.
 constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kPage = 4096;
-
-int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 std::byte* Map(int64_t size) {
   void* const memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

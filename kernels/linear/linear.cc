@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "base/round_up.h"
 #include "kernels/common/device.h"
 
 namespace palimpsest {
@@ -16,8 +17,6 @@ constexpr int64_t kMostTileOutputs = 128;
 
 // Values of a row that is normalised, which a block keeps in shared memory (96 KiB).
 constexpr int64_t kMostNormed = 24 << 10;
-
-int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Puts row `o` of the whole matrix, `in` values from `source`, into its lane of its panel.
 void PackRow(DType dtype, const void* source, int64_t o, int64_t in, std::byte* data) {

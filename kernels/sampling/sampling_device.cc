@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "base/round_up.h"
 #include "kernels/sampling/philox.h"
 
 namespace palimpsest::cuda {
@@ -15,8 +16,6 @@ float ScaleOf(float temperature) {
   return static_cast<float>(std::min(1.0 / double{temperature}, double{std::numeric_limits<float>::max()}));
 }
 
-int64_t RoundUp(int64_t bytes) { return (bytes + 15) / 16 * 16; }
-
 template <typename T>
 void Put(const std::vector<T>& values, std::byte* to) {
   if (!values.empty()) std::memcpy(to, values.data(), values.size() * sizeof(T));
@@ -24,7 +23,7 @@ void Put(const std::vector<T>& values, std::byte* to) {
 
 template <typename T>
 int64_t BytesOf(int64_t count) {
-  return RoundUp(count * int64_t{sizeof(T)});
+  return RoundUp(count * int64_t{sizeof(T)}, 16);
 }
 
 // Which phases a row needs beside the first and the last.
