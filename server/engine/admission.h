@@ -6,8 +6,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "server/engine/engine.h"
 #include "server/engine/memory_plan.h"
+#include "server/engine/options.h"
+#include "server/engine/request.h"
 #include "server/model/model.h"
 #include "server/session/state.h"
 

@@ -10,7 +10,8 @@
 
 #include "absl/time/time.h"
 #include "kernels/sampling/sampling.h"
-#include "server/engine/engine.h"
+#include "server/engine/observer.h"
+#include "server/engine/request.h"
 #include "server/engine/sequence.h"
 #include "server/model/state_layout.h"
 #include "server/session/slot_pool.h"

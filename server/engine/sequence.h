@@ -11,8 +11,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "server/engine/engine.h"
 #include "server/engine/reply_text.h"
+#include "server/engine/request.h"
 #include "server/engine/scheduler.h"
 #include "server/engine/waiting_room.h"
 #include "server/model/state_layout.h"

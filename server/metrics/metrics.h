@@ -14,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "server/engine/engine.h"
+#include "server/engine/observer.h"
 #include "server/session/session_store.h"
 
 namespace palimpsest {

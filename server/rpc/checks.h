@@ -12,7 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "palimpsest/v1/generation.pb.h"
-#include "server/engine/engine.h"
+#include "server/engine/request.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/status.h"
 
