@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/resource_id.h"
+
 namespace palimpsest {
 namespace {
 
@@ -152,7 +154,7 @@ TEST(OwnerOfCertificate, GivesEveryNameAnOwnerOfItsOwn) {
                                "CN:\xc3\xb6"};
   for (const std::string& name : names) {
     const std::string owner = OwnerOfCertificate(name);
-    EXPECT_TRUE(IsOwnerId(owner)) << owner;
+    EXPECT_TRUE(IsResourceId(owner)) << owner;
     EXPECT_TRUE(owners.insert(owner).second) << owner;
   }
 }

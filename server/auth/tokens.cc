@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/quote.h"
+#include "base/resource_id.h"
 #include "server/json/json.h"
 
 namespace palimpsest {
@@ -39,12 +40,6 @@ bool ReadDigest(std::string_view text, Sha256Digest* digest) {
 }
 
 }  // namespace
-
-bool IsOwnerId(std::string_view text) {
-  const auto letter = [](char c) { return c >= 'a' && c <= 'z'; };
-  return !text.empty() && text.size() <= 63 && letter(text[0]) &&
-         std::ranges::all_of(text, [&](char c) { return letter(c) || (c >= '0' && c <= '9') || c == '-'; });
-}
 
 bool IsCertificateName(std::string_view text) {
   const bool known = text.starts_with("URI:") || text.starts_with("DNS:") || text.starts_with("CN:");
@@ -83,7 +78,7 @@ class OwnerTable::Reader {
 
  private:
   bool ReadOwner(const std::string& id, const json& value) {
-    if (!IsOwnerId(id)) {
+    if (!IsResourceId(id)) {
       return Fail("owners", absl::StrCat("names ", Quoted(id), "; accepted: 1 to 63 characters of [a-z0-9-], the ",
                                          "first a letter"));
     }

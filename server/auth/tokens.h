@@ -31,9 +31,6 @@
 
 namespace palimpsest {
 
-// 1 to 63 characters of [a-z0-9-], the first a letter.
-bool IsOwnerId(std::string_view text);
-
 // "URI:...", "DNS:..." or "CN:...", with 1 to 255 bytes after the colon, none a control character.
 bool IsCertificateName(std::string_view text);
 

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "base/resource_id.h"
 
 namespace palimpsest {
 namespace {
@@ -187,7 +188,7 @@ TEST(OwnerTable, DamagedFilesAreRefusedOrReadButNothingElse) {
       if (text.empty()) text.push_back(' ');
     }
     if (const auto table = OwnerTable::Parse(text, "owners.json"); table.ok()) {
-      for (const auto& [id, owner] : table->owners()) EXPECT_TRUE(IsOwnerId(id) && owner.identity.owner == id);
+      for (const auto& [id, owner] : table->owners()) EXPECT_TRUE(IsResourceId(id) && owner.identity.owner == id);
     }
   }
 }

@@ -4,11 +4,9 @@
 
 #include <algorithm>
 
-#include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "base/quote.h"
+#include "base/resource_id.h"
 
 namespace palimpsest {
 namespace {
@@ -23,10 +21,6 @@ constexpr int32_t kMaxPage = 1000;
 // Later times do not fit a timestamp's four-digit year.
 constexpr absl::Duration kMaxTtl = absl::Hours(24 * 3650);
 
-bool IsIdCharacter(char c, bool dots) {
-  return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '-' || (dots && c == '.');
-}
-
 // `accepted` is a range in words. NaN is in none.
 void CheckRange(absl::string_view field, float value, bool inside, absl::string_view accepted, Violations& violations) {
   if (!inside) violations.Add(field, absl::StrCat("is ", value, "; accepted: ", accepted));
@@ -34,22 +28,17 @@ void CheckRange(absl::string_view field, float value, bool inside, absl::string_
 
 }  // namespace
 
-bool IsId(absl::string_view id, bool dots) {
-  return !id.empty() && id.size() <= 63 && absl::ascii_islower(id.front()) &&
-         std::all_of(id.begin(), id.end(), [dots](char c) { return IsIdCharacter(c, dots); });
-}
-
 void CheckNewId(absl::string_view field, const std::string& id, bool dots, Violations& violations) {
-  if (IsId(id, dots)) return;
+  if (IsResourceId(id, dots)) return;
   violations.Add(field, absl::StrCat("is ", DoubleQuoted(id), "; accepted: 1 to 63 characters [a-z0-9", dots ? "." : "",
                                      "-], beginning with a letter"));
 }
 
 void CheckName(absl::string_view field, absl::string_view collection, const std::string& name, std::string* id,
                Violations& violations) {
-  absl::string_view rest = name;
-  if (absl::ConsumePrefix(&rest, absl::StrCat(collection, "/")) && IsId(rest, collection == "models")) {
-    *id = std::string(rest);
+  const std::string prefix = absl::StrCat(collection, "/");
+  if (name.starts_with(prefix) && IsResourceId(name.substr(prefix.size()), /*dots=*/collection == "models")) {
+    *id = name.substr(prefix.size());
     return;
   }
   const absl::string_view kind = collection.substr(0, collection.size() - 1);

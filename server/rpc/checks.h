@@ -28,8 +28,7 @@ void CheckName(absl::string_view field, absl::string_view collection, const std:
 // As CheckName, but may be empty.
 void CheckOptionalName(absl::string_view field, absl::string_view collection, const std::string& name, std::string* id,
                        Violations& violations);
-// An id to be: 1 to 63 of [a-z0-9-], and '.' for models, beginning with a letter.
-bool IsId(absl::string_view id, bool dots);
+// An id to be (IsResourceId); `dots`: of a model.
 void CheckNewId(absl::string_view field, const std::string& id, bool dots, Violations& violations);
 
 // Zero: InfiniteDuration.

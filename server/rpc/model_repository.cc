@@ -11,9 +11,9 @@
 #include "absl/time/clock.h"
 #include "base/errno_status.h"
 #include "base/log.h"
+#include "base/resource_id.h"
 #include "base/steady_clock.h"
 #include "server/metrics/metrics.h"
-#include "server/rpc/checks.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/status.h"
 
@@ -86,7 +86,7 @@ absl::StatusOr<std::map<std::string, std::vector<RepositoryVersion>>> ScanReposi
   for (const std::string& name : *names) {
     const std::string path = absl::StrCat(folder, "/", name);
     if (!IsFolder(path)) continue;
-    if (!IsId(name, /*dots=*/true)) {
+    if (!IsResourceId(name, /*dots=*/true)) {
       ignored->insert(name);
       continue;
     }

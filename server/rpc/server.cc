@@ -23,6 +23,7 @@
 #include "base/host/available_processors.h"
 #include "base/log.h"
 #include "base/quote.h"
+#include "base/resource_id.h"
 #include "base/steady_clock.h"
 #include "grpc/health/v1/health.pb.h"
 #include "server/auth/authenticator.h"
@@ -128,7 +129,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
     return wrong("handshake_timeout", absl::FormatDuration(options.connections.handshake_timeout), "100ms or more");
   }
   for (const ServerOptions::ModelSource& model : options.models) {
-    if (!IsId(model.id, /*dots=*/true)) {
+    if (!IsResourceId(model.id, /*dots=*/true)) {
       return wrong("model", DoubleQuoted(absl::StrCat(model.id, "=", model.folder)),
                    "NAME=FOLDER with a name of 1 to 63 characters [a-z0-9.-], beginning with a letter");
     }

@@ -2,6 +2,7 @@
 // else.
 #include "absl/strings/match.h"
 #include "base/check.h"
+#include "base/resource_id.h"
 #include "server/auth/tokens.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -16,7 +17,7 @@ void Run(std::string_view input) {
   }
   PALIMPSEST_CHECK(table->owners().size() <= OwnerTable::kMaxOwners);
   for (const auto& [id, owner] : table->owners()) {
-    PALIMPSEST_CHECK(IsOwnerId(id) && owner.identity.owner == id && table->FindOwner(id) == &owner);
+    PALIMPSEST_CHECK(IsResourceId(id) && owner.identity.owner == id && table->FindOwner(id) == &owner);
     PALIMPSEST_CHECK(owner.share.weight > 0 && owner.share.max_slots.value_or(0) >= 0 &&
                      owner.share.max_queue.value_or(0) >= 0 && owner.share.prefill_budget.value_or(0) >= 0 &&
                      owner.share.max_sessions.value_or(0) >= 0 && owner.share.max_snapshots.value_or(0) >= 0 &&
