@@ -15,8 +15,8 @@
 #include "base/check.h"
 #include "base/random.h"
 #include "base/steady_clock.h"
+#include "server/errors/errors.h"
 #include "server/rpc/checks.h"
-#include "server/rpc/status.h"
 #include "server/rpc/trace_context.h"
 
 namespace palimpsest {

@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/steady_clock.h"
-#include "server/rpc/status.h"
+#include "server/errors/errors.h"
 
 namespace palimpsest {
 

@@ -12,7 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/quote.h"
 #include "server/auth/tokens.h"
-#include "server/rpc/status.h"
+#include "server/errors/errors.h"
 
 namespace palimpsest {
 namespace {

@@ -13,8 +13,8 @@
 #include "absl/time/time.h"
 #include "palimpsest/v1/generation.pb.h"
 #include "server/engine/request.h"
+#include "server/errors/errors.h"
 #include "server/rpc/limits.h"
-#include "server/rpc/status.h"
 
 namespace google::protobuf {
 class Duration;

@@ -1,6 +1,6 @@
 #include "server/rpc/engine_call.h"
 
-#include "server/rpc/status.h"
+#include "server/errors/errors.h"
 
 namespace palimpsest {
 

@@ -16,7 +16,7 @@
 #include "base/steady_clock.h"
 #include "kernels/common/simd.h"
 #include "server/engine/admission.h"
-#include "server/rpc/status.h"
+#include "server/errors/errors.h"
 
 namespace palimpsest {
 namespace {

@@ -13,9 +13,9 @@
 #include "base/log.h"
 #include "base/resource_id.h"
 #include "base/steady_clock.h"
+#include "server/errors/errors.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/model_registry.h"
-#include "server/rpc/status.h"
 
 namespace palimpsest {
 namespace {

@@ -5,11 +5,11 @@
 #include "base/log.h"
 #include "base/steady_clock.h"
 #include "palimpsest/v1/model.grpc.pb.h"
+#include "server/errors/errors.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
-#include "server/rpc/status.h"
 #include "server/rpc/unary.h"
 
 namespace palimpsest {

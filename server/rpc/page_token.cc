@@ -9,7 +9,7 @@
 #include "base/check.h"
 #include "base/quote.h"
 #include "base/random.h"
-#include "server/rpc/status.h"
+#include "server/errors/errors.h"
 
 namespace palimpsest {
 namespace {

@@ -6,9 +6,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "base/random.h"
+#include "server/errors/errors.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
-#include "server/rpc/status.h"
 
 namespace palimpsest {
 namespace {

@@ -3,7 +3,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/quote.h"
-#include "server/rpc/status.h"
+#include "server/errors/errors.h"
 
 namespace palimpsest {
 namespace {

@@ -27,6 +27,7 @@
 #include "base/steady_clock.h"
 #include "grpc/health/v1/health.pb.h"
 #include "server/auth/authenticator.h"
+#include "server/errors/errors.h"
 #include "server/metrics/metrics.h"
 #include "server/metrics/page_server.h"
 #include "server/metrics/tls.h"
@@ -34,7 +35,6 @@
 #include "server/rpc/checks.h"
 #include "server/rpc/log.h"
 #include "server/rpc/services.h"
-#include "server/rpc/status.h"
 #include "server/rpc/threads.h"
 
 namespace palimpsest {

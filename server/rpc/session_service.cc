@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/quote.h"
 #include "palimpsest/v1/session.grpc.pb.h"
+#include "server/errors/errors.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
 #include "server/rpc/once.h"
@@ -11,7 +12,6 @@
 #include "server/rpc/prepare.h"
 #include "server/rpc/resources.h"
 #include "server/rpc/services.h"
-#include "server/rpc/status.h"
 #include "server/rpc/unary.h"
 
 namespace palimpsest {

@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/rpc/status.h"
+#include "server/errors/errors.h"
 
 namespace palimpsest {
 namespace {
