@@ -1,14 +1,11 @@
 // The real server on a model repository that changes while it is used.
 
-#include "server/rpc/model_repository.h"
-
 #include <signal.h>
 
 #include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -313,28 +310,6 @@ TEST(ModelRepository, ARepositoryWithNothingToServeIsAReasonNotToStart) {
       RunServer({absl::StrCat("--model_repository=", repository), "--port=0",
                  "--metrics_address=", absl::StrCat("--model=other=", MakeCheckpoint()), "--max_models=0"});
   EXPECT_EQ(taken.code, 2);
-}
-
-TEST(ModelRepository, WhatHasJustBeenWrittenIsNotSettled) {
-  const std::string repository = MakeFolder("repository");
-  Publish(repository, "m/1", Version(1));
-  Publish(repository, "m/03", Version(1));  // no leading zeros
-  Publish(repository, "m/.2", Version(1));
-  fs::create_directories(absl::StrCat(repository, "/empty"));
-  fs::create_directories(absl::StrCat(repository, "/m/4"));  // not a checkpoint yet
-  std::set<std::string> ignored;
-  const auto now = ScanRepository(repository, absl::Now(), &ignored);
-  ASSERT_TRUE(now.ok() && now->size() == 1 && now->at("m").size() == 1);
-  EXPECT_FALSE(now->at("m")[0].settled);
-  const auto later = ScanRepository(repository, absl::Now() + absl::Seconds(3), &ignored);
-  EXPECT_TRUE(later->at("m")[0].settled);
-  EXPECT_EQ(later->at("m")[0].signature, now->at("m")[0].signature);
-  std::ofstream(absl::StrCat(repository, "/m/1/README.md")) << "not part of it";
-  EXPECT_EQ(ScanRepository(repository, absl::Now(), &ignored)->at("m")[0].signature, now->at("m")[0].signature);
-  std::ofstream(absl::StrCat(repository, "/m/1/generation_config.json")) << "{}";
-  EXPECT_NE(ScanRepository(repository, absl::Now(), &ignored)->at("m")[0].signature, now->at("m")[0].signature);
-  EXPECT_THAT(ignored, ::testing::IsEmpty());
-  EXPECT_EQ(ScanRepository("/nowhere", absl::Now(), &ignored).status().code(), absl::StatusCode::kNotFound);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "server/auth/authenticator.h"
 #include "server/metrics/metrics.h"
+#include "server/models/registry.h"
 #include "server/rpc/background.h"
 #include "server/rpc/call_rate.h"
 #include "server/rpc/caller.h"
@@ -23,7 +24,6 @@
 #include "server/rpc/log.h"
 #include "server/rpc/memory_budget.h"
 #include "server/rpc/methods.h"
-#include "server/rpc/model_registry.h"
 #include "server/rpc/page_token.h"
 #include "server/rpc/reply_budget.h"
 #include "server/rpc/request_table.h"
@@ -75,7 +75,8 @@ struct ServerCore {
                 .max_transfers = set_limits.max_transfers},
                MemoryLimits(), &sessions, &requests, &replies),
         stalls(set_limits.max_stall),
-        models(WithShares(model_options, authenticator.get()), &metrics, &sessions, &memory),
+        models(WithShares(model_options, authenticator.get()), &metrics, &sessions,
+               [this](ModelMemory model) { return memory.Admit(std::move(model)); }),
         workers(kWorkThreads, kMaxLongRequests) {}
 
   // Few, so that the engine keeps its processors however many long requests come.

@@ -6,7 +6,7 @@
 #include "absl/strings/string_view.h"
 #include "server/auth/authenticator.h"
 #include "server/auth/identity.h"
-#include "server/rpc/model_registry.h"
+#include "server/models/registry.h"
 #include "server/session/session_store.h"
 
 namespace grpc {

@@ -11,8 +11,8 @@
 #include "absl/synchronization/mutex.h"
 #include "palimpsest/v1/generation.pb.h"
 #include "server/engine/engine.h"
+#include "server/models/registry.h"
 #include "server/rpc/log.h"
-#include "server/rpc/model_registry.h"
 #include "server/tokenizer/tokenizer.h"
 
 namespace palimpsest {

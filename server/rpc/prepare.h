@@ -6,7 +6,7 @@
 #include "absl/status/status.h"
 #include "palimpsest/v1/generation.pb.h"
 #include "server/engine/request.h"
-#include "server/rpc/model_registry.h"
+#include "server/models/registry.h"
 #include "server/session/session_store.h"
 
 namespace palimpsest {

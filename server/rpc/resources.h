@@ -7,7 +7,7 @@
 #include "palimpsest/v1/model.pb.h"
 #include "palimpsest/v1/session.pb.h"
 #include "palimpsest/v1/snapshot.pb.h"
-#include "server/rpc/model_registry.h"
+#include "server/models/registry.h"
 #include "server/session/session_store.h"
 
 namespace palimpsest {

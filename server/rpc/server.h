@@ -16,10 +16,10 @@
 #include "absl/time/time.h"
 #include "server/engine/engine.h"
 #include "server/model/model.h"
-#include "server/rpc/backend.h"
+#include "server/models/backend.h"
+#include "server/models/repository.h"
 #include "server/rpc/connections.h"
 #include "server/rpc/limits.h"
-#include "server/rpc/model_repository.h"
 #include "server/session/session_store.h"
 
 namespace palimpsest {
@@ -33,7 +33,7 @@ struct ServerOptions {
   std::vector<ModelSource> models;
   // Folder under which LoadModel finds checkpoints. Empty: LoadModel is refused.
   std::string model_root;
-  // Watched for models; model_repository.h.
+  // Watched for models; server/models/repository.h.
   ModelRepositoryOptions repository;
 
   std::string host = "127.0.0.1";

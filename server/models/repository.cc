@@ -1,4 +1,4 @@
-#include "server/rpc/model_repository.h"
+#include "server/models/repository.h"
 
 #include <sys/stat.h>
 
@@ -15,7 +15,7 @@
 #include "base/steady_clock.h"
 #include "server/errors/errors.h"
 #include "server/metrics/metrics.h"
-#include "server/rpc/model_registry.h"
+#include "server/models/registry.h"
 
 namespace palimpsest {
 namespace {

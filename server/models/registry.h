@@ -23,10 +23,10 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/engine/engine.h"
+#include "server/engine/memory_plan.h"
 #include "server/metrics/metrics.h"
 #include "server/model/model.h"
-#include "server/rpc/backend.h"
-#include "server/rpc/memory_budget.h"
+#include "server/models/backend.h"
 #include "server/session/session_store.h"
 #include "server/tokenizer/tokenizer.h"
 
@@ -59,13 +59,17 @@ struct ModelInfo {
 
 class ModelRegistry;
 
+// Room in memory for a model until what is returned is let go. RESOURCE_EXHAUSTED: it does not fit beside what there
+// is. Thread-safe.
+using AdmitModel = std::function<absl::StatusOr<std::shared_ptr<const void>>(ModelMemory)>;
+
 // One entry of the registry. What is here is constant once the model is ready, but the condition, the count and the
 // time, which the registry's lock guards.
 struct ServedModel {
   ModelInfo info;
   int64_t references = 0;
   absl::Time retire_by = absl::InfiniteFuture();  // of a retiring version
-  std::shared_ptr<const void> room;               // of MemoryBudget; goes after the engine
+  std::shared_ptr<const void> room;               // of AdmitModel; goes after the engine
   std::shared_ptr<const Tokenizer> tokenizer;
   std::unique_ptr<Engine> engine;
 };
@@ -109,9 +113,9 @@ class ModelRegistry {
     int32_t max_models = 8;
     BackendOptions backend;
   };
-  // `metrics` and `sessions` are told of models that come and go, and `memory` gives them room; they must outlive this
-  // object.
-  ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions, MemoryBudget* memory);
+  // `metrics` and `sessions` are told of models that come and go, and `admit` gives them room; the two must outlive
+  // this object.
+  ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions, AdmitModel admit);
   // Every reference must have been dropped.
   ~ModelRegistry();
 
@@ -186,7 +190,7 @@ class ModelRegistry {
   const Options options_;
   Metrics* const metrics_;
   SessionStore* const sessions_;
-  MemoryBudget* const memory_;
+  const AdmitModel admit_;
   std::function<void()> listener_;
   mutable absl::Mutex mu_;  // held for map operations only
   std::map<std::string, std::unique_ptr<ServedModel>> models_ ABSL_GUARDED_BY(mu_);

@@ -1,4 +1,4 @@
-#include "server/rpc/backend.h"
+#include "server/models/backend.h"
 
 #include <string>
 #include <utility>

@@ -1,4 +1,4 @@
-#include "server/rpc/model_registry.h"
+#include "server/models/registry.h"
 
 #include <algorithm>
 #include <exception>
@@ -106,8 +106,8 @@ ModelRef::~ModelRef() {
   if (served_ != nullptr) registry_->Drop(served_);
 }
 
-ModelRegistry::ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions, MemoryBudget* memory)
-    : options_(std::move(options)), metrics_(metrics), sessions_(sessions), memory_(memory) {}
+ModelRegistry::ModelRegistry(Options options, Metrics* metrics, SessionStore* sessions, AdmitModel admit)
+    : options_(std::move(options)), metrics_(metrics), sessions_(sessions), admit_(std::move(admit)) {}
 
 ModelRegistry::~ModelRegistry() {
   std::map<std::string, std::unique_ptr<ServedModel>> models;
@@ -143,7 +143,7 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::str
   made.tokenizer = std::move(*loaded);
   absl::StatusOr<ModelMemory> needed = MemoryOf(id, **model, options_.engine);
   if (!needed.ok()) return needed.status();
-  absl::StatusOr<std::shared_ptr<const void>> room = memory_->Admit(*std::move(needed));
+  absl::StatusOr<std::shared_ptr<const void>> room = admit_(*std::move(needed));
   if (!room.ok()) return room.status();
   made.room = *std::move(room);
   return Engine::Start(std::move(*model), made.tokenizer, options_.engine, metrics_->Observe(id));
