@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/host/available_memory.h"
+#include "base/status_macros.h"
 #include "kernels/common/device.h"
 #include "server/engine/scheduler.h"
 #include "server/model/padded_steps.h"
@@ -116,9 +117,7 @@ absl::StatusOr<ModelMemory> MemoryOf(const std::string& id, const Model& model, 
                      .parked_bytes = ParkedBytes(format.bytes),
                      .snapshot_bytes = MaxSnapshotBytes(format)};
   if (model.device() != nullptr) {
-    absl::StatusOr<int32_t> slots = ChooseSlots(model, options);
-    if (!slots.ok()) return slots.status();
-    memory.slots = *slots;
+    PALIMPSEST_ASSIGN_OR_RETURN(memory.slots, ChooseSlots(model, options));
     memory.batch_bytes = SlotPool::StagingBytes(model.slot_bytes());
     return memory;
   }
@@ -138,11 +137,11 @@ absl::Status CheckRequest(const EngineRequest& request, const StateFormat& forma
         absl::StrCat(what, "[", index, "] is token id ", id, ", the vocabulary has 0 to ", format.vocabulary - 1));
   };
   for (int64_t i = 0; i < std::ssize(request.prompt); ++i) {
-    if (absl::Status status = check_id("prompt", i, request.prompt[i]); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(check_id("prompt", i, request.prompt[i]));
   }
   for (int64_t i = 0; i < std::ssize(request.sampling.logit_bias); ++i) {
     const int32_t id = request.sampling.logit_bias[i].first;
-    if (absl::Status status = check_id("logit_bias", i, id); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(check_id("logit_bias", i, id));
   }
   if (request.initial != nullptr) {
     const StateFormat& given = request.initial->format;
@@ -154,10 +153,10 @@ absl::Status CheckRequest(const EngineRequest& request, const StateFormat& forma
     }
     const SequenceHead& head = request.initial->head;
     for (int64_t i = 0; i < std::ssize(head.recent); ++i) {
-      if (absl::Status status = check_id("state.recent", i, head.recent[i]); !status.ok()) return status;
+      PALIMPSEST_RETURN_IF_ERROR(check_id("state.recent", i, head.recent[i]));
     }
     if (head.position > 0) {
-      if (absl::Status status = check_id("state.pending", 0, head.pending); !status.ok()) return status;
+      PALIMPSEST_RETURN_IF_ERROR(check_id("state.pending", 0, head.pending));
     }
   }
   const bool empty = request.prompt.empty() && (request.initial == nullptr || request.initial->head.position == 0);

@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/check.h"
 #include "base/host/available_processors.h"
+#include "base/status_macros.h"
 #include "base/steady_clock.h"
 #include "kernels/common/device.h"
 #include "server/engine/admission.h"
@@ -201,7 +202,7 @@ absl::Status Engine::Impl::Start() {
 
 absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
   PALIMPSEST_CHECK(request.sink != nullptr);
-  if (absl::Status status = CheckRequest(request, format_, model_->max_context()); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(CheckRequest(request, format_, model_->max_context()));
   const EngineShare share = ShareOf(options_, request.owner);
   RequestId id = 0;
   {
@@ -210,7 +211,7 @@ absl::StatusOr<RequestId> Engine::Impl::Submit(EngineRequest& request) {
     if (!device_status_.ok()) {
       return absl::UnavailableError(absl::StrCat(device_status_.message(), "; retry on another replica"));
     }
-    if (absl::Status status = waiting_room_.Enter(request.owner, share); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(waiting_room_.Enter(request.owner, share));
     id = ++last_id_;
   }
   NeverDrawPadding(tokenizer_->vocabulary(), model_->config(), request.sampling);
@@ -444,10 +445,8 @@ absl::Status Engine::Impl::KeepStates() {
     Sequence& sequence = *lanes_[item.lane];
     if (item.work != Scheduler::Work::kDecode || !sequence.commits_delivered()) continue;
     stepper_.MakeWhole(sequence.slot);
-    absl::StatusOr<std::shared_ptr<State>> copied =
-        CopyState(format_, sequence.head, slots_, sequence.slot, std::move(sequence.before));
-    if (!copied.ok()) return copied.status();
-    sequence.before = *std::move(copied);
+    PALIMPSEST_ASSIGN_OR_RETURN(sequence.before,
+                                CopyState(format_, sequence.head, slots_, sequence.slot, std::move(sequence.before)));
   }
   return absl::OkStatus();
 }
@@ -629,15 +628,13 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(std::shared_ptr<const Mode
                                                       std::shared_ptr<const Tokenizer> tokenizer,
                                                       const EngineOptions& options, EngineObserver observer) {
   PALIMPSEST_CHECK(model != nullptr && tokenizer != nullptr);
-  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  absl::StatusOr<int32_t> slots = ChooseSlots(*model, options);
-  if (!slots.ok()) return slots.status();
+  PALIMPSEST_RETURN_IF_ERROR(CheckOptions(options));
   EngineOptions chosen = options;
-  chosen.slots = *slots;
+  PALIMPSEST_ASSIGN_OR_RETURN(chosen.slots, ChooseSlots(*model, options));
   chosen.prefill_budget = PrefillBudget(*model, options);
   return OrNoMemory("the slots and batches", [&]() -> absl::StatusOr<std::unique_ptr<Engine>> {
     auto impl = std::make_unique<Impl>(std::move(model), std::move(tokenizer), chosen, std::move(observer));
-    if (absl::Status status = impl->Start(); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(impl->Start());
     return std::unique_ptr<Engine>(new Engine(std::move(impl)));
   });
 }

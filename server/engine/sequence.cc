@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "server/session/no_memory.h"
 
 namespace palimpsest {
@@ -117,9 +118,8 @@ absl::StatusOr<std::shared_ptr<State>> BeginCopyState(const StateFormat& format,
                                                       SlotPool& slots, SlotHandle slot, SlotCopy* copy) {
   return OrNoMemory("the state of a reply", [&]() -> absl::StatusOr<std::shared_ptr<State>> {
     std::shared_ptr<State> state = NewState(format, head);
-    absl::StatusOr<SlotCopy> begun = slots.BeginCopyOut(slot, format.UsedRanges(head.processed()), state->data.data());
-    if (!begun.ok()) return begun.status();
-    *copy = *std::move(begun);
+    PALIMPSEST_ASSIGN_OR_RETURN(*copy,
+                                slots.BeginCopyOut(slot, format.UsedRanges(head.processed()), state->data.data()));
     return state;
   });
 }
@@ -130,9 +130,7 @@ absl::StatusOr<std::shared_ptr<State>> CopyState(const StateFormat& format, cons
     const int64_t tokens = head.processed();
     if (used == nullptr || used->data.size() != format.UsedBytes(tokens)) used = NewState(format, head);
     used->head = head;
-    if (absl::Status status = slots.CopyOut(slot, format.UsedRanges(tokens), used->data.data()); !status.ok()) {
-      return status;
-    }
+    PALIMPSEST_RETURN_IF_ERROR(slots.CopyOut(slot, format.UsedRanges(tokens), used->data.data()));
     return used;
   });
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/status_macros.h"
 #include "kernels/common/device.h"
 #include "server/model/padded_steps.h"
 
@@ -69,7 +70,7 @@ absl::Status Stepper::WarmUp() {
   for (const int32_t rows : {chunk, 1}) {
     run(1, rows, slot.index);
     Sample(context_, answers_, vocabulary);
-    if (absl::Status status = Synchronize(); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(Synchronize());
     finite = finite && answers_.front().finite;
   }
   slots_.Release(slot);

@@ -13,6 +13,7 @@
 #include "base/host/available_memory.h"
 #include "base/log.h"
 #include "base/quote.h"
+#include "base/status_macros.h"
 #include "base/steady_clock.h"
 #include "kernels/common/simd.h"
 #include "server/engine/admission.h"
@@ -130,23 +131,15 @@ ModelRegistry::~ModelRegistry() {
 
 absl::StatusOr<std::unique_ptr<Engine>> ModelRegistry::LoadEngine(const std::string& id, const std::string& folder,
                                                                   ServedModel& made) const {
-  if (absl::Status status = CheckMemory(folder); !status.ok()) return status;
-  absl::StatusOr<std::shared_ptr<Device>> device = OpenBackend(options_.backend);
-  if (!device.ok()) return device.status();
+  PALIMPSEST_RETURN_IF_ERROR(CheckMemory(folder));
   ModelOptions model_options = options_.model;
-  model_options.device = *std::move(device);
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(folder, model_options);
-  if (!model.ok()) return model.status();
-  absl::StatusOr<std::unique_ptr<Tokenizer>> loaded =
-      Tokenizer::Load(folder, (*model)->config().vocabulary, (*model)->config().bos_token);
-  if (!loaded.ok()) return loaded.status();
-  made.tokenizer = std::move(*loaded);
-  absl::StatusOr<ModelMemory> needed = MemoryOf(id, **model, options_.engine);
-  if (!needed.ok()) return needed.status();
-  absl::StatusOr<std::shared_ptr<const void>> room = admit_(*std::move(needed));
-  if (!room.ok()) return room.status();
-  made.room = *std::move(room);
-  return Engine::Start(std::move(*model), made.tokenizer, options_.engine, metrics_->Observe(id));
+  PALIMPSEST_ASSIGN_OR_RETURN(model_options.device, OpenBackend(options_.backend));
+  PALIMPSEST_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, Model::Load(folder, model_options));
+  PALIMPSEST_ASSIGN_OR_RETURN(made.tokenizer,
+                              Tokenizer::Load(folder, model->config().vocabulary, model->config().bos_token));
+  PALIMPSEST_ASSIGN_OR_RETURN(ModelMemory needed, MemoryOf(id, *model, options_.engine));
+  PALIMPSEST_ASSIGN_OR_RETURN(made.room, admit_(std::move(needed)));
+  return Engine::Start(std::move(model), made.tokenizer, options_.engine, metrics_->Observe(id));
 }
 
 absl::StatusOr<ModelInfo> ModelRegistry::Load(const std::string& id, const std::string& folder, ModelOrigin origin) {
@@ -221,11 +214,10 @@ absl::StatusOr<ModelInfo> ModelRegistry::Replace(const std::string& id, const st
                                                        " (--max_models)"));
     }
   }
-  absl::StatusOr<std::unique_ptr<ServedModel>> made = Make(id, folder);
-  if (!made.ok()) return made.status();
-  (*made)->info.version = version;
-  (*made)->info.origin = ModelOrigin::kRepository;
-  const ModelInfo info = (*made)->info;
+  PALIMPSEST_ASSIGN_OR_RETURN(std::unique_ptr<ServedModel> made, Make(id, folder));
+  made->info.version = version;
+  made->info.origin = ModelOrigin::kRepository;
+  const ModelInfo info = made->info;
   int32_t retiring = 0;
   {
     absl::MutexLock lock(&mu_);
@@ -233,8 +225,8 @@ absl::StatusOr<ModelInfo> ModelRegistry::Replace(const std::string& id, const st
     if (place != nullptr && place->info.origin != ModelOrigin::kRepository) {  // LoadModel took the name meanwhile
       return absl::AlreadyExistsError(absl::StrCat("models/", id, " is there already, and not from the repository"));
     }
-    std::swap(place, *made);
-    if (*made != nullptr) Retire(std::move(*made), SteadyNow() + retire_after);
+    std::swap(place, made);
+    if (made != nullptr) Retire(std::move(made), SteadyNow() + retire_after);
     retiring = RetiringOf(id);
   }
   AddToMetrics(info);
@@ -425,8 +417,7 @@ absl::StatusOr<ModelRef> ModelRegistry::Find(const std::string& id, const std::s
       }
     }
   }
-  absl::StatusOr<ModelRef> other = Find(id);
-  if (!other.ok()) return other.status();
+  PALIMPSEST_RETURN_IF_ERROR(Find(id).status());
   return WithReason(absl::FailedPreconditionError(absl::StrCat(
                         "the state is of an earlier version of models/", id,
                         ", which is not served any more; begin a new session, or ",

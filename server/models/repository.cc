@@ -12,6 +12,7 @@
 #include "base/errno_status.h"
 #include "base/log.h"
 #include "base/resource_id.h"
+#include "base/status_macros.h"
 #include "base/steady_clock.h"
 #include "server/errors/errors.h"
 #include "server/metrics/metrics.h"
@@ -80,10 +81,9 @@ RepositoryVersion Describe(std::string version, const std::string& folder, absl:
 absl::StatusOr<std::map<std::string, std::vector<RepositoryVersion>>> ScanRepository(const std::string& folder,
                                                                                      absl::Time now,
                                                                                      std::set<std::string>* ignored) {
-  const absl::StatusOr<std::vector<std::string>> names = Entries(folder);
-  if (!names.ok()) return names.status();
+  PALIMPSEST_ASSIGN_OR_RETURN(const std::vector<std::string> names, Entries(folder));
   std::map<std::string, std::vector<RepositoryVersion>> found;
-  for (const std::string& name : *names) {
+  for (const std::string& name : names) {
     const std::string path = absl::StrCat(folder, "/", name);
     if (!IsFolder(path)) continue;
     if (!IsResourceId(name, /*dots=*/true)) {

@@ -14,6 +14,7 @@
 #include "absl/time/clock.h"
 #include "base/check.h"
 #include "base/random.h"
+#include "base/status_macros.h"
 #include "base/steady_clock.h"
 #include "server/errors/errors.h"
 #include "server/rpc/checks.h"
@@ -135,12 +136,10 @@ Call::Call(ServerCore& core, grpc::CallbackServerContext* context, const Method&
 }
 
 absl::Status Call::Admit(const Method& method) {
-  if (absl::Status status = core_.call_rate.Admit(log.peer); !status.ok()) return status;
-  absl::StatusOr<Identity> identity = IdentityOf(*core_.authenticator, *context_);
-  if (!identity.ok()) return identity.status();
-  identity_ = *std::move(identity);
+  PALIMPSEST_RETURN_IF_ERROR(core_.call_rate.Admit(log.peer));
+  PALIMPSEST_ASSIGN_OR_RETURN(identity_, IdentityOf(*core_.authenticator, *context_));
   log.owner = identity_.owner;
-  if (absl::Status status = CheckRole(identity_, method.who, method.name); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(CheckRole(identity_, method.who, method.name));
   return core_.door.Enter();
 }
 

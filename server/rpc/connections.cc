@@ -12,6 +12,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "base/status_macros.h"
 #include "base/steady_clock.h"
 #include "server/net/descriptors.h"
 #include "server/net/peer.h"
@@ -91,17 +92,15 @@ struct Connections::Seen {
 absl::StatusOr<std::unique_ptr<Connections>> Connections::Bind(ListenerOptions where, const ConnectionLimits& limits,
                                                                int64_t most_message_bytes, int32_t most_streams,
                                                                Metrics* metrics) {
-  const absl::StatusOr<int64_t> fit = ConnectionsThatFit(limits.max_connections);
-  if (!fit.ok()) return fit.status();
+  PALIMPSEST_ASSIGN_OR_RETURN(const int64_t fit, ConnectionsThatFit(limits.max_connections));
   ConnectionLimits resolved = limits;
-  resolved.max_connections = *fit;
-  if (resolved.max_connections_per_peer == 0) resolved.max_connections_per_peer = std::max<int64_t>(1, *fit / 2);
+  resolved.max_connections = fit;
+  if (resolved.max_connections_per_peer == 0) resolved.max_connections_per_peer = std::max<int64_t>(1, fit / 2);
   where.max_connections = resolved.max_connections;
   where.max_connections_per_peer = resolved.max_connections_per_peer;
-  absl::StatusOr<std::unique_ptr<Listener>> listener = Listener::Bind(where);
-  if (!listener.ok()) return listener.status();
+  PALIMPSEST_ASSIGN_OR_RETURN(std::unique_ptr<Listener> listener, Listener::Bind(where));
   return std::unique_ptr<Connections>(
-      new Connections(*std::move(listener), resolved, most_message_bytes, most_streams, metrics));
+      new Connections(std::move(listener), resolved, most_message_bytes, most_streams, metrics));
 }
 
 Connections::Connections(std::unique_ptr<Listener> listener, const ConnectionLimits& limits, int64_t most_message_bytes,

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base/status_macros.h"
 #include "palimpsest/v1/generation.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -41,17 +42,14 @@ class GenerationServiceImpl final : public RawService {
 
  private:
   absl::Status DoTokenize(Call& call, const v1::TokenizeRequest& request, v1::TokenizeResponse* response) {
-    absl::StatusOr<ModelRef> model = FindModel(request.model(), call.log);
-    if (!model.ok()) return model.status();
-    if (absl::Status status = CheckPromptBytes("text", request.text().size(), core_.limits); !status.ok()) {
-      return status;
-    }
-    const Tokenizer& tokenizer = model->tokenizer();
+    PALIMPSEST_ASSIGN_OR_RETURN(ModelRef model, FindModel(request.model(), call.log));
+    PALIMPSEST_RETURN_IF_ERROR(CheckPromptBytes("text", request.text().size(), core_.limits));
+    const Tokenizer& tokenizer = model.tokenizer();
     int64_t unknown = 0;
     // Of more tokens than a prompt may have, nobody could make use.
     const std::vector<int32_t> ids =
         tokenizer.Encode(request.text(), /*first=*/!request.continues(), &unknown, core_.limits.max_prompt_tokens);
-    if (absl::Status status = CheckPromptTokens("text", ids.size(), core_.limits); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(CheckPromptTokens("text", ids.size(), core_.limits));
     response->mutable_ids()->Add(ids.begin(), ids.end());
     int32_t previous = request.continues() ? Tokenizer::kSomeToken : Tokenizer::kNoToken;
     for (const int32_t id : ids) {
@@ -63,16 +61,13 @@ class GenerationServiceImpl final : public RawService {
   }
 
   absl::Status DoDetokenize(Call& call, const v1::DetokenizeRequest& request, v1::DetokenizeResponse* response) {
-    absl::StatusOr<ModelRef> model = FindModel(request.model(), call.log);
-    if (!model.ok()) return model.status();
-    if (absl::Status status = CheckPromptTokens("ids", request.ids_size(), core_.limits); !status.ok()) {
-      return status;
-    }
+    PALIMPSEST_ASSIGN_OR_RETURN(ModelRef model, FindModel(request.model(), call.log));
+    PALIMPSEST_RETURN_IF_ERROR(CheckPromptTokens("ids", request.ids_size(), core_.limits));
     Violations violations;
-    CheckIds("ids", request.ids(), model->vocabulary(), violations);
+    CheckIds("ids", request.ids(), model.vocabulary(), violations);
     if (!violations.empty()) return violations.ToStatus();
     const std::vector<int32_t> ids(request.ids().begin(), request.ids().end());
-    response->set_text(model->tokenizer().Decode(ids));
+    response->set_text(model.tokenizer().Decode(ids));
     return absl::OkStatus();
   }
 

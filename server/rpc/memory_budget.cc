@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "base/log.h"
+#include "base/status_macros.h"
 
 namespace palimpsest {
 namespace {
@@ -33,12 +34,11 @@ MemoryBudget::MemoryBudget(const MemoryFlags& flags, std::vector<MemoryLimit> li
 absl::Status MemoryBudget::Use(const std::map<int64_t, ModelMemory>& models) {
   std::vector<ModelMemory> list;
   for (const auto& [key, model] : models) list.push_back(model);
-  absl::StatusOr<MemoryPlan> plan = PlanMemory(flags_, list, limits_, sessions_->use().all.state_bytes);
-  if (!plan.ok()) return plan.status();
-  if (!sessions_->SetMaxStateBytes(plan->max_state_bytes)) {
+  PALIMPSEST_ASSIGN_OR_RETURN(MemoryPlan plan, PlanMemory(flags_, list, limits_, sessions_->use().all.state_bytes));
+  if (!sessions_->SetMaxStateBytes(plan.max_state_bytes)) {
     return absl::ResourceExhaustedError("sessions were made meanwhile, and the memory is theirs; retry");
   }
-  plan_ = *std::move(plan);
+  plan_ = std::move(plan);
   replies_->SetMaxBytes(plan_.max_reply_bytes);
   requests_->SetMaxBytes(plan_.max_request_id_bytes);
   quota_.Resize(static_cast<size_t>(plan_.max_rpc_memory_bytes));
@@ -55,7 +55,7 @@ absl::StatusOr<std::shared_ptr<const void>> MemoryBudget::Admit(ModelMemory mode
   std::map<int64_t, ModelMemory> models = models_;
   const int64_t key = ++last_key_;
   models[key] = std::move(model);
-  if (absl::Status status = Use(models); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(Use(models));
   models_ = std::move(models);
   LogPlan(plan_);
   // Only the end of it counts: there is nothing to point to.

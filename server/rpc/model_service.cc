@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/log.h"
+#include "base/status_macros.h"
 #include "base/steady_clock.h"
 #include "palimpsest/v1/model.grpc.pb.h"
 #include "server/errors/errors.h"
@@ -52,9 +53,8 @@ class ModelServiceImpl final : public RawService {
     Violations violations;
     CheckName("name", "models", request.name(), &call.log.model, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<ModelInfo> model = core_.models.Get(call.log.model);
-    if (!model.ok()) return model.status();
-    FillModel(*model, response);
+    PALIMPSEST_ASSIGN_OR_RETURN(ModelInfo model, core_.models.Get(call.log.model));
+    FillModel(model, response);
     return absl::OkStatus();
   }
 
@@ -66,13 +66,11 @@ class ModelServiceImpl final : public RawService {
     }
     if (!violations.empty()) return violations.ToStatus();
     call.log.model = request.model_id();
-    absl::StatusOr<std::string> folder = core_.models.ResolvePath(request.path());
-    if (!folder.ok()) return folder.status();
+    PALIMPSEST_ASSIGN_OR_RETURN(std::string folder, core_.models.ResolvePath(request.path()));
     const absl::Time begin = SteadyNow();
-    absl::StatusOr<ModelInfo> model = core_.models.Load(request.model_id(), *folder);
-    if (!model.ok()) return model.status();
-    LogModelLoaded(*model, SteadyNow() - begin);
-    FillModel(*model, response);
+    PALIMPSEST_ASSIGN_OR_RETURN(ModelInfo model, core_.models.Load(request.model_id(), folder));
+    LogModelLoaded(model, SteadyNow() - begin);
+    FillModel(model, response);
     return absl::OkStatus();
   }
 

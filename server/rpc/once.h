@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/status_macros.h"
 #include "base/steady_clock.h"
 #include "server/rpc/call.h"
 
@@ -18,7 +19,7 @@ absl::Status Once(ServerCore& core, const Call& call, const char* method, const 
   absl::StatusOr<std::string> answer =
       core.requests.Once(call.owner(), method, request.request_id(), request.SerializeAsString(), SteadyNow(),
                          [&]() -> absl::StatusOr<std::string> {
-                           if (absl::Status status = act(response); !status.ok()) return status;
+                           PALIMPSEST_RETURN_IF_ERROR(act(response));
                            return response->SerializeAsString();
                          });
   if (!answer.ok()) return answer.status();

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "base/random.h"
+#include "base/status_macros.h"
 #include "server/errors/errors.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -55,7 +56,7 @@ struct Context {
   absl::Status ReadTokens(const ModelRef& model, EngineRequest* request, int64_t* unknown_tokens) {
     std::vector<int32_t>* const tokens = &request->prompt;
     if (!wire.text().empty()) {
-      if (absl::Status status = CheckPromptBytes("text", wire.text().size(), core.limits); !status.ok()) return status;
+      PALIMPSEST_RETURN_IF_ERROR(CheckPromptBytes("text", wire.text().size(), core.limits));
       *tokens = model.tokenizer().Encode(wire.text(), /*first=*/request->initial == nullptr, unknown_tokens,
                                          core.limits.max_prompt_tokens);
     } else if (wire.has_tokens()) {
@@ -162,7 +163,7 @@ absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& ca
   CheckStop(wire.stop(), core.limits, request, violations);
   if (!violations.empty()) return violations.ToStatus();
 
-  if (absl::Status status = context.FindModel(model); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(context.FindModel(model));
   CheckIds("stop.token_ids", request->stop_tokens, model->vocabulary(), violations);
   for (const auto& [id, bias] : request->sampling.logit_bias) {
     if (id >= 0 && id < model->vocabulary()) continue;
@@ -172,8 +173,8 @@ absl::Status Prepare(ServerCore& core, const v1::GenerateRequest& wire, Call& ca
   }
   if (!violations.empty()) return violations.ToStatus();
 
-  if (absl::Status status = context.ReadState(*model, request); !status.ok()) return status;
-  if (absl::Status status = context.ReadTokens(*model, request, nullptr); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(context.ReadState(*model, request));
+  PALIMPSEST_RETURN_IF_ERROR(context.ReadTokens(*model, request, nullptr));
   if (request->prompt.empty() && request->initial == nullptr && request->max_tokens > 0) {
     return WithReason(absl::FailedPreconditionError("there is nothing to continue from: the context and the prompt are "
                                                     "empty; give text or tokens"),
@@ -197,9 +198,9 @@ absl::Status Prepare(ServerCore& core, const v1::ScoreRequest& wire, Call& call,
   }
   if (!violations.empty()) return violations.ToStatus();
 
-  if (absl::Status status = context.FindModel(model); !status.ok()) return status;
-  if (absl::Status status = context.ReadState(*model, request); !status.ok()) return status;
-  if (absl::Status status = context.ReadTokens(*model, request, unknown_tokens); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(context.FindModel(model));
+  PALIMPSEST_RETURN_IF_ERROR(context.ReadState(*model, request));
+  PALIMPSEST_RETURN_IF_ERROR(context.ReadTokens(*model, request, unknown_tokens));
   const auto tokens = static_cast<int64_t>(request->prompt.size());
   int64_t scored = tokens;
   if (wire.has_score_last()) CheckScoreLast(wire.score_last(), tokens, &scored, violations);

@@ -3,6 +3,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/quote.h"
+#include "base/status_macros.h"
 #include "server/errors/errors.h"
 
 namespace palimpsest {
@@ -91,7 +92,7 @@ absl::StatusOr<std::string> RequestTable::Once(absl::string_view owner, absl::st
       }
       return entry.answer;
     }
-    if (absl::Status status = CheckRoom(); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(CheckRoom());
     serial = ++last_serial_;
     entries_[key] = {.serial = serial, .request = digest, .done = false, .answer = ""};
     bytes_ += kEntryBytes;

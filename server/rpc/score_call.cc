@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "base/status_macros.h"
 #include "palimpsest/v1/generation.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/engine_call.h"
@@ -148,7 +149,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
 
   absl::Status MakeAnswer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     v1::ScoreResponse response;
-    if (absl::Status status = FillResponse(&response); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(FillResponse(&response));
     return WriteMessage(response, answer_);
   }
 

@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "base/quote.h"
 #include "base/resource_id.h"
+#include "base/status_macros.h"
 #include "base/steady_clock.h"
 #include "grpc/health/v1/health.pb.h"
 #include "server/auth/authenticator.h"
@@ -177,13 +178,10 @@ absl::StatusOr<Tls> ReadTls(const ServerOptions& options) {
                {"tls_client_ca", options.tls_client_ca_file, tls.client_authority}};
   for (const auto& file : files) {
     if (file.path.empty()) continue;
-    absl::StatusOr<std::string> text = ReadPem(file.option, file.path);
-    if (!text.ok()) return text.status();
-    file.text = *std::move(text);
+    PALIMPSEST_ASSIGN_OR_RETURN(file.text, ReadPem(file.option, file.path));
   }
   if (!tls.certificate.empty()) {
-    const absl::StatusOr<TlsContext> tried = MakeTlsContext(tls.certificate, tls.key, tls.client_authority);
-    if (!tried.ok()) return tried.status();
+    PALIMPSEST_RETURN_IF_ERROR(MakeTlsContext(tls.certificate, tls.key, tls.client_authority).status());
   }
   return tls;
 }
@@ -363,18 +361,15 @@ struct Server::Impl {
 };
 
 absl::Status Server::Impl::Listen() {
-  const absl::StatusOr<Tls> tls = ReadTls(options);
-  if (!tls.ok()) return tls.status();
+  PALIMPSEST_ASSIGN_OR_RETURN(const Tls tls, ReadTls(options));
   if (!options.metrics_address.empty()) {
-    PageServerOptions page = MetricsPage(options, *tls);
+    PageServerOptions page = MetricsPage(options, tls);
     if (page.authorize == nullptr && !options.auth_tokens_file.empty()) {
       page.authorize = [this](std::string_view authorization) {
         return core.authenticator->MayReadMetrics(authorization);
       };
     }
-    absl::StatusOr<int32_t> exposed = core.metrics.Expose(page);
-    if (!exposed.ok()) return exposed.status();
-    metrics_port = *exposed;
+    PALIMPSEST_ASSIGN_OR_RETURN(metrics_port, core.metrics.Expose(page));
   }
 
   grpc::EnableDefaultHealthCheckService(true);
@@ -388,12 +383,10 @@ absl::Status Server::Impl::Listen() {
   where.why_loopback_only = WhyLoopbackOnly(options);
   where.unix_socket = options.unix_socket;
   where.unix_socket_mode = options.unix_socket_mode;
-  absl::StatusOr<std::unique_ptr<Connections>> bound =
-      Connections::Bind(where, options.connections, options.limits.max_message_bytes,
-                        options.limits.max_streams_per_connection, &core.metrics);
-  if (!bound.ok()) return bound.status();
-  connections = *std::move(bound);
-  connections->AddTo(builder, MakeCredentials(*tls));
+  PALIMPSEST_ASSIGN_OR_RETURN(connections,
+                              Connections::Bind(where, options.connections, options.limits.max_message_bytes,
+                                                options.limits.max_streams_per_connection, &core.metrics));
+  connections->AddTo(builder, MakeCredentials(tls));
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.limits.max_message_bytes));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.limits.max_streams_per_connection);
   // Streams that wait for a slow model are silent; both ends ping so that what stands between keeps them, and so that a
@@ -429,9 +422,8 @@ absl::Status Server::Impl::Listen() {
 absl::Status Server::Impl::LoadModels() {
   for (const ServerOptions::ModelSource& source : options.models) {
     const absl::Time begin = SteadyNow();
-    absl::StatusOr<ModelInfo> model = core.models.Load(source.id, source.folder, ModelOrigin::kFlag);
-    if (!model.ok()) return model.status();
-    LogModelLoaded(*model, SteadyNow() - begin);
+    PALIMPSEST_ASSIGN_OR_RETURN(ModelInfo model, core.models.Load(source.id, source.folder, ModelOrigin::kFlag));
+    LogModelLoaded(model, SteadyNow() - begin);
   }
   return repository.Start();
 }
@@ -460,16 +452,15 @@ void Server::Impl::WatchListener() {
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
-  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  if (absl::Status status = CheckThreads(ThreadsNeeded(options)); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<Authenticator>> authenticator =
-      Authenticator::Make({.tokens_file = options.auth_tokens_file,
-                           .certificates = !options.tls_client_ca_file.empty(),
-                           .admin_identities = options.admin_identities});
-  if (!authenticator.ok()) return authenticator.status();
-  auto impl = std::make_unique<Impl>(options, *std::move(authenticator));
+  PALIMPSEST_RETURN_IF_ERROR(CheckOptions(options));
+  PALIMPSEST_RETURN_IF_ERROR(CheckThreads(ThreadsNeeded(options)));
+  PALIMPSEST_ASSIGN_OR_RETURN(std::unique_ptr<Authenticator> authenticator,
+                              Authenticator::Make({.tokens_file = options.auth_tokens_file,
+                                                   .certificates = !options.tls_client_ca_file.empty(),
+                                                   .admin_identities = options.admin_identities}));
+  auto impl = std::make_unique<Impl>(options, std::move(authenticator));
   Impl* const self = impl.get();
-  if (absl::Status status = self->core.memory.Begin(); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(self->core.memory.Begin());
   const absl::Status listening = impl->Listen();
   if (impl->server == nullptr) return listening;
   // From here on the destructor drains, whatever is still to fail.
@@ -479,7 +470,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (!options.auth_tokens_file.empty() && options.tls_certificate_file.empty() && !IsLoopback(options.host)) {
     LogWarning("tokens come over plain text; anybody on the way can read them", {{"cure", "--tls_cert and --tls_key"}});
   }
-  if (absl::Status status = self->LoadModels(); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(self->LoadModels());
   self->core.door.Open();
   self->Set(&Impl::Conditions::open, true);
   absl::StatusOr<std::thread> sweeper = StartThread([self] { self->Sweep(); });  // last: it may take the health back

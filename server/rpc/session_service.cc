@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/quote.h"
+#include "base/status_macros.h"
 #include "palimpsest/v1/session.grpc.pb.h"
 #include "server/errors/errors.h"
 #include "server/rpc/call.h"
@@ -90,17 +91,15 @@ class SessionServiceImpl final : public RawService {
     int32_t limit = 0;
     CheckPageSize(request.page_size(), &limit, violations);
     if (!violations.empty()) return violations.ToStatus();
-    const absl::StatusOr<OwnerPage> page =
-        OwnerPage::Read(core_.pages, call.identity(), "sessions", request.owner(), request.page_token());
-    if (!page.ok()) return page.status();
-    const auto& [owner, id] = page->after();
+    PALIMPSEST_ASSIGN_OR_RETURN(const OwnerPage page, OwnerPage::Read(core_.pages, call.identity(), "sessions",
+                                                                      request.owner(), request.page_token()));
+    const auto& [owner, id] = page.after();
     // One more than asked for tells whether there is another page.
-    std::vector<SessionInfo> sessions = page->all_owners()
-                                            ? core_.sessions.ListAll(page->after(), limit + 1, SteadyNow())
-                                            : core_.sessions.List(owner, id, limit + 1, SteadyNow());
+    std::vector<SessionInfo> sessions = page.all_owners() ? core_.sessions.ListAll(page.after(), limit + 1, SteadyNow())
+                                                          : core_.sessions.List(owner, id, limit + 1, SteadyNow());
     if (static_cast<int32_t>(sessions.size()) > limit) {
       sessions.pop_back();
-      response->set_next_page_token(page->TokenAfter(sessions.back()));
+      response->set_next_page_token(page.TokenAfter(sessions.back()));
     }
     for (const SessionInfo& session : sessions) FillSession(session, response->add_sessions());
     return absl::OkStatus();
@@ -216,18 +215,17 @@ class SessionServiceImpl final : public RawService {
     if (model_id.empty()) model_id = source_model;
     const std::string fingerprint = session.state == nullptr ? "" : session.state->format.model_fingerprint;
     // The reference keeps the model from being unloaded until its session is in the store, where unloading finds it.
-    absl::StatusOr<ModelRef> model =
-        model_id.empty() ? core_.models.FindOnly() : core_.models.Find(model_id, fingerprint);
-    if (!model.ok()) return model.status();
-    if (session.state != nullptr && session.state->format != model->engine().state_format()) {
+    PALIMPSEST_ASSIGN_OR_RETURN(ModelRef model,
+                                model_id.empty() ? core_.models.FindOnly() : core_.models.Find(model_id, fingerprint));
+    if (session.state != nullptr && session.state->format != model.engine().state_format()) {
       return WithReason(absl::FailedPreconditionError(
-                            absl::StrCat("the source is of an earlier models/", model->id(), " with other weights")),
+                            absl::StrCat("the source is of an earlier models/", model.id(), " with other weights")),
                         "MODEL_REPLACED");
     }
-    call.log.model = model->id();
+    call.log.model = model.id();
     session.id = request.session_id();
-    session.model = model->id();
-    session.state_bytes = model->engine().state_format().bytes;
+    session.model = model.id();
+    session.state_bytes = model.engine().state_format().bytes;
     absl::StatusOr<SessionInfo> made = core_.sessions.Create(call.owner(), std::move(session), now);
     if (!made.ok()) return SessionError(made.status(), request.session_id());
     call.log.session = made->id;

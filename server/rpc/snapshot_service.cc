@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "palimpsest/v1/snapshot.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/checks.h"
@@ -79,14 +80,14 @@ class DownloadCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   absl::Status Begin(const grpc::ByteBuffer& bytes) {
     if (!call_.admitted().ok()) return call_.admitted();
     v1::DownloadSnapshotRequest request;
-    if (absl::Status status = ReadMessage(bytes, call_.limits(), &request); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(ReadMessage(bytes, call_.limits(), &request));
     Violations violations;
     std::string id;
     CheckName("name", "snapshots", request.name(), &id, violations);
     if (!violations.empty()) return violations.ToStatus();
     absl::StatusOr<SnapshotInfo> info = core_.sessions.GetSnapshot(call_.owner(), id, SteadyNow());
     if (!info.ok()) return SnapshotError(info.status(), id);
-    if (absl::Status status = place_.Take(); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(place_.Take());
     absl::StatusOr<StatePtr> state = core_.sessions.SnapshotState(call_.owner(), id, SteadyNow());
     if (!state.ok()) return SnapshotError(state.status(), id);
     call_.log.model = info->model;
@@ -168,12 +169,12 @@ class UploadCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   // The message that has come.
   absl::Status Take() {
     message_.Clear();
-    if (absl::Status status = ReadMessage(piece_, call_.limits(), &message_); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(ReadMessage(piece_, call_.limits(), &message_));
     Violations violations;
     if (first_) {
       // Not before something has come: who only opens a stream takes nobody's place.
-      if (absl::Status status = place_.Take(); !status.ok()) return status;
-      if (absl::Status status = TakeFirst(); !status.ok()) return status;
+      PALIMPSEST_RETURN_IF_ERROR(place_.Take());
+      PALIMPSEST_RETURN_IF_ERROR(TakeFirst());
       first_ = false;
     } else if (!message_.snapshot_id().empty() || !message_.model().empty() || message_.has_snapshot()) {
       violations.Add(!message_.snapshot_id().empty() ? "snapshot_id"
@@ -205,12 +206,12 @@ class UploadCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
     CheckOptionalName("model", "models", message_.model(), &model_id_, violations);
     if (message_.snapshot().has_ttl()) CheckTtl("snapshot.ttl", message_.snapshot().ttl(), &ttl_, violations);
     if (!violations.empty()) return violations.ToStatus();
-    absl::StatusOr<ModelRef> model = model_id_.empty() ? core_.models.FindOnly() : core_.models.Find(model_id_);
-    if (!model.ok()) return model.status();
+    PALIMPSEST_ASSIGN_OR_RETURN(ModelRef model,
+                                model_id_.empty() ? core_.models.FindOnly() : core_.models.Find(model_id_));
     snapshot_id_ = message_.snapshot_id();
-    model_id_ = model->id();
+    model_id_ = model.id();
     call_.log.model = model_id_;
-    format_ = model->engine().state_format();
+    format_ = model.engine().state_format();
     return absl::OkStatus();
   }
 
@@ -218,9 +219,8 @@ class UploadCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
     if (first_) {
       return FieldViolation("data", "is missing: no message came; accepted: the bytes of a snapshot in pieces");
     }
-    absl::StatusOr<ModelRef> model = core_.models.Find(model_id_);
-    if (!model.ok()) return model.status();
-    absl::StatusOr<StatePtr> state = ParseSnapshot(bytes_, model->engine().state_format());
+    PALIMPSEST_ASSIGN_OR_RETURN(ModelRef model, core_.models.Find(model_id_));
+    absl::StatusOr<StatePtr> state = ParseSnapshot(bytes_, model.engine().state_format());
     if (!state.ok()) {
       const std::string message(state.status().message());
       if (state.status().code() == absl::StatusCode::kInvalidArgument) return FieldViolation("data", message);
@@ -307,16 +307,15 @@ class SnapshotServiceImpl final : public RawService {
     int32_t limit = 0;
     CheckPageSize(request.page_size(), &limit, violations);
     if (!violations.empty()) return violations.ToStatus();
-    const absl::StatusOr<OwnerPage> page =
-        OwnerPage::Read(core_.pages, call.identity(), "snapshots", request.owner(), request.page_token());
-    if (!page.ok()) return page.status();
-    const auto& [owner, id] = page->after();
-    std::vector<SnapshotInfo> snapshots = page->all_owners()
-                                              ? core_.sessions.ListAllSnapshots(page->after(), limit + 1, SteadyNow())
+    PALIMPSEST_ASSIGN_OR_RETURN(const OwnerPage page, OwnerPage::Read(core_.pages, call.identity(), "snapshots",
+                                                                      request.owner(), request.page_token()));
+    const auto& [owner, id] = page.after();
+    std::vector<SnapshotInfo> snapshots = page.all_owners()
+                                              ? core_.sessions.ListAllSnapshots(page.after(), limit + 1, SteadyNow())
                                               : core_.sessions.ListSnapshots(owner, id, limit + 1, SteadyNow());
     if (static_cast<int32_t>(snapshots.size()) > limit) {
       snapshots.pop_back();
-      response->set_next_page_token(page->TokenAfter(snapshots.back()));
+      response->set_next_page_token(page.TokenAfter(snapshots.back()));
     }
     for (const SnapshotInfo& snapshot : snapshots) FillSnapshot(snapshot, response->add_snapshots());
     return absl::OkStatus();
@@ -343,17 +342,16 @@ class SnapshotServiceImpl final : public RawService {
     absl::StatusOr<SessionStore::Parked> parked = core_.sessions.Peek(call.owner(), call.log.session, now);
     if (!parked.ok()) return SessionError(parked.status(), call.log.session);
     // As for a new session: while the model is referred to, unloading waits, and then finds the snapshot.
-    absl::StatusOr<ModelRef> model = core_.models.Find(parked->model);
-    if (!model.ok()) return model.status();
-    call.log.model = model->id();
+    PALIMPSEST_ASSIGN_OR_RETURN(ModelRef model, core_.models.Find(parked->model));
+    call.log.model = model.id();
     StatePtr state = parked->state;
     if (state == nullptr) {
-      absl::StatusOr<StatePtr> empty = EmptyState(model->engine().state_format());
+      absl::StatusOr<StatePtr> empty = EmptyState(model.engine().state_format());
       if (!empty.ok()) return SnapshotError(empty.status(), request.snapshot_id());
       state = *std::move(empty);
     }
     absl::StatusOr<SnapshotInfo> made =
-        core_.sessions.AddSnapshot(call.owner(), request.snapshot_id(), model->id(), std::move(state), ttl, now);
+        core_.sessions.AddSnapshot(call.owner(), request.snapshot_id(), model.id(), std::move(state), ttl, now);
     if (!made.ok()) return SnapshotError(made.status(), request.snapshot_id());
     FillSnapshot(*made, response);
     return absl::OkStatus();

@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "absl/status/status.h"
+#include "base/status_macros.h"
 #include "server/rpc/call.h"
 #include "server/rpc/methods.h"
 #include "server/rpc/wire.h"
@@ -38,9 +39,9 @@ grpc::ServerUnaryReactor* RunUnary(ServerCore& core, grpc::CallbackServerContext
   return StartUnary(core, context, method, request, answer, runs_on,
                     [handle = std::move(handle)](Call& call, const grpc::ByteBuffer& bytes, grpc::ByteBuffer* made) {
                       Request read;
-                      if (absl::Status status = ReadMessage(bytes, call.limits(), &read); !status.ok()) return status;
+                      PALIMPSEST_RETURN_IF_ERROR(ReadMessage(bytes, call.limits(), &read));
                       Response response;
-                      if (absl::Status status = handle(call, read, &response); !status.ok()) return status;
+                      PALIMPSEST_RETURN_IF_ERROR(handle(call, read, &response));
                       return WriteMessage(response, made);
                     });
 }

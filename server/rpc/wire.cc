@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "server/errors/errors.h"
 
 namespace palimpsest {
@@ -115,7 +116,7 @@ absl::Status CheckMessageSize(const grpc::ByteBuffer& bytes, const MessageLimits
 
 absl::Status ReadMessage(const grpc::ByteBuffer& bytes, const MessageLimits& limits,
                          google::protobuf::Message* message) {
-  if (absl::Status status = CheckMessageSize(bytes, limits); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(CheckMessageSize(bytes, limits));
   const Descriptor& type = *message->GetDescriptor();
   // Both readers see the same bytes: reading does not consume them. gRPC's interface wants them mutable all the same.
   auto* const source = const_cast<grpc::ByteBuffer*>(&bytes);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/random.h"
+#include "base/status_macros.h"
 
 namespace palimpsest {
 namespace {
@@ -126,7 +127,7 @@ absl::StatusOr<SessionInfo> SessionStore::Create(const std::string& owner, NewSe
   DropExpiredLocked(now, later);
   if (sessions_.contains({owner, session.id})) return SessionTaken(session.id);
   const ParkedUse use = UseOf(session.state_bytes);
-  if (absl::Status status = account_.Admit(owner, use); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(account_.Admit(owner, use));
   return Insert(KeyOrNew(owner, std::move(session.id), 's', sessions_), std::move(session.model), session.state_bytes,
                 std::move(session.state), session.ttl.value_or(options_.default_ttl), now);
 }
@@ -137,18 +138,16 @@ absl::StatusOr<std::vector<SessionInfo>> SessionStore::Fork(const std::string& o
   Later later;
   absl::MutexLock lock(&mu_);
   DropExpiredLocked(now, later);
-  absl::StatusOr<Entry*> parent = FindIdle({owner, id});
-  if (!parent.ok()) return parent.status();
+  PALIMPSEST_ASSIGN_OR_RETURN(Entry * parent, FindIdle({owner, id}));
   absl::flat_hash_set<std::string> named;
   for (const std::string& child : ids) {
     if (child.empty()) continue;
     if (sessions_.contains({owner, child}) || !named.insert(child).second) return SessionTaken(child);
   }
-  if (absl::Status status = account_.Admit(owner, UseOf((*parent)->info.state_bytes, std::ssize(ids))); !status.ok())
-    return status;
+  PALIMPSEST_RETURN_IF_ERROR(account_.Admit(owner, UseOf(parent->info.state_bytes, std::ssize(ids))));
   // Nothing can fail from here on.
-  Touch(**parent, now);
-  const Entry source = **parent;
+  Touch(*parent, now);
+  const Entry source = *parent;
   std::vector<SessionInfo> children(ids.size());
   // The named ones first, so that no id made here takes the name of a later one.
   for (const bool make : {false, true}) {
@@ -193,7 +192,7 @@ absl::StatusOr<SessionInfo> SessionStore::UpdateTtl(const std::string& owner, co
   const auto it = sessions_.find({owner, id});
   if (it == sessions_.end()) return NoSession(id);
   SessionInfo& info = it->second.info;
-  if (absl::Status status = CheckEtag(info, etag); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(CheckEtag(info, etag));
   info.ttl = ttl;
   info.update_time = now;
   info.version = ++last_version_;
@@ -208,7 +207,7 @@ absl::Status SessionStore::Delete(const std::string& owner, const std::string& i
   DropExpiredLocked(now, later);
   const auto it = sessions_.find({owner, id});
   if (it == sessions_.end()) return NoSession(id);
-  if (absl::Status status = CheckEtag(it->second.info, etag); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(CheckEtag(it->second.info, etag));
   if (it->second.lease != 0) {
     if (!force) return Leased(id);
     BreakLocked(leases_.at(it->second.lease), later);
@@ -221,9 +220,8 @@ absl::StatusOr<SessionLease> SessionStore::Acquire(const std::string& owner, con
   Later later;
   absl::MutexLock lock(&mu_);
   DropExpiredLocked(now, later);
-  absl::StatusOr<Entry*> found = FindIdle({owner, id});
-  if (!found.ok()) return found.status();
-  Entry& entry = **found;
+  PALIMPSEST_ASSIGN_OR_RETURN(Entry * found, FindIdle({owner, id}));
+  Entry& entry = *found;
   entry.info.condition = SessionCondition::kActive;
   entry.lease = ++last_version_;
   Touch(entry, now);
@@ -242,10 +240,9 @@ absl::StatusOr<SessionStore::Parked> SessionStore::Peek(const std::string& owner
   Later later;
   absl::MutexLock lock(&mu_);
   DropExpiredLocked(now, later);
-  absl::StatusOr<Entry*> entry = FindIdle({owner, id});
-  if (!entry.ok()) return entry.status();
-  Touch(**entry, now);
-  return Parked{.model = (*entry)->info.model, .state = (*entry)->state};
+  PALIMPSEST_ASSIGN_OR_RETURN(Entry * entry, FindIdle({owner, id}));
+  Touch(*entry, now);
+  return Parked{.model = entry->info.model, .state = entry->state};
 }
 
 void SessionStore::SetEnding(uint64_t lease) {
@@ -304,7 +301,7 @@ absl::StatusOr<SnapshotInfo> SessionStore::AddSnapshot(const std::string& owner,
   {
     // What there is no room for is not worth a checksum.
     absl::MutexLock lock(&mu_);
-    if (absl::Status status = account_.Admit(owner, use); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(account_.Admit(owner, use));
     account_.Add(owner, use);
   }
   SnapshotInfo info{.owner = owner,
@@ -376,7 +373,7 @@ absl::Status SessionStore::DeleteSnapshot(const std::string& owner, const std::s
 absl::StatusOr<std::shared_ptr<const void>> SessionStore::Reserve(const std::string& owner, int64_t state_bytes) {
   const ParkedUse use{.state_bytes = ParkedBytes(state_bytes)};
   absl::MutexLock lock(&mu_);
-  if (absl::Status status = account_.Admit(owner, use); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(account_.Admit(owner, use));
   account_.Add(owner, use);
   // Only the end of it counts: there is nothing to point to.
   return std::shared_ptr<const void>(static_cast<const void*>(this),

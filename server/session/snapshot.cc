@@ -29,6 +29,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/sha256.h"
+#include "base/status_macros.h"
 #include "server/session/no_memory.h"
 #include "server/session/state.h"
 
@@ -235,7 +236,7 @@ absl::StatusOr<StatePtr> Parse(std::string_view bytes, const StateFormat& expect
         "snapshot contradicts itself: its format version is that of states that fill up with the context, which this "
         "model's do not");
   }
-  if (absl::Status status = CheckHead(head, expected.vocabulary); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(CheckHead(head, expected.vocabulary));
   const int64_t used = expected.UsedBytes(head.processed()), whole = version == kWhole ? expected.bytes : used;
   if (rest != whole) {
     return absl::FailedPreconditionError(absl::StrCat("snapshot has another state layout: its state has ", rest,

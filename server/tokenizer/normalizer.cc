@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "server/tokenizer/utf8.h"
 
 namespace palimpsest {
@@ -61,10 +62,9 @@ std::optional<CharsMap::Match> CharsMap::LongestMatch(std::string_view text) con
 }
 
 absl::StatusOr<Normalizer> Normalizer::Create(const SentencePieceModel& model, PrefixIndex user_defined) {
-  absl::StatusOr<CharsMap> charsmap = CharsMap::Create(model.charsmap);
-  if (!charsmap.ok()) return charsmap.status();
+  PALIMPSEST_ASSIGN_OR_RETURN(CharsMap charsmap, CharsMap::Create(model.charsmap));
   Normalizer normalizer;
-  normalizer.charsmap_ = *std::move(charsmap);
+  normalizer.charsmap_ = std::move(charsmap);
   normalizer.user_defined_ = std::move(user_defined);
   normalizer.space_ = model.escape_whitespaces ? kSpaceSymbol : " ";
   normalizer.add_dummy_prefix_ = model.add_dummy_prefix;

@@ -13,6 +13,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_replace.h"
+#include "base/status_macros.h"
 #include "server/tokenizer/normalizer.h"
 #include "server/tokenizer/prefix_index.h"
 #include "server/tokenizer/sentencepiece_model.h"
@@ -349,12 +350,10 @@ class SentencePieceTokenizer final : public Tokenizer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> MakeSentencePieceTokenizer(std::string_view model_bytes) {
-  absl::StatusOr<SentencePieceModel> parsed = ParseSentencePieceModel(model_bytes);
-  if (!parsed.ok()) return parsed.status();
-  auto model = std::make_unique<const SentencePieceModel>(*std::move(parsed));
-  absl::StatusOr<Normalizer> normalizer = Normalizer::Create(*model, IndexOfType(*model, IsUserDefined));
-  if (!normalizer.ok()) return normalizer.status();
-  return std::make_unique<SentencePieceTokenizer>(std::move(model), *std::move(normalizer));
+  PALIMPSEST_ASSIGN_OR_RETURN(SentencePieceModel parsed, ParseSentencePieceModel(model_bytes));
+  auto model = std::make_unique<const SentencePieceModel>(std::move(parsed));
+  PALIMPSEST_ASSIGN_OR_RETURN(Normalizer normalizer, Normalizer::Create(*model, IndexOfType(*model, IsUserDefined)));
+  return std::make_unique<SentencePieceTokenizer>(std::move(model), std::move(normalizer));
 }
 
 }  // namespace palimpsest

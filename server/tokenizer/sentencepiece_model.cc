@@ -15,6 +15,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/status_macros.h"
 #include "server/tokenizer/utf8.h"
 
 namespace palimpsest {
@@ -99,7 +100,7 @@ absl::Status ForEachField(std::string_view message, const char* name, Visit visi
       return absl::InvalidArgumentError(
           absl::StrCat("is not a SentencePiece model or is damaged: ", name, " is malformed or cut short"));
     }
-    if (absl::Status status = visit(*field); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(visit(*field));
   }
   return absl::OkStatus();
 }

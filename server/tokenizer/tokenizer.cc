@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/status_macros.h"
 #include "server/tokenizer/sentencepiece.h"
 #include "server/tokenizer/tokenizer_rules.h"
 #include "server/tokenizer/vocabulary.h"
@@ -67,9 +68,8 @@ absl::Status Refuse(const std::filesystem::path& path, const std::string& why) {
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::filesystem::path& path, int32_t vocabulary) {
-  absl::StatusOr<std::string> bytes = ReadFile(path, kMaxModelBytes);
-  if (!bytes.ok()) return bytes.status();
-  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = MakeSentencePieceTokenizer(*bytes);
+  PALIMPSEST_ASSIGN_OR_RETURN(std::string bytes, ReadFile(path, kMaxModelBytes));
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = MakeSentencePieceTokenizer(bytes);
   if (!tokenizer.ok()) return Refuse(path, std::string(tokenizer.status().message()));
   if (!Covers(**tokenizer, vocabulary)) {
     return Refuse(path, absl::StrCat("has ", (*tokenizer)->vocabulary(), " pieces, but config.json says vocab_size ",
@@ -81,13 +81,11 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePiece(const std::filesyst
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadVocabulary(const std::filesystem::path& folder, int32_t vocabulary) {
   const std::filesystem::path rules_path = folder / "vocabulary.json";
   const std::filesystem::path symbols_path = folder / "vocab.txt";
-  absl::StatusOr<std::string> rules_bytes = ReadFile(rules_path, kMaxRulesBytes);
-  if (!rules_bytes.ok()) return rules_bytes.status();
-  absl::StatusOr<VocabularyRules> rules = ParseVocabularyRules(*rules_bytes);
+  PALIMPSEST_ASSIGN_OR_RETURN(std::string rules_bytes, ReadFile(rules_path, kMaxRulesBytes));
+  absl::StatusOr<VocabularyRules> rules = ParseVocabularyRules(rules_bytes);
   if (!rules.ok()) return Refuse(rules_path, std::string(rules.status().message()));
-  absl::StatusOr<std::string> symbols = ReadFile(symbols_path, kMaxModelBytes);
-  if (!symbols.ok()) return symbols.status();
-  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = MakeVocabularyTokenizer(*symbols, *rules);
+  PALIMPSEST_ASSIGN_OR_RETURN(std::string symbols, ReadFile(symbols_path, kMaxModelBytes));
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = MakeVocabularyTokenizer(symbols, *rules);
   if (!tokenizer.ok()) return Refuse(symbols_path, std::string(tokenizer.status().message()));
   if (!Covers(**tokenizer, vocabulary)) {
     return Refuse(symbols_path,
@@ -142,9 +140,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& fo
   const std::filesystem::path path = std::filesystem::path(folder) / "tokenizer_config.json";
   std::error_code error;
   if (!tokenizer.ok() || !std::filesystem::exists(std::filesystem::symlink_status(path, error))) return tokenizer;
-  absl::StatusOr<std::string> bytes = ReadFile(path, kMaxTokenizerConfigBytes);
-  if (!bytes.ok()) return bytes.status();
-  absl::StatusOr<TokenizerRules> rules = ParseTokenizerRules(*bytes);
+  PALIMPSEST_ASSIGN_OR_RETURN(std::string bytes, ReadFile(path, kMaxTokenizerConfigBytes));
+  absl::StatusOr<TokenizerRules> rules = ParseTokenizerRules(bytes);
   if (!rules.ok()) return Refuse(path, std::string(rules.status().message()));
   if (!rules->add_bos) return tokenizer;
   const bool has_pieces = (*tokenizer)->kind() != "bytes";

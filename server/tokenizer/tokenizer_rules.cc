@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/quote.h"
+#include "base/status_macros.h"
 
 namespace palimpsest {
 namespace {
@@ -122,10 +123,10 @@ absl::StatusOr<TokenizerRules> ParseTokenizerRules(std::string_view bytes) {
   TokenizerRules rules;
   // First, because the others say more than it.
   if (const auto found = object.find("tokenizer_class"); found != object.end()) {
-    if (absl::Status status = ReadClass(*found, rules); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(ReadClass(*found, rules));
   }
   for (const auto& [key, value] : object.items()) {
-    if (absl::Status status = ReadKey(key, value, rules); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(ReadKey(key, value, rules));
   }
   return rules;
 }

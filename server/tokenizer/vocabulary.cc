@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/quote.h"
+#include "base/status_macros.h"
 #include "server/tokenizer/utf8.h"
 
 namespace palimpsest {
@@ -98,8 +99,8 @@ class VocabularyTokenizer : public Tokenizer {
  protected:
   int32_t Find(std::string_view symbol) const override { return symbols_.Find(symbol); }
   absl::Status Read(std::string_view symbols, const VocabularyRules& rules) {
-    if (absl::Status status = symbols_.Read(symbols); !status.ok()) return status;
-    if (absl::Status status = FindSpecial("unk", rules.unk, &unk_); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(symbols_.Read(symbols));
+    PALIMPSEST_RETURN_IF_ERROR(FindSpecial("unk", rules.unk, &unk_));
     return FindSpecial("eos", rules.eos, &eos_);
   }
 
@@ -126,7 +127,7 @@ class VocabularyTokenizer : public Tokenizer {
 class WordTokenizer final : public VocabularyTokenizer {
  public:
   absl::Status Read(std::string_view symbols, const VocabularyRules& rules) {
-    if (absl::Status status = VocabularyTokenizer::Read(symbols, rules); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(VocabularyTokenizer::Read(symbols, rules));
     size_t bytes = 0;
     for (int32_t id = 0; id < vocabulary(); ++id) {
       const std::string_view word = symbols_.symbol(id);
@@ -189,7 +190,7 @@ class WordTokenizer final : public VocabularyTokenizer {
 class CharacterTokenizer final : public VocabularyTokenizer {
  public:
   absl::Status Read(std::string_view symbols, const VocabularyRules& rules) {
-    if (absl::Status status = VocabularyTokenizer::Read(symbols, rules); !status.ok()) return status;
+    PALIMPSEST_RETURN_IF_ERROR(VocabularyTokenizer::Read(symbols, rules));
     id_of_.fill(kNone);
     bytes_.resize(static_cast<size_t>(vocabulary()));
     int found = 0;
@@ -240,7 +241,7 @@ class CharacterTokenizer final : public VocabularyTokenizer {
 template <class T>
 absl::StatusOr<std::unique_ptr<Tokenizer>> Make(std::string_view symbols, const VocabularyRules& rules) {
   auto tokenizer = std::make_unique<T>();
-  if (absl::Status status = tokenizer->Read(symbols, rules); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(tokenizer->Read(symbols, rules));
   return tokenizer;
 }
 
