@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "server/engine",
         "server/model",
     },
-    "clients/cpp": {"palimpsest/v1"},
+    "clients/cpp": {"base", "palimpsest/v1"},
     "cmake": set(),
     "bench": {"base", "kernels", "server/model", "server/engine", "server/session", "server/tokenizer"},
     "tests": {"base", "kernels", "server", "clients/cpp", "palimpsest/v1"},

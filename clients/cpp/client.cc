@@ -13,6 +13,7 @@
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/status_macros.h"
 #include "clients/cpp/attempts.h"
 #include "clients/cpp/target.h"
 #include "clients/cpp/token.h"
@@ -95,9 +96,7 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(const Conn
                                                                {&options.key_file, &ssl.pem_private_key}};
   for (const auto& [path, bytes] : files) {
     if (path->empty()) continue;
-    absl::StatusOr<std::string> content = ReadFile(*path);
-    if (!content.ok()) return content.status();
-    *bytes = *std::move(content);
+    PALIMPSEST_ASSIGN_OR_RETURN(*bytes, ReadFile(*path));
   }
   return grpc::SslCredentials(ssl);
 }
@@ -288,10 +287,10 @@ class GrpcClient final : public Client {
 
   absl::StatusOr<std::vector<v1::Session>> ForkSession(const v1::ForkSessionRequest& request,
                                                        const CallOptions& options) override {
-    const absl::StatusOr<v1::ForkSessionResponse> response = Call<v1::ForkSessionResponse>(
-        *sessions_, &v1::SessionService::Stub::ForkSession, WithRequestId(request), options, request.name());
-    if (!response.ok()) return response.status();
-    return std::vector<v1::Session>(response->sessions().begin(), response->sessions().end());
+    PALIMPSEST_ASSIGN_OR_RETURN(const v1::ForkSessionResponse response,
+                                Call<v1::ForkSessionResponse>(*sessions_, &v1::SessionService::Stub::ForkSession,
+                                                              WithRequestId(request), options, request.name()));
+    return std::vector<v1::Session>(response.sessions().begin(), response.sessions().end());
   }
 
   absl::StatusOr<v1::Session> InterruptSession(const std::string& name, const CallOptions& options) override {
@@ -405,10 +404,10 @@ class GrpcClient final : public Client {
   }
 
   absl::StatusOr<std::vector<v1::Model>> ListModels(const CallOptions& options) override {
-    const absl::StatusOr<v1::ListModelsResponse> response =
-        Call<v1::ListModelsResponse>(*models_, &v1::ModelService::Stub::ListModels, v1::ListModelsRequest(), options);
-    if (!response.ok()) return response.status();
-    return std::vector<v1::Model>(response->models().begin(), response->models().end());
+    PALIMPSEST_ASSIGN_OR_RETURN(
+        const v1::ListModelsResponse response,
+        Call<v1::ListModelsResponse>(*models_, &v1::ModelService::Stub::ListModels, v1::ListModelsRequest(), options));
+    return std::vector<v1::Model>(response.models().begin(), response.models().end());
   }
 
   absl::StatusOr<v1::Model> GetModel(const std::string& name, const CallOptions& options) override {
@@ -479,10 +478,9 @@ class GrpcClient final : public Client {
     request.set_page_size(1000);
     request.set_owner(owner);
     do {
-      const absl::StatusOr<Response> response = Call<Response>(stub, method, request, options);
-      if (!response.ok()) return response.status();
-      all.insert(all.end(), ((*response).*items)().begin(), ((*response).*items)().end());
-      request.set_page_token(response->next_page_token());
+      PALIMPSEST_ASSIGN_OR_RETURN(const Response response, Call<Response>(stub, method, request, options));
+      all.insert(all.end(), (response.*items)().begin(), (response.*items)().end());
+      request.set_page_token(response.next_page_token());
     } while (!request.page_token().empty());
     return all;
   }
@@ -514,13 +512,12 @@ std::string_view HealthName(Health health) {
 }
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& target, const ConnectOptions& options) {
-  absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> credentials = Credentials(options);
-  if (!credentials.ok()) return credentials.status();
-  if (absl::Status status = CheckTokenOf(target, options); !status.ok()) return status;
+  PALIMPSEST_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ChannelCredentials> credentials, Credentials(options));
+  PALIMPSEST_RETURN_IF_ERROR(CheckTokenOf(target, options));
   const Peer peer = {.authorization = options.token.empty() ? "" : absl::StrCat("Bearer ", options.token),
                      .proxy = ProxyOnTheWay(target)};
   auto client =
-      std::make_unique<GrpcClient>(grpc::CreateCustomChannel(target, *credentials, Arguments(target, options)), peer);
+      std::make_unique<GrpcClient>(grpc::CreateCustomChannel(target, credentials, Arguments(target, options)), peer);
   if (options.connect_timeout > absl::ZeroDuration()) {
     // Any answer will do, also "no such method": it proves the connection, and a failure names its cause.
     const absl::Status answer = client->CheckHealth("", {.timeout = options.connect_timeout}).status();

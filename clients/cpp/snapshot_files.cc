@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "clients/cpp/attempts.h"
 #include "clients/cpp/client.h"
 #include "clients/cpp/whole_file.h"
@@ -24,12 +25,11 @@ absl::StatusOr<v1::Snapshot> UploadAgain(Client& client, const UploadSnapshotOpt
   const Peer nobody;
   Attempts attempts(nobody, options, "");
   while (true) {
-    const absl::StatusOr<ByteSource> source = open();
-    if (!source.ok()) return source.status();
+    PALIMPSEST_ASSIGN_OR_RETURN(const ByteSource source, open());
     CallOptions once = options;
     once.timeout = attempts.TimeLeft();
     attempts.Next();
-    absl::StatusOr<v1::Snapshot> snapshot = client.UploadSnapshot(what, *source, once);
+    absl::StatusOr<v1::Snapshot> snapshot = client.UploadSnapshot(what, source, once);
     absl::Status status = snapshot.status();
     if (status.ok() || !attempts.WaitToRetry(status)) return status.ok() ? snapshot : status;
   }
@@ -43,19 +43,17 @@ absl::StatusOr<std::string> Client::DownloadSnapshotBytes(const std::string& nam
     bytes.append(piece);
     return absl::OkStatus();
   };
-  const absl::StatusOr<v1::Snapshot> snapshot = DownloadSnapshot(name, append, options);
-  if (!snapshot.ok()) return snapshot.status();
+  PALIMPSEST_RETURN_IF_ERROR(DownloadSnapshot(name, append, options).status());
   return bytes;
 }
 
 absl::StatusOr<v1::Snapshot> Client::DownloadSnapshotFile(const std::string& name, const std::string& path,
                                                           const CallOptions& options) {
-  absl::StatusOr<WholeFile> file = WholeFile::Create(path);
-  if (!file.ok()) return file.status();
+  PALIMPSEST_ASSIGN_OR_RETURN(WholeFile file, WholeFile::Create(path));
   absl::StatusOr<v1::Snapshot> snapshot = DownloadSnapshot(
-      name, [&file](std::string_view piece) { return file->Write(piece); }, options);
+      name, [&file](std::string_view piece) { return file.Write(piece); }, options);
   if (!snapshot.ok()) return snapshot;
-  if (const absl::Status status = file->Commit(); !status.ok()) return status;
+  PALIMPSEST_RETURN_IF_ERROR(file.Commit());
   return snapshot;
 }
 
