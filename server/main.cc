@@ -34,12 +34,12 @@
 #include "absl/time/time.h"
 #include "base/file.h"
 #include "base/host/available_processors.h"
+#include "base/host/threads.h"
 #include "base/log.h"
 #include "server/flags/command_line.h"
 #include "server/net/descriptors.h"
 #include "server/rpc/log.h"
 #include "server/rpc/server.h"
-#include "server/rpc/threads.h"
 #ifdef PALIMPSEST_CUDA
 #include "kernels/cuda/cuda_device.h"
 #endif

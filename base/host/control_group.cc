@@ -102,4 +102,14 @@ std::optional<double> GroupProcessors(const std::string& root) {
   return processors;
 }
 
+std::optional<int64_t> GroupThreads(const std::string& root) {
+  std::optional<int64_t> threads;
+  for (const char* const controller : {"", "pids"}) {
+    for (const std::string& group : Groups(root, controller)) {
+      if (const std::optional<int64_t> most = ReadNumber(group + "/pids.max")) Lower(threads, *most);
+    }
+  }
+  return threads;
+}
+
 }  // namespace palimpsest

@@ -17,4 +17,7 @@ std::optional<int64_t> GroupMemoryLeft(const std::string& root = "");
 // Processors' worth of time that the process may use, for example 1.5; nothing if there is no limit.
 std::optional<double> GroupProcessors(const std::string& root = "");
 
+// Threads that all processes of the group with the lowest limit may have; nothing if there is no limit.
+std::optional<int64_t> GroupThreads(const std::string& root = "");
+
 }  // namespace palimpsest

@@ -30,6 +30,7 @@ class ControlGroupTest : public ::testing::Test {
 TEST_F(ControlGroupTest, WithoutGroupsThereIsNoLimit) {
   EXPECT_EQ(GroupMemoryLeft(root()), std::nullopt);
   EXPECT_EQ(GroupProcessors(root()), std::nullopt);
+  EXPECT_EQ(GroupThreads(root()), std::nullopt);
   EXPECT_EQ(AvailableMemory(root()), std::nullopt);
   EXPECT_GE(AvailableProcessors(root()), 1);
 }
@@ -108,6 +109,17 @@ TEST_F(ControlGroupTest, AContainerMayBeToldThePathOfItsHost) {
   Write("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000");
   EXPECT_EQ(GroupMemoryLeft(root()), 1500);
   EXPECT_EQ(GroupProcessors(root()), 3);
+}
+
+TEST_F(ControlGroupTest, ThreadsAreBoundedByTheLowestLimit) {
+  Write("/proc/self/cgroup", "0::/pod/server");
+  Write("/sys/fs/cgroup/pod/server/pids.max", "max");
+  Write("/sys/fs/cgroup/pod/pids.max", "200");
+  Write("/sys/fs/cgroup/pids.max", "5000");
+  EXPECT_EQ(GroupThreads(root()), 200);
+  Write("/proc/self/cgroup", "7:pids:/unit");
+  Write("/sys/fs/cgroup/pids/unit/pids.max", "100");
+  EXPECT_EQ(GroupThreads(root()), 100);
 }
 
 TEST_F(ControlGroupTest, MoreThanTheLimitIsNothingLeft) {

@@ -21,6 +21,7 @@
 #include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/host/available_processors.h"
+#include "base/host/threads.h"
 #include "base/log.h"
 #include "base/quote.h"
 #include "base/resource_id.h"
@@ -36,7 +37,6 @@
 #include "server/rpc/checks.h"
 #include "server/rpc/log.h"
 #include "server/rpc/services.h"
-#include "server/rpc/threads.h"
 
 namespace palimpsest {
 namespace {

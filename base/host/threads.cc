@@ -1,4 +1,4 @@
-#include "server/rpc/threads.h"
+#include "base/host/threads.h"
 
 #include <pthread.h>
 #include <semaphore.h>
@@ -6,37 +6,16 @@
 
 #include <algorithm>
 #include <climits>
-#include <fstream>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/host/control_group.h"
 
 namespace palimpsest {
-namespace {
-
-// pids.max of the control group that this process is in, of version 2 or 1; empty where there is none.
-std::string GroupThreads() {
-  std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {
-    const size_t first = line.find(':');
-    const size_t second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    if (!controllers.empty() && controllers != "pids") continue;
-    const std::string root = controllers.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/pids";
-    for (const std::string& folder : {root + line.substr(second + 1), root}) {
-      std::ifstream file(folder + "/pids.max");
-      std::string most;
-      if (file >> most && most != "max") return most;
-    }
-  }
-  return "";
-}
-
-}  // namespace
 
 std::string ThreadLimits() {
   rlimit limit{};
@@ -46,8 +25,8 @@ std::string ThreadLimits() {
   } else {
     absl::StrAppend(&text, "unlimited");
   }
-  if (const std::string group = GroupThreads(); !group.empty()) {
-    absl::StrAppend(&text, ", pids.max ", group, " of its control group");
+  if (const std::optional<int64_t> group = GroupThreads()) {
+    absl::StrAppend(&text, ", pids.max ", *group, " of its control group");
   }
   return text;
 }
