@@ -14,6 +14,7 @@ import numpy as np
 
 from training import weights_file
 from training.config import ModelConfig, from_hf
+from training.families import tensor_shapes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -32,8 +33,7 @@ def write_checkpoint(
     shards: int = 1,
 ) -> None:
     """Writes the folder. Raises ValueError unless `tensors` are exactly those the config asks for."""
-    config = from_hf(hf_config)
-    shapes = config.tensor_shapes()
+    shapes = tensor_shapes(hf_config)
     found = {name: item.shape for name, item in tensors.items()}
     if found != shapes:
         differing = [name for name in {**shapes, **found} if shapes.get(name) != found.get(name)]

@@ -12,6 +12,7 @@ import torch
 from training import weights_file
 from training.config import from_hf
 from training.export import export_checkpoint, load_model
+from training.families import parameter_count, tensor_shapes
 from training.make_goldens import CASES, expected_log_probabilities
 from training.model import LanguageModel
 
@@ -55,9 +56,9 @@ def test_bfloat16_rounding_and_layout_are_those_of_the_safetensors_library(tmp_p
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_parameters_of_the_model_are_the_tensors_of_its_config(case) -> None:
-    config = from_hf(case.config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in LanguageModel(config).state_dict().items()}
-    assert shapes == config.tensor_shapes()
+    model = LanguageModel(from_hf(case.config))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes == tensor_shapes(case.config)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

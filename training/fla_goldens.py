@@ -31,18 +31,11 @@ from unittest import mock
 import numpy as np
 
 from training import weights_file
+from training.families import CLASSES
 
 TOKENS = 512
 ROWS = (0, 1, 63, 64, 200, 511)  # positions whose whole distribution is stored
 PIECE = 64  # the library takes its recurrent kernels for calls of at most this many tokens
-CLASSES = {
-    "delta_net": "DeltaNet",
-    "gated_deltanet": "GatedDeltaNet",
-    "gated_deltaproduct": "GatedDeltaProduct",
-    "kda": "KDA",
-    "gla": "GLA",
-    "linear_attn": "LinearAttention",
-}
 _LOGIT_SIZE = 2.5
 
 

@@ -14,56 +14,10 @@ from typing import Any
 import numpy as np
 
 from training import weights_file
+from training.families import with_defaults
 
 Array = np.ndarray
 
-# Where a file's config.json lacks a key, the library's classes take these.
-SHARED: dict[str, Any] = {
-    "norm_eps": 1e-6,
-    "hidden_ratio": 4,
-    "intermediate_size": None,
-    "tie_word_embeddings": False,
-    "use_short_conv": True,
-    "conv_size": 4,
-    "allow_neg_eigval": False,
-    "elementwise_affine": True,
-    "num_v_heads": None,
-    "num_kv_heads": None,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "delta_net": {
-        "expand_k": 1.0,
-        "expand_v": 1.0,
-        "qk_norm": "l2",
-        "qk_activation": "silu",
-        "use_beta": True,
-        "use_gate": False,
-    },
-    "gated_deltanet": {"expand_v": 2.0, "use_gate": True, "output_gate_activation": "swish"},
-    "gated_deltaproduct": {
-        "expand_v": 2.0,
-        "use_output_gate": True,
-        "use_forget_gate": False,
-        "num_householder": 1,
-    },
-    "kda": {"expand_v": 1.0, "lower_bound": None},
-    "gla": {
-        "expand_k": 0.5,
-        "expand_v": 1.0,
-        "use_short_conv": False,
-        "use_output_gate": True,
-        "feature_map": None,
-        "clamp_min": None,
-    },
-    "linear_attn": {
-        "expand_k": 1.0,
-        "expand_v": 1.0,
-        "feature_map": "elementwise_product",
-        "norm_q": False,
-        "norm_k": False,
-        "norm_feature_map": False,
-    },
-}
 GLA_GATE_DIVISOR = 16
 DPFP_NU = 4
 
@@ -152,9 +106,8 @@ class Model:
     """A folder, evaluated on one stream that begins with an empty state."""
 
     def __init__(self, folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        self.family = config["model_type"]
-        self.config: dict[str, Any] = {**SHARED, **DEFAULTS[self.family], **config}
+        self.config = with_defaults(json.loads((folder / "config.json").read_text()))
+        self.family = self.config["model_type"]
         self.tensors: dict[str, Array] = {}
         for path in sorted(folder.glob("model*.safetensors")):
             self.tensors.update({name: values.astype(np.float64) for name, values in weights_file.read(path).items()})

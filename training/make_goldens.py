@@ -19,6 +19,7 @@ import torch
 from training import weights_file
 from training.checkpoint import write_checkpoint
 from training.export import load_model
+from training.families import CLASSES
 from training.random_checkpoint import random_entries
 
 TOKENS = 512
@@ -120,8 +121,7 @@ CASES = (
 
 
 def _hf_config(case: Case) -> dict[str, Any]:
-    architecture = {"gated_deltanet": "GatedDeltaNetForCausalLM", "delta_net": "DeltaNetForCausalLM"}
-    return {"architectures": [architecture[case.config["model_type"]]], **case.config}
+    return {"architectures": [CLASSES[case.config["model_type"]] + "ForCausalLM"], **case.config}
 
 
 def expected_log_probabilities(folder: Path, tokens: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 from training import weights_file
 from training.checkpoint import write_checkpoint
-from training.config import from_hf
+from training.families import parameter_count, tensor_shapes
 
 _LOGIT_SIZE = 3.0
 
@@ -74,7 +74,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int, index: int) -> n
 
 def random_entries(hf_config: dict[str, Any], seed: int, dtype: str) -> dict[str, weights_file.Entry]:
     """Tensors of `hf_config`, made one at a time while they are written."""
-    shapes = from_hf(hf_config).tensor_shapes()
+    shapes = tensor_shapes(hf_config)
     return {
         name: weights_file.Entry(
             dtype, shape, lambda name=name, shape=shape, index=index: random_tensor(name, shape, seed, index)
@@ -105,7 +105,7 @@ def main() -> None:
         hf_config["vocab_size"] = load_tokenizer(args.tokenizer).vocab_size()
     entries = random_entries(hf_config, args.seed, args.dtype)
     write_checkpoint(args.out, hf_config, entries, tokenizer=args.tokenizer, shards=args.shards)
-    print(f"{from_hf(hf_config).parameter_count() / 1e6:.1f} million parameters in {args.out}")
+    print(f"{parameter_count(hf_config) / 1e6:.1f} million parameters in {args.out}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from training import config as configs
 from training import fused
 from training.export import export_checkpoint
+from training.families import parameter_count
 from training.mixer import MixerState
 from training.model import LanguageModel, State
 from training.text import encode_text, load_tokenizer, read_text
@@ -174,7 +175,8 @@ def train(args: argparse.Namespace) -> None:
 
     budget = args.minutes * 60
     tokens_per_step = args.batch * args.segment
-    log(f"{config.parameter_count()} parameters, {len(ids)} tokens, {bytes_per_token:.4f} bytes per token, step {step}")
+    parameters = parameter_count(hf_config)
+    log(f"{parameters} parameters, {len(ids)} tokens, {bytes_per_token:.4f} bytes per token, step {step}")
     clock = last_save = last_log = time.monotonic()
     logged_step, losses = step, []
     while used < budget and not (args.max_steps and step >= args.max_steps):
