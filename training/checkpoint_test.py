@@ -12,7 +12,7 @@ import torch
 from training import weights_file
 from training.config import from_hf
 from training.export import export_checkpoint, load_model
-from training.families import parameter_count, tensor_shapes
+from training.families import tensor_shapes
 from training.make_goldens import CASES, expected_log_probabilities
 from training.model import LanguageModel
 
