@@ -32,9 +32,9 @@ def run(command: list[str | pathlib.Path]) -> str:
 
 
 def checkpoint(size: str) -> pathlib.Path:
-    """The folder of the random checkpoint of that size, made if it is not there."""
+    """The folder of the random checkpoint of that size, made if it is not there with its tokenizer."""
     folder = CHECKPOINTS / size
-    if not (folder / "config.json").exists():
+    if not (folder / "tokenizer.model").exists():
         say(f"making a random checkpoint of {size} parameters")
         make = [sys.executable, "-m", "training.random_checkpoint", "--preset", size, "--out", folder]
         subprocess.run([str(c) for c in make], cwd=ROOT, check=True)

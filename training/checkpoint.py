@@ -6,7 +6,6 @@ Needs NumPy only.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,13 @@ def write_checkpoint(
     hf_config: dict[str, Any],
     tensors: dict[str, weights_file.Entry],
     *,
-    tokenizer: Path | None = None,
+    tokenizer: bytes | None = None,
     shards: int = 1,
 ) -> None:
-    """Writes the folder. Raises ValueError unless `tensors` are exactly those the config asks for."""
+    """Writes the folder; `tokenizer` is the contents of a tokenizer.model.
+
+    Raises ValueError unless `tensors` are exactly those the config asks for.
+    """
     shapes = tensor_shapes(hf_config)
     found = {name: item.shape for name, item in tensors.items()}
     if found != shapes:
@@ -45,7 +47,7 @@ def write_checkpoint(
         {"bos_token_id": hf_config.get("bos_token_id", 1), "eos_token_id": hf_config.get("eos_token_id", 2)},
     )
     if tokenizer is not None:
-        shutil.copyfile(tokenizer, folder / "tokenizer.model")
+        (folder / "tokenizer.model").write_bytes(tokenizer)
     if shards == 1:
         weights_file.write(folder / SINGLE, {name: tensors[name] for name in shapes})
         return

@@ -35,7 +35,8 @@ def export_checkpoint(
         exact = name.endswith(("A_log", "dt_bias")) and dtype == "BF16"
         tensors[name] = weights_file.entry(tensor.detach().float().numpy(), "F32" if exact else dtype)
     hf_config = {**hf_config, "torch_dtype": {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[dtype]}
-    write_checkpoint(folder, hf_config, tensors, tokenizer=tokenizer, shards=shards)
+    model = tokenizer.read_bytes() if tokenizer else None
+    write_checkpoint(folder, hf_config, tensors, tokenizer=model, shards=shards)
 
 
 def load_model(

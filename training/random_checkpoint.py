@@ -5,7 +5,8 @@
     python -m training.random_checkpoint --config my_config.json --dtype F32 --seed 7 --out work/random
 
 The weights are scaled so that activations keep their size through the layers, logits are of order one to ten and the
-state matters to them: a benchmark then sees no denormals and a test no saturated softmax.
+state matters to them: a benchmark then sees no denormals and a test no saturated softmax. A vocabulary of more than
+1024, which is no longer taken for bytes, gets a tokenizer.model of that size (invented_tokenizer.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from training import weights_file
 from training.checkpoint import write_checkpoint
 from training.families import CLASSES, parameter_count, tensor_shapes, with_defaults
+from training.invented_tokenizer import tokenizer_for
 
 _LOGIT_SIZE = 3.0
 
@@ -116,7 +118,7 @@ def main() -> None:
     parser.add_argument(
         "--tokenizer",
         type=Path,
-        help="tokenizer.model to copy in; its size becomes the vocabulary's",
+        help="tokenizer.model to copy in instead of an invented one; its size becomes the vocabulary's",
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -127,8 +129,11 @@ def main() -> None:
         from training.text import load_tokenizer
 
         hf_config["vocab_size"] = load_tokenizer(args.tokenizer).vocab_size()
+        tokenizer = args.tokenizer.read_bytes()
+    else:
+        tokenizer = tokenizer_for(int(with_defaults(hf_config)["vocab_size"]))
     entries = random_entries(hf_config, args.seed, args.dtype)
-    write_checkpoint(args.out, hf_config, entries, tokenizer=args.tokenizer, shards=args.shards)
+    write_checkpoint(args.out, hf_config, entries, tokenizer=tokenizer, shards=args.shards)
     print(f"{parameter_count(hf_config) / 1e6:.1f} million parameters in {args.out}")
 
 

@@ -1,4 +1,4 @@
-"""Random checkpoints: of every family, with activations of a sensible size. Needs NumPy only."""
+"""Random checkpoints: of every family, with activations of a sensible size, and with a tokenizer. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from training.checkpoint import read_tensors, write_checkpoint
 from training.families import DEFAULTS, parameter_count
 from training.fla_reference import Model
+from training.invented_tokenizer import invented_tokenizer, tokenizer_for
 from training.random_checkpoint import PRESETS, random_entries
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -84,3 +85,28 @@ def test_the_program_writes_what_a_server_needs(tmp_path: Path, vocab_size: int)
     for name, values in read_tensors(tmp_path / "out").items():
         assert values.shape == again[name].shape
         np.testing.assert_allclose(values, again[name].make(), rtol=2**-8)
+    tokenizer = tmp_path / "out" / "tokenizer.model"
+    assert (tokenizer.read_bytes() if tokenizer.exists() else None) == tokenizer_for(vocab_size)
+    assert tokenizer.exists() == (vocab_size > 1024)
+
+
+def test_a_tokenizer_needs_room_for_bytes_and_the_space() -> None:
+    assert invented_tokenizer(260)
+    with pytest.raises(ValueError, match="259"):
+        invented_tokenizer(259)
+
+
+@pytest.mark.parametrize("vocab_size", [260, 300, 1025, 32000, 50304])
+def test_sentencepiece_reads_the_tokenizer_and_any_text_comes_back(vocab_size: int) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=invented_tokenizer(vocab_size))
+    assert tokenizer.vocab_size() == vocab_size
+    assert (tokenizer.unk_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()) == (0, 1, 2, -1)
+    for text in ("It was a dark and stormy night.", "  two\n\n\tlines  ", "Čaj 茶 ☕\0\r", "<s>aa</s><0x41>", ""):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert 0 not in ids
+    assert len({tokenizer.id_to_piece(id) for id in range(vocab_size)}) == vocab_size
+    assert all(tokenizer.decode([id]) for id in range(3 + 256, vocab_size))
+    if vocab_size >= 32000:
+        assert len(tokenizer.encode("the same thing with more words than bytes")) < 20
