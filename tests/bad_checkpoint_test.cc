@@ -324,6 +324,13 @@ std::vector<Row> TokenizerRows() {
          WriteRandomCheckpoint(folder, spec);
        },
        {"no tokenizer.model", "a vocabulary of 100", "256"}},
+      {"NoTokenizerForALargeVocabulary",
+       [](const std::string& folder) {
+         RandomCheckpointSpec spec;
+         spec.vocabulary = 32000;
+         WriteRandomCheckpoint(folder, spec);
+       },
+       {"no tokenizer.model", "a vocabulary of 32000", "256 to 1024"}},
   };
 }
 

@@ -23,6 +23,9 @@ namespace palimpsest {
 namespace {
 
 constexpr int32_t kByteVocabulary = 256;
+// Models of bytes have the 256 and some special tokens, often padded. Larger vocabularies are those of models that were
+// trained on pieces of text, whose ids mean nothing as bytes: the tokenizer was forgotten.
+constexpr int32_t kMostByteVocabulary = 1024;
 // The largest in use (256k pieces) has some 5 MB.
 constexpr int64_t kMaxModelBytes = 64 << 20;
 constexpr int64_t kMaxRulesBytes = 64 << 10;
@@ -128,6 +131,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadByFormat(const std::string& folde
     return Refuse(path, absl::StrCat("has no tokenizer.model, and a vocabulary of ", vocabulary,
                                      " is too small for bytes, which take ", kByteVocabulary,
                                      "; put the model's tokenizer.model there"));
+  }
+  if (vocabulary > kMostByteVocabulary) {
+    return Refuse(path,
+                  absl::StrCat("has no tokenizer.model, and a vocabulary of ", vocabulary,
+                               " is too large for bytes, which take ", kByteVocabulary, " to ", kMostByteVocabulary,
+                               "; put the model's tokenizer.model there, or its vocab.txt with a "
+                               "vocabulary.json (a tokenizer.json is not supported)"));
   }
   return std::make_unique<ByteTokenizer>(vocabulary);
 }

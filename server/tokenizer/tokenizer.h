@@ -21,12 +21,12 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
 
   // Loads what the folder holds: `tokenizer.model` (SentencePiece BPE or unigram); or `vocabulary.json` and `vocab.txt`
-  // (words or characters, see vocabulary.h); or none of them and a vocabulary of 256 or more (bytes: id = byte).
+  // (words or characters, see vocabulary.h); or none of them and a vocabulary of 256 to 1024 (bytes: id = byte).
   // INVALID_ARGUMENT, with the path and the cure: a file is damaged, or has another number of pieces than `vocabulary`,
-  // or the folder holds two of these, or only formats that are not supported (named); or tokenizer_config.json
-  // (tokenizer_rules.h) asks for what is not supported. What ReadFile (base/file.h) says of a file that cannot
-  // be read. `bos_token_id` is that of config.json, -1: none; it is asked
-  // only for bytes, which have no piece that tokenizer_config.json could name.
+  // or the folder holds two of these, or only formats that are not supported (named), or none although the vocabulary
+  // is too small or too large for bytes; or tokenizer_config.json (tokenizer_rules.h) asks for what is not supported.
+  // What ReadFile (base/file.h) says of a file that cannot be read. `bos_token_id` is that of config.json, -1: none; it
+  // is asked only for bytes, which have no piece that tokenizer_config.json could name.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder, int32_t vocabulary,
                                                          int32_t bos_token_id = -1);
 

@@ -530,8 +530,19 @@ TEST_F(LoadTest, AnEmptyFolderMeansBytes) {
   EXPECT_EQ((*tokenizer)->Decode(std::vector<int32_t>{97, 255, 195, 169, 299, -1, 300}), "a\xEF\xBF\xBD\xC3\xA9");
 }
 
+TEST_F(LoadTest, VocabulariesFarFromTheNumberOfBytesAreNotBytes) {
+  for (const int32_t vocabulary : {256, 1024}) EXPECT_TRUE(Load(vocabulary).ok()) << vocabulary;
+  ExpectRefused(255, {folder_.string(), "255 is too small", "256", "put the model's tokenizer.model there"});
+  for (const int32_t vocabulary : {1025, 32000}) {
+    ExpectRefused(vocabulary, {folder_.string(), std::to_string(vocabulary) + " is too large", "256 to 1024",
+                               "put the model's tokenizer.model there", "vocab.txt with a vocabulary.json"});
+  }
+  // Whoever put a file that cannot be read is told so, not that there is none.
+  Write("tokenizer.json", "{}");
+  ExpectRefused(32000, {"tokenizer.json: is a tokenizer format that is not supported", "as tokenizer.model"});
+}
+
 TEST_F(LoadTest, RefusesWithPathNumbersAndCure) {
-  ExpectRefused(255, {folder_.string(), "255", "256", "tokenizer.model"});
   Write("tokenizer.json", "{}");
   ExpectRefused(300, {"tokenizer.json", "not supported", "as tokenizer.model"});
   Write("tokenizer.model", "");
