@@ -153,10 +153,14 @@ __device__ __forceinline__ float WriteAnyRow(const FastWeightParams& p, int32_t 
   return out;
 }
 
+// Blocks that a multiprocessor is to hold at once, told because the compiler otherwise tries for more, of which some
+// leave the registers.
+constexpr int kAnyRowsBlocks = 4;
+
 // Any key size: a warp has one row of the state, which is rounded after every write. With one write to a row in time,
 // the kernel has fewer registers.
 template <UpdateRule kRule, typename Stored, bool kSeveralWrites>
-__global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads)
+__global__ void __launch_bounds__(FastWeightRowsConfig::kMostThreads, kAnyRowsBlocks)
     FastWeightAnyRowsKernel(FastWeightRowsParams params) {
   AfterPrevious();
   const FastWeightParams& p = params.p;
