@@ -11,13 +11,24 @@ namespace {
 
 constexpr int64_t kAlignment = 64;  // of a state piece: a cache line, and any vector load
 
+// The ranges of `to` from what lies one after the other, and zeros before and between them.
+void Scatter(std::span<const ByteRange> ranges, const std::byte* from, std::byte* to) {
+  int64_t filled = 0;
+  for (const auto& [offset, bytes] : ranges) {
+    std::memset(to + filled, 0, static_cast<size_t>(offset - filled));
+    if (bytes > 0) std::memcpy(to + offset, from, static_cast<size_t>(bytes));
+    from += bytes;
+    filled = offset + bytes;
+  }
+}
+
 }  // namespace
 
 SlotCopy& SlotCopy::operator=(SlotCopy&& other) noexcept {
   std::swap(staging_, other.staging_);
   std::swap(device_, other.device_);
   std::swap(to_, other.to_);
-  std::swap(bytes_, other.bytes_);
+  std::swap(ranges_, other.ranges_);
   return *this;
 }
 
@@ -28,7 +39,10 @@ absl::Status SlotCopy::Finish() {
   if (staging == nullptr) return absl::OkStatus();
   staging->slot = -1;
   absl::Status arrived = device_->Await(*staging->copy);
-  if (arrived.ok()) std::memcpy(to_, staging->memory, static_cast<size_t>(bytes_));
+  for (const auto& [offset, bytes] : ranges_) {
+    if (arrived.ok()) std::memcpy(to_, staging->memory + offset, static_cast<size_t>(bytes));
+    to_ += bytes;
+  }
   return arrived;
 }
 
@@ -69,29 +83,22 @@ void SlotPool::Fill(std::byte* slot, const State* initial) {
     ranges = initial->format.positioned.empty() ? std::vector<ByteRange>{{0, initial->data.size()}}
                                                 : initial->format.UsedRanges(initial->head.processed());
   }
-  const std::byte* from = initial == nullptr ? nullptr : initial->data.data();
-  int64_t filled = 0;
-  const auto fill_with_zeros = [&](int64_t end) {
-    PALIMPSEST_CHECK(end >= filled && end <= stride_);
-    if (device_ != nullptr) {
-      device_->FillWithZeros(slot + filled, end - filled);
-    } else {
-      std::memset(slot + filled, 0, static_cast<size_t>(end - filled));
-    }
-  };
-  for (const auto& [offset, bytes] : ranges) {
-    if (bytes == 0) continue;
-    fill_with_zeros(offset);
-    PALIMPSEST_CHECK(offset + bytes <= stride_);
-    if (device_ != nullptr) {
-      device_->CopyToDevice(slot + offset, from, bytes);
-    } else {
-      std::memcpy(slot + offset, from, static_cast<size_t>(bytes));
-    }
-    from += bytes;
-    filled = offset + bytes;
+  const int64_t end = ranges.empty() ? 0 : ranges.back().offset + ranges.back().bytes;
+  PALIMPSEST_CHECK(end <= stride_);
+  if (device_ == nullptr) {
+    if (end > 0) Scatter(ranges, initial->data.data(), slot);
+    std::memset(slot + end, 0, static_cast<size_t>(stride_ - end));
+    return;
   }
-  fill_with_zeros(stride_);
+  // In one copy: each takes a device longer than some bytes do.
+  if (ranges.size() == 1 && ranges.front().offset == 0) {
+    if (end > 0) device_->CopyToDevice(slot, initial->data.data(), end);
+  } else if (end > 0) {
+    AlignedBytes whole(end);
+    Scatter(ranges, initial->data.data(), whole.data());
+    device_->CopyToDevice(slot, whole.data(), end);
+  }
+  device_->FillWithZeros(slot + end, stride_ - end);
 }
 
 void SlotPool::Release(SlotHandle handle) {
@@ -115,21 +122,22 @@ absl::Status SlotPool::CopyOut(SlotHandle handle, std::span<const ByteRange> ran
 }
 
 absl::StatusOr<SlotCopy> SlotPool::BeginCopyOut(SlotHandle handle, std::span<const ByteRange> ranges, std::byte* to) {
-  SlotStaging* const staging = ranges.size() == 1 ? FindStaging() : nullptr;
+  SlotStaging* const staging = ranges.empty() ? nullptr : FindStaging();
   SlotCopy copy;
   if (staging == nullptr) {
     absl::Status status = CopyOut(handle, ranges, to);
     if (!status.ok()) return status;
     return copy;
   }
-  const auto& [offset, bytes] = ranges.front();
-  PALIMPSEST_CHECK(offset + bytes <= stride_);
-  device_->CopyToHostAside(*staging->copy, staging->memory, Data(handle) + offset, bytes);
+  // All at once: a copy takes a device longer than some bytes do.
+  const int64_t end = ranges.back().offset + ranges.back().bytes;
+  PALIMPSEST_CHECK(end <= stride_);
+  device_->CopyToHostAside(*staging->copy, staging->memory, Data(handle), end);
   staging->slot = handle.index;
   copy.staging_ = staging;
   copy.device_ = device_;
   copy.to_ = to;
-  copy.bytes_ = bytes;
+  copy.ranges_.assign(ranges.begin(), ranges.end());
   return copy;
 }
 

@@ -44,7 +44,7 @@ class SlotCopy {
   SlotStaging* staging_ = nullptr;  // null: there is nothing to wait for
   Device* device_ = nullptr;
   std::byte* to_ = nullptr;
-  int64_t bytes_ = 0;
+  std::vector<ByteRange> ranges_;
 };
 
 // Not thread-safe: the engine's thread owns it. live() + free() == size() always.
@@ -74,8 +74,8 @@ class SlotPool {
   // device failed.
   absl::Status CopyOut(SlotHandle handle, std::span<const ByteRange> ranges, std::byte* to);
   // The same without waiting for a device, whose stream goes on beside the copy. The slot may be released and given out
-  // again at once; `to` is to be left alone until Finish. On a processor, of several ranges, and where kStagings states
-  // are on their way already, it is CopyOut.
+  // again at once; `to` is to be left alone until Finish. On a processor, and where kStagings states are on their way
+  // already, it is CopyOut.
   absl::StatusOr<SlotCopy> BeginCopyOut(SlotHandle handle, std::span<const ByteRange> ranges, std::byte* to);
 
   std::byte* base() { return memory_.data(); }
