@@ -57,7 +57,7 @@ void GateRows(const GateParams& p, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     if (p.beta != nullptr) {
       float* beta = p.beta + r * p.heads;
-      const float* b = p.b + r * p.ldb;
+      const float* const b = p.b == nullptr ? nullptr : p.b + r * p.ldb;
       ForEachVector(p.heads, [&](size_t i, size_t count) HWY_ATTR {
         const FloatVec v = p.b == nullptr ? scale : hn::Mul(scale, SigmoidOf(LoadCount(b + i, count)));
         StoreCount(v, beta + i, count);

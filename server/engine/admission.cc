@@ -147,8 +147,9 @@ absl::Status CheckRequest(const EngineRequest& request, const StateFormat& forma
     const StateFormat& given = request.initial->format;
     if (given != format || request.initial->data.size() != format.UsedBytes(request.initial->head.processed())) {
       return absl::FailedPreconditionError(absl::StrCat(
-          "the state is of another model or layout: it is of model ", given.model_fingerprint, " and has ", given.bytes,
-          " bytes, this model is ", format.model_fingerprint, " and its states have ", format.bytes,
+          "the state is of another model or layout: it is of model ", given.model_fingerprint, " and has ",
+          request.initial->data.size(), " bytes, this model is ", format.model_fingerprint, " and its states have ",
+          format.UsedBytes(request.initial->head.processed()),
           "; of the same model, it was made with another --state_dtype, which this server would need, too"));
     }
     const SequenceHead& head = request.initial->head;

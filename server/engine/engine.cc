@@ -268,7 +268,8 @@ EngineStats Engine::Impl::stats() const {
 
 void Engine::Impl::Loop() {
   pthread_setname_np(pthread_self(), "engine");
-  absl::Status warm = OrNoMemory("batches", [this] { return stepper_.WarmUp(); });
+  absl::Status warm =
+      OrNoMemory("batches", [this] { return stepper_.WarmUp(model_->config().vocabulary - tokenizer_->vocabulary()); });
   {
     absl::MutexLock lock(&mu_);
     warm_ = std::move(warm);

@@ -29,7 +29,7 @@ Stepper::Stepper(const Model& model, int32_t threads, SlotPool& slots, int32_t m
       pool_(threads),
       context_{.pool = &pool_, .device = model.device()} {}
 
-absl::Status Stepper::WarmUp() {
+absl::Status Stepper::WarmUp(int32_t biases) {
   const SlotHandle slot = slots_.Acquire(nullptr);
   PALIMPSEST_CHECK(slot.index >= 0);
   bool finite = true;
@@ -62,7 +62,8 @@ absl::Status Stepper::WarmUp() {
       run(steps, 1, /*slot_index=*/-1);
       if (!largest) continue;
       // A bias has the logits copied: every row at once may ask for that.
-      const SamplingSettings biased{.logit_bias = {{0, 0.0f}}};
+      SamplingSettings biased;
+      for (int32_t id = 0; id < std::max(biases, 1); ++id) biased.logit_bias.emplace_back(id, 0.0f);
       for (SampleRow& answer : answers_) answer.settings = &biased;
       Sample(context_, answers_, vocabulary);
     }

@@ -26,8 +26,8 @@ class Stepper {
 
   // Takes all the memory that batches will need, and runs one step and one chunk in a free slot; on a device, every
   // size of batch that is recorded, too. Throws std::bad_alloc where the host has no memory left. DATA_LOSS: the logits
-  // are not finite.  INTERNAL: the device failed.
-  absl::Status WarmUp();
+  // are not finite.  INTERNAL: the device failed. `biases`: the logits that every request has adjusted, at least.
+  absl::Status WarmUp(int32_t biases);
 
   // Puts the batch to work; `lanes[item.lane]` is the item's sequence, whose request, slot and tokens must stay as they
   // are until Finish. A device has then begun; the processor has done it.
