@@ -191,6 +191,7 @@ CASES = (
     _gla("grouped_heads", "F32", {"num_kv_heads": 2}, committed=True),
     _gla("one_kv_head_conv", "BF16", {"num_kv_heads": 1, "use_short_conv": True, "conv_size": 3}, committed=True),
     _gla("conv_relu", "F32", {"use_short_conv": True, "feature_map": "relu", "expand_v": 2.0}),
+    _gla("conv_silu", "F32", {"use_short_conv": True, "feature_map": "silu"}, committed=True),
     _gla("no_affine", "F32", {"elementwise_affine": False}),
     _gla("no_affine_unfused", "F32", {"elementwise_affine": False, **_UNFUSED, "use_output_gate": False}),
     _gla("mixed_types", "MIXED", {"use_output_gate": False, "use_gk": False, "use_gv": True}),

@@ -31,8 +31,8 @@ double StateFloats(ConfigKeys& keys, const FastWeightConfig& c) {
 }
 
 double StateFloats(ConfigKeys& keys, const AttentionConfig& c) {
-  CheckWidth(keys, c.query_width(), c.value_width());
-  return 2.0 * c.capacity() * static_cast<double>(c.query_width());
+  CheckWidth(keys, c.width(), c.width());
+  return 2.0 * c.capacity() * static_cast<double>(c.width());
 }
 
 void CheckSizes(ConfigKeys& keys, const ModelConfig& config) {

@@ -154,7 +154,7 @@ void AddMixerDetails(const FastWeightConfig& c, Text& text) {
 
 // Attention over a window was once described as a fast-weight mixer that is none, and is so still.
 void AddMixer(const AttentionConfig& c, Text& text) {
-  AddMixer(FastWeightConfig{.shape = {c.heads, c.heads, c.head_dim, c.value_dim},
+  AddMixer(FastWeightConfig{.shape = {c.heads, c.heads, c.head_dim, c.head_dim},
                             .features = {.map = FeatureMapKind::kIdentity, .key_norm = KeyNorm::kNone},
                             .beta = {.learned = false}},
            text);

@@ -55,7 +55,7 @@ struct AttentionNormConfig {
 struct ConvConfig {
   int32_t width = 4;
   bool bias = false;       // usually found in the weight file, not in the config
-  bool silu_keys = false;  // q and k are activated before the feature map; under the map kSilu they are in any case
+  bool silu_keys = false;  // q and k are activated here, before the feature map
 
   bool operator==(const ConvConfig&) const = default;
 };
@@ -129,8 +129,7 @@ struct FastWeightConfig {
 // max(0, floor(t / segment) * segment - memory) on.
 struct AttentionConfig {
   int32_t heads = 0;
-  int32_t head_dim = 0;   // of q and k
-  int32_t value_dim = 0;  // of v
+  int32_t head_dim = 0;  // of q, k and v
   float scale = 1.0f;
   bool raw_query = false;
   int32_t segment = 0;
@@ -138,8 +137,7 @@ struct AttentionConfig {
   bool relative_positions = false;     // Transformer-XL
   int32_t largest_distance = 1 << 30;  // farther ones count as this
 
-  int64_t query_width() const { return int64_t{heads} * head_dim; }
-  int64_t value_width() const { return int64_t{heads} * value_dim; }
+  int64_t width() const { return int64_t{heads} * head_dim; }  // of q, k and v each
   int32_t capacity() const { return segment + memory; }
 
   bool operator==(const AttentionConfig&) const = default;

@@ -387,6 +387,49 @@ TEST_P(BadCheckpointTest, IsRefusedWithTheTensorNamed) {
   EXPECT_THAT(std::string(model.status().message()), HasSubstr(GetParam().words));
 }
 
+// The norm of linear attention's output has the name that old files of others give the norm before the mixer.
+TEST(Load, ATensorThatStandsForAnotherIsNotTakenTwice) {
+  RandomCheckpointSpec spec;
+  spec.model_type = "linear_attn";
+  const auto model = LoadChanged(spec, [](Tensors& t) { Remove(t, "model.layers.0.attn_norm.weight"); });
+  ASSERT_FALSE(model.ok());
+  EXPECT_THAT(std::string(model.status().message()),
+              HasSubstr("tensor 'model.layers.0.attn_norm.weight' [32] is missing"));
+  const auto halves = LoadChanged({}, [](Tensors& t) {
+    TensorToWrite& gate = Find(t, "model.layers.0.mlp.gate_proj.weight");
+    gate.bytes += gate.bytes;
+    gate.shape[0] *= 2;
+  });
+  ASSERT_FALSE(halves.ok());
+  EXPECT_THAT(std::string(halves.status().message()), HasSubstr("it holds two matrices"));
+}
+
+TEST(Load, AMapThatQueriesAndKeysShareMayBeStoredOnceOrTwice) {
+  RandomCheckpointSpec spec;
+  spec.model_type = "linear_attn";
+  spec.settings = R"({"feature_map": "hedgehog", "tie_feature_map_qk": true})";
+  const auto change_all = [&](Tensors& tensors, const std::function<void(Tensors&, size_t)>& change) {
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (tensors[i].name.find("feature_map_q") != std::string::npos) change(tensors, i);
+    }
+  };
+  const auto once = MustLoad(spec, Unchanged);
+  const auto of_keys = MustLoad(spec, [&](Tensors& tensors) {
+    change_all(tensors, [](Tensors& t, size_t i) { t[i].name[t[i].name.find("map_q") + 4] = 'k'; });
+  });
+  const auto twice = MustLoad(spec, [&](Tensors& tensors) {
+    Tensors copies;
+    change_all(tensors, [&](Tensors& t, size_t i) {
+      copies.push_back(t[i]);
+      copies.back().name[t[i].name.find("map_q") + 4] = 'k';
+    });
+    tensors.insert(tensors.end(), copies.begin(), copies.end());
+  });
+  ASSERT_TRUE(once != nullptr && of_keys != nullptr && twice != nullptr);
+  EXPECT_EQ(LogitsOf(*once), LogitsOf(*of_keys));
+  EXPECT_EQ(LogitsOf(*once), LogitsOf(*twice));
+}
+
 TEST(Load, MissingFilesAreNotFound) {
   const testing::TemporaryFolder temporary;
   const std::string& folder = temporary.path();

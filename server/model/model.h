@@ -58,9 +58,9 @@ struct ForwardBatch {
   // Rows whose logits are wanted, ascending.
   std::span<const int32_t> logit_rows = {};
   // For each of those, the one id whose log-probability is wanted, or kAllIds, or kNoIdYet. Empty: all of all, as on a
-  // device in any case. A head
-  // of clusters then leaves out those that nobody asks for: the log-probability of such a cluster stands at its first
-  // id, and its other ids have kNoLogit, so that a softmax over the row is still right for the ids that are there.
+  // device in any case. A head of clusters then leaves out those that nobody asks for: the log-probability of such a
+  // cluster stands at its first id, and its other ids have kNoLogit, so that a softmax over the row is still right for
+  // the ids that are there.
   std::span<const int32_t> targets = {};
 };
 

@@ -45,7 +45,6 @@ void ReadAttention(ConfigKeys& keys) {
 
 }  // namespace
 
-// head size = total / heads, which must come out even.
 int32_t ReadHeadDim(ConfigKeys& keys, const char* ratio_key, int32_t hidden, int32_t heads, double default_ratio) {
   const double ratio = keys.Real(ratio_key, default_ratio, 1e-4, 64.0);
   const int64_t total = Width(hidden * ratio);

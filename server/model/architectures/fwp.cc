@@ -164,7 +164,6 @@ void Read(ConfigKeys& keys, ModelConfig& config) {
   if (softmax) {
     const AttentionConfig shape{.heads = heads,
                                 .head_dim = head_dim,
-                                .value_dim = head_dim,
                                 .raw_query = raw_query,
                                 .relative_positions = positions == Positions::kRelative};
     layer.mixer = ReadWindow(keys, shape, memory, config.segment_length);

@@ -8,13 +8,21 @@ namespace palimpsest {
 namespace {
 
 constexpr TensorName kNames[] = {
-    // A map of one matrix calls it layer, one of two layer1 and layer2.
+    {Role::kMixerNorm, "model.layers.{}.attn_norm.weight"},  // never attn.norm, which is that of the output here
+    // A map of one matrix calls it layer, one of two layer1 and layer2. Writers that leave out what is shared may keep
+    // the map of keys alone.
     {Role::kQueryMap, "model.layers.{}.attn.feature_map_q.layer1.weight"},
     {Role::kQueryMap, "model.layers.{}.attn.feature_map_q.layer.weight"},
+    {Role::kQueryMap, "model.layers.{}.attn.feature_map_k.layer1.weight"},
+    {Role::kQueryMap, "model.layers.{}.attn.feature_map_k.layer.weight"},
     {Role::kQueryMapBias, "model.layers.{}.attn.feature_map_q.layer1.bias"},
     {Role::kQueryMapBias, "model.layers.{}.attn.feature_map_q.layer.bias"},
+    {Role::kQueryMapBias, "model.layers.{}.attn.feature_map_k.layer1.bias"},
+    {Role::kQueryMapBias, "model.layers.{}.attn.feature_map_k.layer.bias"},
     {Role::kQueryMap2, "model.layers.{}.attn.feature_map_q.layer2.weight"},
+    {Role::kQueryMap2, "model.layers.{}.attn.feature_map_k.layer2.weight"},
     {Role::kQueryMap2Bias, "model.layers.{}.attn.feature_map_q.layer2.bias"},
+    {Role::kQueryMap2Bias, "model.layers.{}.attn.feature_map_k.layer2.bias"},
     {Role::kKeyMap, "model.layers.{}.attn.feature_map_k.layer1.weight"},
     {Role::kKeyMap, "model.layers.{}.attn.feature_map_k.layer.weight"},
     {Role::kKeyMapBias, "model.layers.{}.attn.feature_map_k.layer1.bias"},

@@ -18,8 +18,6 @@ class TensorTable {
   // `where` names the checkpoint in messages.
   TensorTable(const TensorMap& tensors, std::string where);
 
-  bool Has(const std::string& name) const { return tensors_.contains(name); }
-
   // The tensor, or null when it is missing or of another shape or an integer type; Finish() then says so. Each tensor
   // is taken once.
   const TensorView* Take(const std::string& name, std::vector<int64_t> shape);

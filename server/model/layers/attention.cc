@@ -10,28 +10,34 @@
 namespace palimpsest {
 namespace {
 
-// Keys of the distances 0 to window - 1: the sinusoid of each, projected.
+// Keys of the distances 0 to window - 1: the sinusoid of each, projected. Some at a time: sinusoids are as wide as the
+// model, which nothing has held against the window.
 AlignedArray<float> RelativeKeys(const AttentionConfig& config, const TensorView& projection, int64_t hidden) {
-  const auto D = static_cast<int32_t>(hidden);
+  constexpr int32_t kMostDistances = 1024;
   const int32_t window = config.capacity();
-  std::vector<int64_t> distances(window);
-  for (int32_t t = 0; t < window; ++t) distances[t] = std::min(t, config.largest_distance);
+  const int64_t width = projection.shape[0];
+  const AlignedArray<float> frequencies = SinusoidFrequencies(hidden), matrix = Floats(projection);
+  const PackedLinear packed = PackedLinear::Pack(DType::kF32, matrix.data(), width, hidden);
   ThreadPool pool(1);  // this is one of many tasks
-  const AlignedArray<float> frequencies = SinusoidFrequencies(hidden);
-  AlignedArray<float> sinusoids(window * hidden), keys(window * projection.shape[0]);
-  AddSinusoid({&pool}, {.rows = window,
-                        .dim = D,
-                        .frequencies = frequencies.data(),
-                        .positions = distances.data(),
-                        .y = sinusoids.data()});
-  const AlignedArray<float> matrix = Floats(projection);
-  const PackedLinear packed = PackedLinear::Pack(DType::kF32, matrix.data(), projection.shape[0], hidden);
-  Linear({&pool}, {.weights = &packed,
-                   .x = sinusoids.data(),
-                   .ldx = hidden,
-                   .y = keys.data(),
-                   .ldy = projection.shape[0],
-                   .rows = window});
+  AlignedArray<float> sinusoids(std::min(window, kMostDistances) * hidden), keys(window * width);
+  std::vector<int64_t> distances;
+  for (int32_t begin = 0; begin < window; begin += kMostDistances) {
+    const int32_t count = std::min(kMostDistances, window - begin);
+    distances.resize(count);
+    for (int32_t t = 0; t < count; ++t) distances[t] = std::min(begin + t, config.largest_distance);
+    std::ranges::fill(sinusoids.span(), 0.0f);
+    AddSinusoid({&pool}, {.rows = count,
+                          .dim = static_cast<int32_t>(hidden),
+                          .frequencies = frequencies.data(),
+                          .positions = distances.data(),
+                          .y = sinusoids.data()});
+    Linear({&pool}, {.weights = &packed,
+                     .x = sinusoids.data(),
+                     .ldx = hidden,
+                     .y = keys.data() + begin * width,
+                     .ldy = width,
+                     .rows = count});
+  }
   return keys;
 }
 
@@ -43,13 +49,13 @@ AttentionState Pieces(const AttentionConfig& config, StateLayoutBuilder& builder
 }
 
 std::vector<TensorSpec> Tensors(const AttentionConfig& config, int64_t hidden) {
-  const int64_t queries = config.query_width(), values = config.value_width();
-  std::vector<TensorSpec> specs = {{Role::kQuery, {queries, hidden}},
-                                   {Role::kKey, {queries, hidden}},
-                                   {Role::kValue, {values, hidden}},
-                                   {Role::kOutput, {hidden, values}}};
+  const int64_t width = config.width();
+  std::vector<TensorSpec> specs = {{Role::kQuery, {width, hidden}},
+                                   {Role::kKey, {width, hidden}},
+                                   {Role::kValue, {width, hidden}},
+                                   {Role::kOutput, {hidden, width}}};
   if (config.relative_positions) {
-    specs.push_back({Role::kRelativeProjection, {queries, hidden}});
+    specs.push_back({Role::kRelativeProjection, {width, hidden}});
     specs.push_back({Role::kContentBias, {config.heads, config.head_dim}});
     specs.push_back({Role::kPositionBias, {config.heads, config.head_dim}});
   }
@@ -72,7 +78,7 @@ int64_t StateFlops(const AttentionConfig&) { return 0; }
 void Widths(const AttentionLayer& layer, ScratchPlan& plan) {
   using Widths = PerBuffer<int64_t>;
   plan.AtLeast(&Widths::projected, layer.projections.stride());
-  plan.AtLeast(&Widths::mixed, layer.config.value_width());
+  plan.AtLeast(&Widths::mixed, layer.config.width());
 }
 
 void Mix(const Pass& pass, const AttentionLayer& layer, const SublayerInput& input) {
@@ -102,7 +108,7 @@ void Mix(const Pass& pass, const AttentionLayer& layer, const SublayerInput& inp
                              .position_bias = relative(layer.position_bias),
                              .relative = relative(layer.relative),
                              .out = pass.buffers.mixed.data(),
-                             .ldout = config.value_width()});
+                             .ldout = config.width()});
 }
 
 }  // namespace palimpsest

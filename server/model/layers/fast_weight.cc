@@ -6,7 +6,6 @@
 #include <deque>
 #include <utility>
 
-#include "base/round_up.h"
 #include "kernels/fast_weight_mixer/fast_weight_mixer.h"
 
 namespace palimpsest {
@@ -36,7 +35,9 @@ void AddQueryKeyValue(const Pass& pass, const FastWeightLayer& layer, FastWeight
   FeatureMapKind map = config.features.map;
   bool silu_values = config.silu_values;
   if (config.conv) {
-    const bool silu = map == FeatureMapKind::kSilu || config.conv->silu_keys;
+    // The convolution does a map that is a SiLU, unless it has one before the map.
+    const bool does_map = map == FeatureMapKind::kSilu && !config.conv->silu_keys;
+    const bool silu = does_map || config.conv->silu_keys;
     mixer.conv = {.rows = pass.rows,
                   .channels = static_cast<int32_t>(config.conv_channels()),
                   .width = config.conv->width,
@@ -49,7 +50,7 @@ void AddQueryKeyValue(const Pass& pass, const FastWeightLayer& layer, FastWeight
                   .ldx = ld_from,
                   .y = mapped,
                   .ldy = ld};
-    if (map == FeatureMapKind::kSilu) map = FeatureMapKind::kIdentity;  // the convolution has done it
+    if (does_map) map = FeatureMapKind::kIdentity;
     silu_values = false;
     from = mapped;
     ld_from = ld;
@@ -184,10 +185,11 @@ class UngroupedTensors {
  public:
   UngroupedTensors(const FastWeightConfig& config, const TensorsByRole& grouped) : tensors_(grouped) {
     if (config.key_groups == 1) return;
-    const int64_t K = config.head_dim, V = config.shape.value_dim;
+    const int64_t K = config.head_dim, V = config.shape.value_dim, decays = config.decays() / config.shape.value_heads;
     const std::pair<Role, int64_t> rows_of_head[] = {
-        {Role::kKey, K},     {Role::kValue, V},     {Role::kDecayUp, K},     {Role::kDecayBias, K},
-        {Role::kKeyConv, K}, {Role::kValueConv, V}, {Role::kKeyConvBias, K}, {Role::kValueConvBias, V}};
+        {Role::kKey, K},          {Role::kValue, V},          {Role::kDecay, decays},
+        {Role::kDecayUp, decays}, {Role::kDecayBias, decays}, {Role::kKeyConv, K},
+        {Role::kValueConv, V},    {Role::kKeyConvBias, K},    {Role::kValueConvBias, V}};
     for (const auto& [role, rows] : rows_of_head) {
       if (const TensorView* const tensor = grouped.Find(role)) Repeat(role, *tensor, rows, config.key_groups);
     }

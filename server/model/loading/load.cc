@@ -4,6 +4,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <new>
 #include <optional>
 #include <span>
 #include <thread>
@@ -27,12 +28,18 @@ namespace {
 
 constexpr int kMaxLoadThreads = 16;
 
-// Runs the tasks on all threads; any thread takes the next one.
+// Runs the tasks on all threads; any thread takes the next one. Throws std::bad_alloc, here, if one of them has.
 void RunTasks(ThreadPool& pool, std::span<const std::function<void()>> tasks) {
   std::atomic<size_t> next{0};
+  std::atomic<bool> no_memory{false};
   pool.Run([&](int) {
-    for (size_t i = next.fetch_add(1); i < tasks.size(); i = next.fetch_add(1)) tasks[i]();
+    try {
+      for (size_t i = next.fetch_add(1); i < tasks.size() && !no_memory; i = next.fetch_add(1)) tasks[i]();
+    } catch (const std::bad_alloc&) {
+      no_memory = true;
+    }
   });
+  if (no_memory) throw std::bad_alloc();
 }
 
 // Index of the first element that is NaN or infinite: all exponent bits set.
@@ -143,7 +150,9 @@ void AskFile(const TensorTaker& taker, ModelConfig& config) {
     auto* const mixer = std::get_if<FastWeightConfig>(&config.layers[i].mixer);
     if (mixer == nullptr) continue;
     if (mixer->conv && taker.Find(Role::kQueryConvBias, i) != nullptr) mixer->conv->bias = true;
-    if (mixer->features.tied && taker.Find(Role::kKeyMap, i) != nullptr) mixer->features.tied = false;
+    // The map of queries may go by the name of that of keys, if it is the only one.
+    const TensorView* const key_map = mixer->features.tied ? taker.Find(Role::kKeyMap, i) : nullptr;
+    if (key_map != nullptr && taker.Find(Role::kQueryMap, i) != key_map) mixer->features.tied = false;
   }
 }
 
@@ -202,6 +211,7 @@ void LayOutState(DType fast_weights, ModelWeights& weights) {
     std::visit([&](auto& mixer) { mixer.state = Pieces(mixer.config, builder); }, weights.layers[i].mixer);
   }
   weights.layout = std::move(builder).Finish();
+  PALIMPSEST_CHECK(weights.layout.hash() == StateLayout::FromConfig(weights.config, fast_weights).hash());
 }
 
 }  // namespace

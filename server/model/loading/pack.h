@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <span>
 
+#include "base/round_up.h"
 #include "kernels/common/aligned_buffer.h"
 #include "kernels/linear/linear.h"
 #include "server/model/checkpoint/safetensors.h"
@@ -42,7 +43,7 @@ class StackedLinear {
   // Where the role's columns begin.
   int64_t column(Role role) const;
   // From one row of what is computed to the next, in values: the library of a device wants multiples of 16 bytes.
-  int64_t stride() const { return (matrix_.out() + 3) / 4 * 4; }
+  int64_t stride() const { return RoundUp<int64_t>(matrix_.out(), 4); }
 
  private:
   static constexpr int kMostParts = 8;

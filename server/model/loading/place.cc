@@ -1,5 +1,6 @@
 #include "server/model/loading/place.h"
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -26,12 +27,17 @@ absl::Status LayOutSlots(const std::string& folder, const ModelOptions& options,
   if (weights.device == nullptr || options.write_interval == 1) return absl::OkStatus();
   const int64_t deferred = slots.bytes;
   int64_t end = deferred + kAlignment;
+  const auto deferred_bytes = [&](const Layer& layer) {
+    const auto* const mixer = std::get_if<FastWeightLayer>(&layer.mixer);
+    return mixer == nullptr ? 0 : DeferredBytes(mixer->config, options.write_interval);
+  };
+  // All layers or none: they defer to the same step.
+  if (!std::ranges::all_of(weights.layers, [&](const Layer& layer) { return deferred_bytes(layer) > 0; })) {
+    return absl::OkStatus();
+  }
   for (Layer& layer : weights.layers) {
-    auto* const mixer = std::get_if<FastWeightLayer>(&layer.mixer);
-    const int64_t bytes = mixer == nullptr ? 0 : DeferredBytes(mixer->config, options.write_interval);
-    if (bytes == 0) return absl::OkStatus();  // all layers or none: they defer to the same step
-    mixer->state.deferred = {.offset = end};
-    end += RoundUp(bytes, kAlignment);
+    std::get<FastWeightLayer>(layer.mixer).state.deferred = {.offset = end};
+    end += RoundUp(deferred_bytes(layer), kAlignment);
   }
   slots = {.bytes = end, .write_interval = options.write_interval, .deferred = deferred};
   return absl::OkStatus();

@@ -58,6 +58,10 @@ const TensorView* TensorTaker::Take(Role role, size_t index, const std::vector<i
   const TensorName& name = chosen == nullptr ? names.front() : *chosen;
   const std::string text = WithIndex(name, index);
   if (name.rows.parts > 1) return TakeRows(text, name.rows, shape);
+  if (table_.taken().contains(text)) {
+    Fail(absl::StrCat("tensor '", text, "' stands for another one that is missing, but is needed for itself"));
+    return nullptr;
+  }
   return table_.Take(text, shape);
 }
 
