@@ -74,7 +74,7 @@ class Engine::Impl {
         stepper_(*model_, options.threads == 0 ? AvailableProcessors() : options.threads, slots_,
                  MaxRows(options.slots, options.prefill_budget)),
         scheduler_(options.slots, options.prefill_budget),
-        lanes_(static_cast<size_t>(options.slots), nullptr),
+        by_slot_(static_cast<size_t>(options.slots), nullptr),
         outbox_(*tokenizer_, model_->layout(), observer_),
         waiting_room_(options.slots, options.max_queue) {}
   ~Impl();
@@ -117,8 +117,8 @@ class Engine::Impl {
   // Those whose readers take nothing, and those who are done and whose readers have taken all.
   void EndUnread(absl::Time now);
   void AdmitWaiting(absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
-  // Gives lanes, and refuses those that are to make room. Whom the lanes were given to.
-  std::vector<Scheduler::Admission> GiveLanes() ABSL_LOCKS_EXCLUDED(mu_);
+  // Gives slots, and refuses those that are to make room. Whom the slots were given to.
+  std::vector<Scheduler::Admission> GiveSlots() ABSL_LOCKS_EXCLUDED(mu_);
   void PauseSlowReaders();
   void NoteOldestWaiting();
   void RunBatch() ABSL_LOCKS_EXCLUDED(mu_);
@@ -153,7 +153,7 @@ class Engine::Impl {
   SlotPool slots_;
   Stepper stepper_;
   Scheduler scheduler_;
-  std::vector<Sequence*> lanes_;  // by lane; null: free
+  std::vector<Sequence*> by_slot_;  // by slot index; null: free
   absl::flat_hash_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Scheduler::Item> items_;  // the batch
   Outbox outbox_;
@@ -332,7 +332,7 @@ void Engine::Impl::EndLate(const Mail& mail, absl::Time now) {
 }
 
 void Engine::Impl::EndUnread(absl::Time now) {
-  for (Sequence* const sequence : lanes_) {
+  for (Sequence* const sequence : by_slot_) {
     if (sequence == nullptr) continue;
     if (sequence->conclusion && sequence->undelivered() == 0) {
       End(*sequence, Ending::kDone, absl::OkStatus(), *std::move(sequence->conclusion));
@@ -344,11 +344,11 @@ void Engine::Impl::EndUnread(absl::Time now) {
   }
 }
 
-std::vector<Scheduler::Admission> Engine::Impl::GiveLanes() {
+std::vector<Scheduler::Admission> Engine::Impl::GiveSlots() {
   std::vector<RequestId> refused;
   std::vector<Scheduler::Admission> admitted;
   {
-    // At once: a request that is to make room gets no lane, and one that has a lane makes no room.
+    // At once: a request that is to make room gets no slot, and one that has a slot makes no room.
     absl::MutexLock lock(&mu_);
     for (const std::string& owner : waiting_room_.making_room()) {
       const std::optional<RequestId> newest = scheduler_.newest_waiting(owner);
@@ -372,17 +372,15 @@ std::vector<Scheduler::Admission> Engine::Impl::GiveLanes() {
 
 void Engine::Impl::AdmitWaiting(absl::Time now) {
   for (;;) {
-    const std::vector<Scheduler::Admission> admitted = GiveLanes();
+    const std::vector<Scheduler::Admission> admitted = GiveSlots();
     if (admitted.empty()) return;
     for (const Scheduler::Admission& admission : admitted) {
       Sequence& sequence = *sequences_.at(admission.id);
-      sequence.lane = admission.lane;
       sequence.admitted = now;
-      sequence.slot = slots_.Acquire(sequence.request.initial.get());
-      PALIMPSEST_CHECK(sequence.slot.index >= 0);
+      sequence.slot = slots_.Acquire(admission.slot, sequence.request.initial.get());
       sequence.request.initial = nullptr;
-      lanes_[sequence.lane] = &sequence;
-      scheduler_.Pause(sequence.lane, IsFull(sequence));
+      by_slot_[sequence.slot.index] = &sequence;
+      scheduler_.Pause(sequence.slot.index, IsFull(sequence));
       ++counted_.running;
       ++counted_.slots_used;
       counted_.cached_tokens += sequence.initial_position;
@@ -404,10 +402,10 @@ void Engine::Impl::PauseSlowReaders() {
   counted_.paused = 0;
   next_stall_ = absl::InfiniteFuture();
   all_taken_ = false;
-  for (Sequence* const sequence : lanes_) {
+  for (Sequence* const sequence : by_slot_) {
     if (sequence == nullptr) continue;
     const bool full = IsFull(*sequence);
-    scheduler_.Pause(sequence->lane, full);
+    scheduler_.Pause(sequence->slot.index, full);
     all_taken_ |= sequence->conclusion && sequence->undelivered() == 0;
     sequence->paused_since = full ? std::min(sequence->paused_since, now) : absl::InfiniteFuture();
     if (!full) continue;
@@ -424,10 +422,10 @@ void Engine::Impl::NoteOldestWaiting() {
 void Engine::Impl::RunBatch() {
   const absl::Time begin = SteadyNow();
   if (absl::Status status = KeepStates(); !status.ok()) return FailDevice(status);
-  stepper_.Begin(items_, lanes_);
+  stepper_.Begin(items_, by_slot_);
   const absl::Time begun = SteadyNow();
   for (const Scheduler::Item& item : items_) {
-    if (item.work == Scheduler::Work::kDecode) ++lanes_[item.lane]->coming_tokens;
+    if (item.work == Scheduler::Work::kDecode) ++by_slot_[item.slot]->coming_tokens;
   }
   if (OnDevice()) Tell();
   const absl::Status status = stepper_.Finish();
@@ -443,7 +441,7 @@ void Engine::Impl::RunBatch() {
 
 absl::Status Engine::Impl::KeepStates() {
   for (const Scheduler::Item& item : items_) {
-    Sequence& sequence = *lanes_[item.lane];
+    Sequence& sequence = *by_slot_[item.slot];
     if (item.work != Scheduler::Work::kDecode || !sequence.commits_delivered()) continue;
     stepper_.MakeWhole(sequence.slot);
     PALIMPSEST_ASSIGN_OR_RETURN(sequence.before,
@@ -456,7 +454,7 @@ void Engine::Impl::Advance(absl::Time now) {
   int64_t logit_rows = 0;
   for (size_t i = 0; i < items_.size(); ++i) {
     const Scheduler::Item& item = items_[i];
-    Sequence& sequence = *lanes_[item.lane];
+    Sequence& sequence = *by_slot_[item.slot];
     const std::span<SampleRow> answers = stepper_.answers(i);
     sequence.rows_taken += item.rows;
     logit_rows += std::ssize(answers);
@@ -502,7 +500,7 @@ void Engine::Impl::AdvanceToken(Sequence& sequence, SampleRow& answer, absl::Tim
 void Engine::Impl::Conclude(Sequence& sequence, Conclusion conclusion) {
   if (!sequence.commits_delivered()) return End(sequence, Ending::kDone, absl::OkStatus(), std::move(conclusion));
   sequence.conclusion = std::move(conclusion);
-  scheduler_.Pause(sequence.lane, true);
+  scheduler_.Pause(sequence.slot.index, true);
 }
 
 void Engine::Impl::Tell() {
@@ -598,10 +596,10 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, C
   finish.queue_time = std::min(sequence.admitted, now) - sequence.request.arrival;
   if (sequence.generated_tokens > 0) finish.time_to_first_token = sequence.first_token - sequence.request.arrival;
   finish.total_time = now - sequence.request.arrival;
-  if (sequence.lane >= 0) {
+  if (sequence.slot.index >= 0) {
     slots_.Release(sequence.slot);
-    scheduler_.Leave(sequence.lane);
-    lanes_[sequence.lane] = nullptr;
+    scheduler_.Leave(sequence.slot.index);
+    by_slot_[sequence.slot.index] = nullptr;
     --counted_.running;
     --counted_.slots_used;
   } else {
@@ -610,7 +608,7 @@ void Engine::Impl::End(Sequence& sequence, Ending ending, absl::Status status, C
   }
   if (!sequence.made_room) {
     absl::MutexLock lock(&mu_);
-    waiting_room_.End(sequence.request.owner, /*has_slot=*/sequence.lane >= 0);
+    waiting_room_.End(sequence.request.owner, /*has_slot=*/sequence.slot.index >= 0);
   }
   const auto it = sequences_.find(sequence.id);
   outbox_.AddEnd({.sequence = std::move(it->second),

@@ -8,11 +8,11 @@
 
 namespace palimpsest {
 
-Scheduler::Scheduler(int32_t lanes, int32_t prefill_budget)
-    : prefill_budget_(prefill_budget), lanes_(static_cast<size_t>(lanes)) {}
+Scheduler::Scheduler(int32_t slots, int32_t prefill_budget)
+    : prefill_budget_(prefill_budget), slots_(static_cast<size_t>(slots)) {}
 
 void Scheduler::Enqueue(const Job& job) {
-  const Owner* const next = NextForLane();
+  const Owner* const next = NextForSlot();
   if (next == nullptr) Forget();
   // Of these nothing is left to remember: they would go on from `next`, too.
   std::erase_if(owners_,
@@ -29,10 +29,10 @@ void Scheduler::Enqueue(const Job& job) {
   ++waiting_;
 }
 
-// Nobody waits for a lane, so whatever was used was taken from nobody.
+// Nobody waits for a slot, so whatever was used was taken from nobody.
 void Scheduler::Forget() {
   for (const auto& owner : owners_) owner->used = 0.0;
-  for (Lane& lane : lanes_) lane.rows_paid = lane.rows_run;
+  for (Slot& slot : slots_) slot.rows_paid = slot.rows_run;
 }
 
 Scheduler::Owner* Scheduler::Find(const std::string& name) const {
@@ -40,20 +40,20 @@ Scheduler::Owner* Scheduler::Find(const std::string& name) const {
   return it == owners_.end() ? nullptr : it->get();
 }
 
-Scheduler::Owner* Scheduler::NextForLane() const {
+Scheduler::Owner* Scheduler::NextForSlot() const {
   const auto rank = [](const Owner& owner) {
-    return std::tuple(owner.used, owner.lanes / owner.share.weight, owner.line.front().number);
+    return std::tuple(owner.used, owner.slots / owner.share.weight, owner.line.front().number);
   };
   Owner* next = nullptr;
   for (const auto& owner : owners_) {
-    if (owner->MayHaveLane() && (next == nullptr || rank(*owner) < rank(*next))) next = owner.get();
+    if (owner->MayHaveSlot() && (next == nullptr || rank(*owner) < rank(*next))) next = owner.get();
   }
   return next;
 }
 
 std::optional<Scheduler::Admission> Scheduler::Admit() {
-  if (running_ == static_cast<int32_t>(lanes_.size())) return std::nullopt;
-  Owner* const owner = NextForLane();
+  if (running_ == static_cast<int32_t>(slots_.size())) return std::nullopt;
+  Owner* const owner = NextForSlot();
   if (owner == nullptr) return std::nullopt;
   auto chosen = owner->line.begin();
   if (owner->least_is_next) {
@@ -61,12 +61,12 @@ std::optional<Scheduler::Admission> Scheduler::Admit() {
   }
   owner->least_is_next = !owner->least_is_next;
 
-  const auto free = std::ranges::find(lanes_, Phase::kFree, &Lane::phase);
-  const auto index = static_cast<int32_t>(free - lanes_.begin());
+  const auto free = std::ranges::find(slots_, Phase::kFree, &Slot::phase);
+  const auto index = static_cast<int32_t>(free - slots_.begin());
   free->owner = owner;
   free->job = std::move(chosen->job);
   owner->line.erase(chosen);
-  ++owner->lanes;
+  ++owner->slots;
   --waiting_;
   ++running_;
   const Job& job = free->job;
@@ -79,7 +79,7 @@ std::optional<Scheduler::Admission> Scheduler::Admit() {
   } else {
     free->phase = PhaseAfterPrompt(job);
   }
-  return Admission{.id = job.id, .lane = index};
+  return Admission{.id = job.id, .slot = index};
 }
 
 bool Scheduler::Withdraw(uint64_t id) {
@@ -94,42 +94,42 @@ bool Scheduler::Withdraw(uint64_t id) {
 }
 
 void Scheduler::Leave(int32_t index) {
-  Lane& lane = lanes_[index];
-  PALIMPSEST_CHECK(lane.phase != Phase::kFree);
-  Owner& owner = *lane.owner;
-  if (lane.phase == Phase::kPrefilling) std::erase(owner.turns, index);
-  owner.used -= static_cast<double>(lane.rows_paid - lane.rows_run) / owner.share.weight;
-  --owner.lanes;
-  lane = Lane();
+  Slot& slot = slots_[index];
+  PALIMPSEST_CHECK(slot.phase != Phase::kFree);
+  Owner& owner = *slot.owner;
+  if (slot.phase == Phase::kPrefilling) std::erase(owner.turns, index);
+  owner.used -= static_cast<double>(slot.rows_paid - slot.rows_run) / owner.share.weight;
+  --owner.slots;
+  slot = Slot();
   --running_;
 }
 
-void Scheduler::Pause(int32_t lane, bool paused) { lanes_[lane].paused = paused; }
+void Scheduler::Pause(int32_t slot, bool paused) { slots_[slot].paused = paused; }
 
-void Scheduler::Run(Lane& lane, int64_t rows) {
-  lane.rows_run += rows;
-  if (lane.rows_run <= lane.rows_paid) return;
-  lane.owner->used += static_cast<double>(lane.rows_run - lane.rows_paid) / lane.owner->share.weight;
-  lane.rows_paid = lane.rows_run;
+void Scheduler::Run(Slot& slot, int64_t rows) {
+  slot.rows_run += rows;
+  if (slot.rows_run <= slot.rows_paid) return;
+  slot.owner->used += static_cast<double>(slot.rows_run - slot.rows_paid) / slot.owner->share.weight;
+  slot.rows_paid = slot.rows_run;
 }
 
 void Scheduler::NextBatch(std::vector<Item>& items) {
   items.clear();
-  for (int32_t i = 0; i < static_cast<int32_t>(lanes_.size()); ++i) {
-    if (lanes_[i].phase != Phase::kDecoding || lanes_[i].paused) continue;
-    items.push_back({.lane = i, .work = Work::kDecode});
-    Run(lanes_[i], 1);
+  for (int32_t i = 0; i < static_cast<int32_t>(slots_.size()); ++i) {
+    if (slots_[i].phase != Phase::kDecoding || slots_[i].paused) continue;
+    items.push_back({.slot = i, .work = Work::kDecode});
+    Run(slots_[i], 1);
   }
   TakePrompts(items);
-  // After the prompts: a lane that feeds its pending token now cannot take a chunk in the same batch.
-  for (int32_t i = 0; i < static_cast<int32_t>(lanes_.size()); ++i) {
-    Lane& lane = lanes_[i];
-    if (lane.phase != Phase::kFeeding) continue;
-    const bool completes = lane.job.prefill_rows == 0;
-    items.push_back({.lane = i, .work = Work::kFeed, .completes_prompt = completes});
-    Run(lane, 1);
+  // After the prompts: a slot that feeds its pending token now cannot take a chunk in the same batch.
+  for (int32_t i = 0; i < static_cast<int32_t>(slots_.size()); ++i) {
+    Slot& slot = slots_[i];
+    if (slot.phase != Phase::kFeeding) continue;
+    const bool completes = slot.job.prefill_rows == 0;
+    items.push_back({.slot = i, .work = Work::kFeed, .completes_prompt = completes});
+    Run(slot, 1);
     if (completes) {
-      lane.phase = PhaseAfterPrompt(lane.job);
+      slot.phase = PhaseAfterPrompt(slot.job);
     } else {
       BeginPrefill(i);
     }
@@ -137,8 +137,8 @@ void Scheduler::NextBatch(std::vector<Item>& items) {
 }
 
 void Scheduler::BeginPrefill(int32_t index) {
-  Owner& owner = *lanes_[index].owner;
-  lanes_[index].phase = Phase::kPrefilling;
+  Owner& owner = *slots_[index].owner;
+  slots_[index].phase = Phase::kPrefilling;
   if (owner.turns.empty()) {
     if (const Owner* const next = NextForPrefill()) {
       owner.prefilled = std::max(owner.prefilled, next->prefilled);
@@ -162,10 +162,10 @@ void Scheduler::TakePrompts(std::vector<Item>& items) {
   bool first = true;
   while (Owner* const owner = NextForPrefill()) {
     const int32_t index = owner->turns.front();
-    Lane& lane = lanes_[index];
-    const int64_t left = lane.job.prefill_rows - lane.prefilled;
+    Slot& slot = slots_[index];
+    const int64_t left = slot.job.prefill_rows - slot.prefilled;
     const auto rows = static_cast<int32_t>(std::min<int64_t>(kChunk, left));
-    if (rows == 1 && lane.item >= 0) {
+    if (rows == 1 && slot.item >= 0) {
       owner->later.push_back(index);
       owner->turns.pop_front();
       continue;
@@ -179,19 +179,19 @@ void Scheduler::TakePrompts(std::vector<Item>& items) {
     budget -= rows;
     owner->batch_rows += rows;
     owner->prefilled += rows / owner->share.weight;
-    if (lane.item < 0) {
-      lane.item = static_cast<int32_t>(items.size());
-      items.push_back({.lane = index, .work = Work::kPrefill, .begin = lane.prefilled, .rows = 0});
+    if (slot.item < 0) {
+      slot.item = static_cast<int32_t>(items.size());
+      items.push_back({.slot = index, .work = Work::kPrefill, .begin = slot.prefilled, .rows = 0});
     }
-    items[lane.item].rows += rows;
-    lane.prefilled += rows;
-    Run(lane, rows);
+    items[slot.item].rows += rows;
+    slot.prefilled += rows;
+    Run(slot, rows);
     owner->turns.pop_front();
     if (rows < left) {
       owner->turns.push_back(index);
     } else {
-      items[lane.item].completes_prompt = true;
-      lane.phase = PhaseAfterPrompt(lane.job);
+      items[slot.item].completes_prompt = true;
+      slot.phase = PhaseAfterPrompt(slot.job);
     }
   }
   for (const auto& owner : owners_) {
@@ -199,15 +199,15 @@ void Scheduler::TakePrompts(std::vector<Item>& items) {
     owner->later.clear();
     owner->batch_rows = 0;
     owner->budget_is_used = false;
-    for (const int32_t index : owner->turns) lanes_[index].item = -1;
+    for (const int32_t index : owner->turns) slots_[index].item = -1;
   }
 }
 
 bool Scheduler::HasWork() const {
-  if (running_ < static_cast<int32_t>(lanes_.size()) && NextForLane() != nullptr) return true;
-  return std::ranges::any_of(lanes_, [](const Lane& lane) {
-    return lane.phase == Phase::kFeeding || lane.phase == Phase::kPrefilling ||
-           (lane.phase == Phase::kDecoding && !lane.paused);
+  if (running_ < static_cast<int32_t>(slots_.size()) && NextForSlot() != nullptr) return true;
+  return std::ranges::any_of(slots_, [](const Slot& slot) {
+    return slot.phase == Phase::kFeeding || slot.phase == Phase::kPrefilling ||
+           (slot.phase == Phase::kDecoding && !slot.paused);
   });
 }
 
@@ -218,8 +218,8 @@ std::vector<uint64_t> Scheduler::Expired(absl::Time now) const {
       if (waiting.job.deadline <= now) expired.push_back(waiting.job.id);
     }
   }
-  for (const Lane& lane : lanes_) {
-    if (lane.phase != Phase::kFree && lane.job.deadline <= now) expired.push_back(lane.job.id);
+  for (const Slot& slot : slots_) {
+    if (slot.phase != Phase::kFree && slot.job.deadline <= now) expired.push_back(slot.job.id);
   }
   return expired;
 }
@@ -229,8 +229,8 @@ absl::Time Scheduler::NextDeadline() const {
   for (const auto& owner : owners_) {
     for (const Waiting& waiting : owner->line) earliest = std::min(earliest, waiting.job.deadline);
   }
-  for (const Lane& lane : lanes_) {
-    if (lane.phase != Phase::kFree) earliest = std::min(earliest, lane.job.deadline);
+  for (const Slot& slot : slots_) {
+    if (slot.phase != Phase::kFree) earliest = std::min(earliest, slot.job.deadline);
   }
   return earliest;
 }

@@ -37,8 +37,8 @@ class Traffic {
     Scheduler::Share share = {};
   };
 
-  Traffic(int32_t lanes, int32_t budget, std::vector<Load> loads)
-      : scheduler_(lanes, budget), loads_(std::move(loads)) {
+  Traffic(int32_t slots, int32_t budget, std::vector<Load> loads)
+      : scheduler_(slots, budget), loads_(std::move(loads)) {
     for (const Load& load : loads_) {
       for (int i = 0; i < load.jobs; ++i) Submit(load);
     }
@@ -48,18 +48,18 @@ class Traffic {
     std::vector<Scheduler::Item> items;
     for (int i = 0; i < batches; ++i) {
       while (const auto admission = scheduler_.Admit()) {
-        lanes_[admission->lane] = admission->id;
-        most_lanes_[owner_[admission->id]] =
-            std::max(most_lanes_[owner_[admission->id]], ++lanes_of_[owner_[admission->id]]);
+        slots_[admission->slot] = admission->id;
+        most_slots_[owner_[admission->id]] =
+            std::max(most_slots_[owner_[admission->id]], ++slots_of_[owner_[admission->id]]);
       }
       scheduler_.NextBatch(items);
       for (const Scheduler::Item& item : items) {
-        const uint64_t id = lanes_.at(item.lane);
+        const uint64_t id = slots_.at(item.slot);
         rows_[owner_[id]] += item.rows;
         left_[id] -= item.rows;
         if (left_[id] > 0) continue;
-        scheduler_.Leave(item.lane);
-        --lanes_of_[owner_[id]];
+        scheduler_.Leave(item.slot);
+        --slots_of_[owner_[id]];
         const auto load = std::ranges::find(loads_, owner_[id], &Load::owner);
         Submit(*load);
       }
@@ -67,7 +67,7 @@ class Traffic {
   }
 
   int64_t TakeRows(const std::string& owner) { return std::exchange(rows_[owner], 0); }
-  int most_lanes(const std::string& owner) { return most_lanes_[owner]; }
+  int most_slots(const std::string& owner) { return most_slots_[owner]; }
 
  private:
   void Submit(const Load& load) {
@@ -80,12 +80,12 @@ class Traffic {
   Scheduler scheduler_;
   std::vector<Load> loads_;
   uint64_t last_ = 0;
-  std::map<int32_t, uint64_t> lanes_;
+  std::map<int32_t, uint64_t> slots_;
   std::map<uint64_t, std::string> owner_;
   std::map<uint64_t, int64_t> left_;
   std::map<std::string, int64_t> rows_;
-  std::map<std::string, int> lanes_of_;
-  std::map<std::string, int> most_lanes_;
+  std::map<std::string, int> slots_of_;
+  std::map<std::string, int> most_slots_;
 };
 
 TEST(SchedulerShares, OwnersThatWaitGetTheSameHoweverMuchTheyAskFor) {
@@ -116,25 +116,25 @@ TEST(SchedulerShares, WhoAsksForLessThanItsShareLosesNothingToAFlood) {
   }
 }
 
-TEST(SchedulerShares, AnOwnerAloneHasAllLanesUnlessItsShareSaysLess) {
+TEST(SchedulerShares, AnOwnerAloneHasAllSlotsUnlessItsShareSaysLess) {
   Traffic all(8, 256, {{"a", 20, 10, 100}});
   all.Run(50);
-  EXPECT_EQ(all.most_lanes("a"), 8);
-  Traffic some(8, 256, {{"a", 20, 10, 100, {.max_lanes = 3}}, {"b", 20, 10, 100}});
+  EXPECT_EQ(all.most_slots("a"), 8);
+  Traffic some(8, 256, {{"a", 20, 10, 100, {.max_slots = 3}}, {"b", 20, 10, 100}});
   some.Run(500);
-  EXPECT_EQ(some.most_lanes("a"), 3);
-  EXPECT_EQ(some.most_lanes("b"), 5);
+  EXPECT_EQ(some.most_slots("a"), 3);
+  EXPECT_EQ(some.most_slots("b"), 5);
 }
 
-TEST(SchedulerShares, AnOwnerAtItsLimitKeepsNoLaneFromAnother) {
+TEST(SchedulerShares, AnOwnerAtItsLimitKeepsNoSlotFromAnother) {
   Scheduler scheduler(2, 64);
-  for (uint64_t id = 1; id <= 3; ++id) scheduler.Enqueue(JobOf("a", id, 0, 5, {.max_lanes = 1}));
+  for (uint64_t id = 1; id <= 3; ++id) scheduler.Enqueue(JobOf("a", id, 0, 5, {.max_slots = 1}));
   EXPECT_EQ(scheduler.Admit()->id, 1);
   EXPECT_FALSE(scheduler.Admit());
   std::vector<Scheduler::Item> items;
   scheduler.NextBatch(items);
   scheduler.Pause(0, true);
-  EXPECT_FALSE(scheduler.HasWork()) << "the others wait for the lane of their owner";
+  EXPECT_FALSE(scheduler.HasWork()) << "the others wait for the slot of their owner";
   scheduler.Enqueue(JobOf("b", 4, 0, 5));
   EXPECT_TRUE(scheduler.HasWork());
   EXPECT_EQ(scheduler.Admit()->id, 4);
@@ -203,12 +203,12 @@ TEST(SchedulerShares, AShortJobGetsInSoonHoweverManyLongOnesAreBeforeIt) {
   for (uint64_t id = 1; id <= 256; ++id) scheduler.Enqueue(JobOf("a", id, 2000, 500));
   ASSERT_EQ(scheduler.Admit()->id, 1);
   scheduler.Enqueue(JobOf("a", 1000, 5, 10));
-  int lanes = 0;
-  for (uint64_t id = 0; id != 1000; ++lanes) {
+  int slots = 0;
+  for (uint64_t id = 0; id != 1000; ++slots) {
     scheduler.Leave(0);
     id = scheduler.Admit()->id;
   }
-  EXPECT_LE(lanes, 2);
+  EXPECT_LE(slots, 2);
 }
 
 TEST(SchedulerShares, ALongJobIsNotPassedForEverByShortOnes) {
@@ -216,9 +216,9 @@ TEST(SchedulerShares, ALongJobIsNotPassedForEverByShortOnes) {
   uint64_t id = 0;
   for (int i = 0; i < 10; ++i) scheduler.Enqueue(JobOf("a", ++id, 10, 10));
   scheduler.Enqueue(JobOf("a", 1000, 100'000, 1000));
-  int lanes = 0;
-  for (uint64_t admitted = 0; admitted != 1000; ++lanes) {
-    ASSERT_LT(lanes, 2 * 10 + 2);
+  int slots = 0;
+  for (uint64_t admitted = 0; admitted != 1000; ++slots) {
+    ASSERT_LT(slots, 2 * 10 + 2);
     for (int i = 0; i < 3; ++i) scheduler.Enqueue(JobOf("a", ++id, 1, 1));
     admitted = scheduler.Admit()->id;
     scheduler.Leave(0);
@@ -242,14 +242,14 @@ TEST(SchedulerShares, OwnersShareThePromptRowsOfABatch) {
   for (uint64_t id = 1; id <= 8; ++id) scheduler.Enqueue(JobOf("a", id, 100'000, 1));
   scheduler.Enqueue(JobOf("b", 9, 100'000, 1));
   std::map<int32_t, uint64_t> ids;
-  while (const auto admission = scheduler.Admit()) ids[admission->lane] = admission->id;
+  while (const auto admission = scheduler.Admit()) ids[admission->slot] = admission->id;
   std::vector<Scheduler::Item> items;
   int64_t of_b = 0, rows = 0;
   for (int i = 0; i < 100; ++i) {
     scheduler.NextBatch(items);
     for (const Scheduler::Item& item : items) {
       rows += item.rows;
-      if (ids[item.lane] == 9) of_b += item.rows;
+      if (ids[item.slot] == 9) of_b += item.rows;
     }
   }
   EXPECT_EQ(rows, 100 * 128);
@@ -269,9 +269,9 @@ TEST(SchedulerShares, AnOwnersPromptRowsInABatchMayBeLimited) {
                            [](int64_t sum, const Scheduler::Item& item) { return sum + item.rows; });
   };
   EXPECT_EQ(rows(), 64);
-  EXPECT_EQ(items[0].lane, 0);
+  EXPECT_EQ(items[0].slot, 0);
   EXPECT_EQ(rows(), 64);
-  EXPECT_EQ(items[0].lane, 1);
+  EXPECT_EQ(items[0].slot, 1);
   scheduler.Enqueue(JobOf("b", 3, 10'000, 1));
   scheduler.Admit();
   EXPECT_EQ(rows(), 64 + 448);

@@ -17,7 +17,7 @@ using ::testing::IsEmpty;
 
 using Work = Scheduler::Work;
 
-// "lane:d", "lane:f", "lane:begin+rows"; a "!" when the prompt is complete.
+// "slot:d", "slot:f", "slot:begin+rows"; a "!" when the prompt is complete.
 std::vector<std::string> Next(Scheduler& scheduler) {
   std::vector<Scheduler::Item> items;
   scheduler.NextBatch(items);
@@ -26,7 +26,7 @@ std::vector<std::string> Next(Scheduler& scheduler) {
     const std::string what = item.work == Work::kDecode ? "d"
                              : item.work == Work::kFeed ? "f"
                                                         : absl::StrCat(item.begin, "+", item.rows);
-    text.push_back(absl::StrCat(item.lane, ":", what, item.completes_prompt ? "!" : ""));
+    text.push_back(absl::StrCat(item.slot, ":", what, item.completes_prompt ? "!" : ""));
   }
   return text;
 }
@@ -38,7 +38,7 @@ void AdmitAll(Scheduler& scheduler) {
   }
 }
 
-TEST(Scheduler, AdmitsInTheOrderOfArrivalIntoFreeLanes) {
+TEST(Scheduler, AdmitsInTheOrderOfArrivalIntoFreeSlots) {
   Scheduler scheduler(2, 64);
   for (const uint64_t id : {10, 11, 12, 13}) scheduler.Enqueue(Prompt(id, 1));
   EXPECT_EQ(scheduler.waiting(), 4);
@@ -49,10 +49,10 @@ TEST(Scheduler, AdmitsInTheOrderOfArrivalIntoFreeLanes) {
   EXPECT_TRUE(scheduler.Withdraw(12));
   EXPECT_FALSE(scheduler.Withdraw(12));
   EXPECT_FALSE(scheduler.Withdraw(10));
-  scheduler.Leave(second.lane);
+  scheduler.Leave(second.slot);
   const Scheduler::Admission third = *scheduler.Admit();
   EXPECT_EQ(third.id, 13);
-  EXPECT_EQ(third.lane, second.lane);
+  EXPECT_EQ(third.slot, second.slot);
   EXPECT_EQ(scheduler.running(), 2);
   EXPECT_EQ(scheduler.waiting(), 0);
 }
@@ -62,20 +62,20 @@ TEST(Scheduler, HasWorkWhileSomeoneCanBeAdmittedOrRun) {
   EXPECT_FALSE(scheduler.HasWork());
   for (const uint64_t id : {1, 2}) scheduler.Enqueue(Prompt(id, 1));
   EXPECT_TRUE(scheduler.HasWork());
-  const int32_t lane = scheduler.Admit()->lane;
+  const int32_t slot = scheduler.Admit()->slot;
   EXPECT_TRUE(scheduler.HasWork()) << "a prompt to take in";
-  scheduler.Pause(lane, true);
+  scheduler.Pause(slot, true);
   EXPECT_TRUE(scheduler.HasWork()) << "which holding does not stop";
   EXPECT_THAT(Next(scheduler), ElementsAre("0:0+1!"));
-  EXPECT_FALSE(scheduler.HasWork()) << "the one is paused, the other finds no lane";
-  scheduler.Pause(lane, false);
+  EXPECT_FALSE(scheduler.HasWork()) << "the one is paused, the other finds no slot";
+  scheduler.Pause(slot, false);
   EXPECT_TRUE(scheduler.HasWork());
-  scheduler.Pause(lane, true);
-  scheduler.Leave(lane);
-  EXPECT_TRUE(scheduler.HasWork()) << "a lane for the other";
+  scheduler.Pause(slot, true);
+  scheduler.Leave(slot);
+  EXPECT_TRUE(scheduler.HasWork()) << "a slot for the other";
   scheduler.Admit();
   EXPECT_THAT(Next(scheduler), ElementsAre("0:0+1!"));
-  scheduler.Leave(lane);
+  scheduler.Leave(slot);
   EXPECT_FALSE(scheduler.HasWork());
 }
 
@@ -131,7 +131,7 @@ TEST(Scheduler, AShortPromptDoesNotWaitForALongOne) {
   EXPECT_THAT(Next(scheduler), ElementsAre("1:d", "0:64+64"));
 }
 
-TEST(Scheduler, DecodesEveryReadyLaneBesideThePrompts) {
+TEST(Scheduler, DecodesEveryReadySlotBesideThePrompts) {
   Scheduler scheduler(3, 64);
   scheduler.Enqueue(Prompt(1, 0));
   scheduler.Enqueue(Prompt(2, 0));
@@ -176,7 +176,7 @@ TEST(Scheduler, AJobThatOnlyAppendsStopsAfterItsPrompt) {
   EXPECT_THAT(Next(scheduler), IsEmpty());
 }
 
-TEST(Scheduler, ALaneLeftInTheMiddleOfAPromptLosesItsTurn) {
+TEST(Scheduler, ASlotLeftInTheMiddleOfAPromptLosesItsTurn) {
   Scheduler scheduler(2, 64);
   scheduler.Enqueue(Prompt(1, 200));
   scheduler.Enqueue(Prompt(2, 200));
@@ -185,7 +185,7 @@ TEST(Scheduler, ALaneLeftInTheMiddleOfAPromptLosesItsTurn) {
   scheduler.Leave(0);
   EXPECT_THAT(Next(scheduler), ElementsAre("1:0+64"));
   scheduler.Enqueue(Prompt(3, 10));
-  EXPECT_EQ(scheduler.Admit()->lane, 0);
+  EXPECT_EQ(scheduler.Admit()->slot, 0);
   EXPECT_THAT(Next(scheduler), ElementsAre("1:64+64"));
   EXPECT_THAT(Next(scheduler), ElementsAre("0:0+10!"));
 }
@@ -212,16 +212,16 @@ TEST(Scheduler, KnowsTheDeadlinesOfWaitingAndRunningJobs) {
 TEST(Scheduler, KeepsItsLawsUnderRandomTraffic) {
   std::mt19937 random(7);
   for (int round = 0; round < 50; ++round) {
-    const auto lanes = static_cast<int32_t>(1 + random() % 9);
+    const auto slots = static_cast<int32_t>(1 + random() % 9);
     const auto budget = static_cast<int32_t>(1 + random() % 400);
-    Scheduler scheduler(lanes, budget);
+    Scheduler scheduler(slots, budget);
     struct Seen {
       Scheduler::Job job;
       bool fed = false;
       int64_t prefilled = 0;
       int waited = 0;
     };
-    std::map<int32_t, Seen> by_lane;
+    std::map<int32_t, Seen> by_slot;
     std::map<uint64_t, Scheduler::Job> jobs;
     uint64_t id = 0;
     std::vector<Scheduler::Item> items;
@@ -235,15 +235,15 @@ TEST(Scheduler, KeepsItsLawsUnderRandomTraffic) {
         scheduler.Enqueue(job);
       }
       while (const auto admitted = scheduler.Admit()) {
-        ASSERT_FALSE(by_lane.contains(admitted->lane));
-        by_lane[admitted->lane] = {.job = jobs[admitted->id]};
+        ASSERT_FALSE(by_slot.contains(admitted->slot));
+        by_slot[admitted->slot] = {.job = jobs[admitted->id]};
       }
       scheduler.NextBatch(items);
       std::map<int32_t, const Scheduler::Item*> batch;
       int64_t prefill_rows = 0;
       for (const Scheduler::Item& item : items) {
-        ASSERT_TRUE(batch.emplace(item.lane, &item).second);
-        Seen& seen = by_lane.at(item.lane);
+        ASSERT_TRUE(batch.emplace(item.slot, &item).second);
+        Seen& seen = by_slot.at(item.slot);
         switch (item.work) {
           case Work::kFeed:
             ASSERT_TRUE(seen.job.feed && !seen.fed && seen.prefilled == 0);
@@ -266,14 +266,14 @@ TEST(Scheduler, KeepsItsLawsUnderRandomTraffic) {
         }
       }
       ASSERT_LE(prefill_rows, std::max(budget, kChunk));
-      for (auto it = by_lane.begin(); it != by_lane.end();) {
+      for (auto it = by_slot.begin(); it != by_slot.end();) {
         Seen& seen = it->second;
         const bool prompt_done = seen.fed == seen.job.feed && seen.prefilled == seen.job.prefill_rows;
         seen.waited = prompt_done || batch.contains(it->first) ? 0 : seen.waited + 1;
-        ASSERT_LE(seen.waited, lanes);
+        ASSERT_LE(seen.waited, slots);
         if (prompt_done && (!seen.job.decode || random() % 5 == 0)) {
           scheduler.Leave(it->first);
-          it = by_lane.erase(it);
+          it = by_slot.erase(it);
         } else {
           ++it;
         }

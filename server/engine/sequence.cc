@@ -63,7 +63,7 @@ Scheduler::Job Sequence::MakeJob() const {
           .decode_rows = generates() ? request.max_tokens : 0,
           .owner = request.owner,
           .share = {.weight = share.weight,
-                    .max_lanes = share.max_slots.value_or(Scheduler::Share().max_lanes),
+                    .max_slots = share.max_slots.value_or(Scheduler::Share().max_slots),
                     .prefill_budget = share.prefill_budget.value_or(Scheduler::Share().prefill_budget)}};
 }
 

@@ -83,8 +83,7 @@ struct Sequence {
   bool made_room = false;                            // refused after it had waited
   absl::Time paused_since = absl::InfiniteFuture();  // its reader has taken nothing since
 
-  int32_t lane = -1;  // -1: waits
-  SlotHandle slot;
+  SlotHandle slot;  // index -1: it waits
   absl::Time admitted = absl::InfiniteFuture();
   absl::Time first_token = absl::InfiniteFuture();
   absl::Time last_token = absl::InfiniteFuture();

@@ -79,13 +79,13 @@ absl::Status Stepper::WarmUp(int32_t biases) {
   return absl::DataLossError("the model's logits are not finite for its first tokens: the checkpoint is damaged");
 }
 
-void Stepper::Begin(std::span<const Scheduler::Item> items, std::span<Sequence* const> lanes) {
+void Stepper::Begin(std::span<const Scheduler::Item> items, std::span<Sequence* const> by_slot) {
   Clear(items.size());
   for (const bool steps : {true, false}) {
     for (size_t i = 0; i < items.size(); ++i) {
       if ((items[i].rows == 1) != steps) continue;
       answer_ranges_[i].first = answers_.size();
-      Add(items[i], *lanes[items[i].lane]);
+      Add(items[i], *by_slot[items[i].slot]);
       answer_ranges_[i].second = answers_.size();
       steps_ += steps ? 1 : 0;
     }

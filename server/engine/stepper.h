@@ -29,9 +29,9 @@ class Stepper {
   // are not finite.  INTERNAL: the device failed. `biases`: the logits that every request has adjusted, at least.
   absl::Status WarmUp(int32_t biases);
 
-  // Puts the batch to work; `lanes[item.lane]` is the item's sequence, whose request, slot and tokens must stay as they
-  // are until Finish. A device has then begun; the processor has done it.
-  void Begin(std::span<const Scheduler::Item> items, std::span<Sequence* const> lanes);
+  // Puts the batch to work; `by_slot[item.slot]` is the item's sequence, whose request, slot and tokens must stay as
+  // they are until Finish. A device has then begun; the processor has done it.
+  void Begin(std::span<const Scheduler::Item> items, std::span<Sequence* const> by_slot);
   // Waits for the batch and samples. The states have moved on, nothing else of the sequences has. INTERNAL: the device
   // failed; there are no answers, and the states are lost.
   absl::Status Finish();

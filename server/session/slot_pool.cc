@@ -68,8 +68,11 @@ int64_t SlotPool::StagingBytes(int64_t state_bytes) { return kStagings * state_b
 
 SlotHandle SlotPool::Acquire(const State* initial) {
   if (free_.empty()) return {};
-  const int32_t index = free_.back();
-  free_.pop_back();
+  return Acquire(free_.back(), initial);
+}
+
+SlotHandle SlotPool::Acquire(int32_t index, const State* initial) {
+  PALIMPSEST_CHECK(std::erase(free_, index) == 1);
   for (const SlotStaging& staging : stagings_) {
     if (staging.slot == index) device_->StreamAwaits(*staging.copy);
   }

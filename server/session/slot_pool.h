@@ -66,6 +66,8 @@ class SlotPool {
   // Gives out a slot and fills all of it: with `initial`'s data where that is used, and with zeros. Null: with zeros
   // only. index is -1 when none is free.
   SlotHandle Acquire(const State* initial);
+  // Gives out this slot, for a caller that keeps count of those that are free. One that is out aborts.
+  SlotHandle Acquire(int32_t index, const State* initial);
   // Takes a slot back. A handle of another generation, or of a slot that is not out, is a broken invariant: aborts.
   void Release(SlotHandle handle);
   // The slot's address in the pool's memory; aborts on a stale handle.

@@ -58,6 +58,14 @@ TEST(SlotPool, HasNoneToGiveWhenAllAreOut) {
   EXPECT_EQ(pool.Acquire(nullptr).index, first.index);
 }
 
+TEST(SlotPool, GivesOutTheSlotThatIsAskedFor) {
+  SlotPool pool(3, kBytes);
+  EXPECT_EQ(pool.Acquire(1, nullptr).index, 1);
+  EXPECT_EQ(pool.Acquire(nullptr).index, 0);
+  EXPECT_EQ(pool.Acquire(nullptr).index, 2);
+  EXPECT_EQ(pool.free(), 0);
+}
+
 TEST(SlotPool, KeepsItsSumsAndItsTenantsApartInAnyOrder) {
   SlotPool pool(7, kBytes);
   std::vector<std::pair<SlotHandle, std::byte>> out;
@@ -87,6 +95,7 @@ TEST(SlotPoolDeathTest, ABrokenHandleEndsTheProcess) {
   EXPECT_DEATH(pool.Data(old), "check failed");
   EXPECT_DEATH(pool.Release(old), "check failed");
   EXPECT_DEATH(pool.Release({}), "check failed");
+  EXPECT_DEATH(pool.Acquire(now.index, nullptr), "check failed");
 }
 
 // A state of which a part is used goes into its places, with zeros between, and comes out of them.
