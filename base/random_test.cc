@@ -16,6 +16,7 @@ using ::testing::SizeIs;
 TEST(Random, NumbersDifferWithinAThreadAndBetweenThreads) {
   std::vector<std::vector<uint64_t>> drawn(4);
   std::vector<std::thread> threads;
+  threads.reserve(drawn.size());
   for (std::vector<uint64_t>& numbers : drawn) {
     threads.emplace_back([&numbers] {
       for (int i = 0; i < 100; ++i) numbers.push_back(RandomNumber());

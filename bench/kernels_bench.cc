@@ -266,7 +266,7 @@ void Register(Machine& machine) {
     for (const auto& [rule_name, rule] : kChunks) {
       benchmark::internal::Benchmark* const chunk = benchmark::RegisterBenchmark(
           ("fast_weight_chunk/" + size + "/" + rule_name + "/length").c_str(),
-          [&machine, shape, rule](benchmark::State& state) { BenchChunk(state, machine, shape, rule, 12); });
+          [&machine, shape, rule = rule](benchmark::State& state) { BenchChunk(state, machine, shape, rule, 12); });
       milliseconds(chunk)->Arg(512);
     }
   }

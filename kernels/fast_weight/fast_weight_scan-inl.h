@@ -27,6 +27,9 @@ constexpr int kMostVectors = 2;
 // Chains of each sum over the channels, to hide the latency of multiply-adds.
 constexpr int kChains = 2;
 
+// Values in so many vectors.
+constexpr int64_t ValuesOf(int vectors) { return static_cast<int64_t>(vectors) * kLanes; }
+
 // What the rows of a chunk need beside their inputs; c is a key channel, v a value channel.
 struct ScanScratch {
   float* state;    // [K, values of a block]   S[v][c] at (c, v - first v)
@@ -34,12 +37,12 @@ struct ScanScratch {
   float* decay;    // [kChunk, K]              a_i; of a head's decay, the first alone
   float* look;     // [kChunk, K]              what is read of S, with decays by channel: a_i k_i, or what is removed
 
-  static int64_t Floats(int32_t key_dim) { return 2 * (kMostVectors * kLanes + kChunk) * int64_t{key_dim}; }
+  static int64_t Floats(int32_t key_dim) { return 2 * (ValuesOf(kMostVectors) + kChunk) * key_dim; }
 
   ScanScratch(float* at, int32_t key_dim) {
     const auto take = [&at, key_dim](int64_t rows) { return std::exchange(at, at + rows * key_dim); };
-    state = take(kMostVectors * kLanes);
-    by_rows = take(kMostVectors * kLanes);
+    state = take(ValuesOf(kMostVectors));
+    by_rows = take(ValuesOf(kMostVectors));
     decay = take(kChunk);
     look = take(kChunk);
   }
@@ -108,7 +111,7 @@ class ScanWrites {
   HWY_INLINE void Put(const ScanWrite& write, const float* next_look) {
     V u[kVectors], removed[kVectors];
     for (int m = 0; m < kVectors; ++m) {
-      u[m] = LoadPart(write.values + m * kLanes, width_ - m * kLanes);
+      u[m] = LoadPart(write.values + ValuesOf(m), width_ - m * kLanes);
       if constexpr (!kLooks) continue;
       removed[m] = Joined<kVectors>(read_, m);
       if constexpr (DecaysHeads(kWrite)) removed[m] = hn::Mul(hn::Set(d, write.decay[0]), removed[m]);
@@ -140,12 +143,12 @@ class ScanWrites {
     });
     for (int m = 0; m < kVectors; ++m) {
       for (int i = 0; i < kChains; ++i) read_[i][m] = read[i][m];
-      if constexpr (kQuery) StorePart(Joined<kVectors>(out, m), write.out + m * kLanes, width_ - m * kLanes);
+      if constexpr (kQuery) StorePart(Joined<kVectors>(out, m), write.out + ValuesOf(m), width_ - m * kLanes);
     }
   }
 
  private:
-  float* At(int32_t c, int m) const { return S_ + (c * kVectors + m) * kLanes; }
+  float* At(int32_t c, int m) const { return S_ + ValuesOf(c * kVectors + m); }
 
   int32_t K_, width_;
   float* HWY_RESTRICT S_;

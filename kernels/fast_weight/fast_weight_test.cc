@@ -157,7 +157,7 @@ struct Call {
     params.remove = rule == UpdateRule::kLowRank ? remove.data() : nullptr;
     params.insert = rule == UpdateRule::kLowRank ? insert.data() : nullptr;
     params.out = out.data();
-    params.ldout = shape.value_heads * shape.value_dim;
+    params.ldout = int64_t{shape.value_heads} * shape.value_dim;
     return params;
   }
 
@@ -460,7 +460,8 @@ TEST_P(FastWeightCase, ASequenceOfNaNStaysAlone) {
   const int32_t last = static_cast<int32_t>(clean.slot.size()) - 1;
   Call poisoned(GetParam());
   const int64_t value_floats = int64_t{poisoned.shape.value_heads} * poisoned.shape.value_dim;
-  std::fill(poisoned.v.begin() + poisoned.row_begin[last] * poisoned.sub_steps * value_floats, poisoned.v.end(), kNaN);
+  std::fill(poisoned.v.begin() + int64_t{poisoned.row_begin[last]} * poisoned.sub_steps * value_floats,
+            poisoned.v.end(), kNaN);
   poisoned.Run();
   const auto own_out = poisoned.out.begin() + poisoned.row_begin[last] * value_floats;
   const std::vector<float> expected = clean.States();
